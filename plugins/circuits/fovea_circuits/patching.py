@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fovea.errors import InvalidOption
 from fovea_circuits.activation_cache import ActivationCache, final_norm, run_with_cache
+from shared.lm.attention import causal_mask
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.taps import trace
@@ -229,7 +230,8 @@ def ablate(
     """Return the logit difference with one head at a time ablated at all positions: [L,H].
 
     Kinds are `zero`, `uniform` attention, `mean` over the batch at the same position (for aligned templates), and
-    `resample` from another prompt by the seed. `answers` [B,2] are the correct and the wrong token.
+    `resample` from another prompt by the seed (without one: InvalidOption). `answers` [B,2] are the correct and the
+    wrong token.
     """
     run = run_with_cache(model, ids)
     return patch_heads(run, ablation_values(run, kind, seed), answers, batch=batch)
@@ -242,11 +244,18 @@ def ablation_values(run: ActivationCache, kind: AblationKind, seed: int = 0) -> 
     if kind == "mean":
         return [z.mean(0, keepdim=True).expand_as(z) for z in run.z]
     if kind == "resample":
-        order = np.random.default_rng(seed).permutation(run.ids.shape[0])
-        return [z[torch.from_numpy(order)] for z in run.z]
-    shares = run.heads // run.v[0].shape[2]
-    counts = torch.arange(1, run.ids.shape[1] + 1, device=run.ids.device)[:, None, None]
-    return [(v.cumsum(1) / counts).repeat_interleave(shares, 2) for v in run.v]
+        if (B := run.ids.shape[0]) < 2:
+            raise InvalidOption("resample takes values of another prompt, and there is one only.", field="kind")
+        order = np.random.default_rng(seed).permutation(B)
+        other = torch.from_numpy(order[np.argsort(np.roll(order, 1))])  # the next in that order, never the same
+        return [z[other] for z in run.z]
+    at, shares = torch.arange(run.ids.shape[1], device=run.ids.device), run.heads // run.v[0].shape[2]
+    mixed = []
+    for v, window in zip(run.v, run.model.config.windows or [None] * run.layers, strict=True):
+        seen = causal_mask(at, len(at), None, window).to(v.dtype)
+        rows = seen / seen.sum(-1, keepdim=True)
+        mixed.append(torch.einsum("ts,bsgd->btgd", rows, v).repeat_interleave(shares, 2))
+    return mixed
 
 
 @dataclass(frozen=True, slots=True)

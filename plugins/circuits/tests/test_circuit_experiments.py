@@ -139,6 +139,8 @@ def test_indicators_of_a_layers_maps_equal_the_golden_ones():
     found = indicators(torch.from_numpy(golden["maps"]))
     for name in ("entropy", "concentration", "sink", "local_focus"):
         assert np.allclose(getattr(found, name), golden[name], atol=1e-6), name
+    half = indicators(torch.from_numpy(golden["maps"]).bfloat16().requires_grad_())
+    assert np.allclose(half.sink, golden["sink"], atol=0.01)
 
 
 def test_patching_reaches_the_other_prompt(context):

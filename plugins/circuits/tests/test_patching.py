@@ -8,7 +8,7 @@ from fovea.errors import InvalidOption
 from fovea_circuits import patching
 from fovea_circuits.activation_cache import run_with_cache
 from fovea_circuits.experiments import circuits
-from fovea_circuits.patching import attribute_logits
+from fovea_circuits.patching import ablate, ablation_values, attribute_logits
 from fovea_circuits.simplified_attention import SimplifiedAttention
 from plugins.circuits.tests.conftest import load_golden, read
 from shared.lm.taps import Replace, Uniform, trace
@@ -180,3 +180,17 @@ def test_uniform_mixing_is_over_what_a_layer_sees_and_no_heads_are_the_models_ow
         attend = SimplifiedAttention("uniform", [(0, head) for head in heads], windows=model.config.windows)
         expected = trace(model, family_prompts[0], edits=[Uniform(0, heads)] if heads else []).logits
         torch.testing.assert_close(model(family_prompts[0], attend=attend), expected)
+
+
+def test_ablations_take_what_a_layer_sees_and_never_a_prompts_own_values(model, family_prompts):
+    clean, _, answers = family_prompts
+    run = run_with_cache(model, clean)
+    hidden = [trace(model, clean, edits=[Uniform(layer)], capture=[f"z.{layer}"]) for layer in range(3)]
+    for layer, z in enumerate(ablation_values(run, "uniform")):
+        torch.testing.assert_close(z, hidden[layer][f"z.{layer}"])
+    for seed in range(8):
+        z = ablation_values(run, "resample", seed)[0]
+        assert sorted(z[:, -1, 0, 0].tolist()) == sorted(run.z[0][:, -1, 0, 0].tolist())
+        assert not any(torch.equal(z[i], run.z[0][i]) for i in range(3))
+    with pytest.raises(InvalidOption, match="one only"):
+        ablate(model, clean[:1], answers[:1], kind="resample")

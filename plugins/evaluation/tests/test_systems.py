@@ -71,6 +71,7 @@ def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_do
     runs = {"whole": {"q1": {"a": 1.0}, "q2": {"a": 1.0}}, "part": {"q2": {"a": 1.0}}}
     assert system_scores(runs, labels, measure="P_1") == {"whole": 0.5, "part": 1.0}
     assert system_scores(runs, labels, measure="P_1", missing="zero") == {"whole": 0.5, "part": 0.5}
+    assert system_scores({"none": {"9": {"a": 1.0}}}, labels, missing="zero") == {"none": 0.0}
 
 
 def test_what_nobody_judged_is_not_relevant_even_where_grade_zero_is():

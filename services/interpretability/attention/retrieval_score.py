@@ -20,7 +20,8 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 def top_positions(row: np.ndarray, top: int = 1) -> np.ndarray:
     """Return the `top` largest positions of pattern rows [..., S], largest first, ties to the lowest: [..., top]."""
-    largest: np.ndarray = row.argmax(-1)[..., None] if top == 1 else np.argsort(-row, axis=-1, kind="stable")[..., :top]
+    order = row.argmax(-1)[..., None] if top == 1 else np.argsort(-row, axis=-1, kind="stable")
+    largest: np.ndarray = order.take(range(top), -1, mode="clip")  # of fewer positions the last comes again
     return largest
 
 
@@ -70,7 +71,8 @@ def retrieval_score(
     any of its `top` largest positions qualifies.
     """
     n = len(prompt_ids)
-    positions = np.stack([top_positions(np.asarray(row)[..., : n + t], top) for t, row in enumerate(rows)])
+    steps = [top_positions(np.asarray(row)[..., : n + t], top) for t, row in enumerate(rows)]
+    positions = np.stack(steps) if steps else np.zeros((0, *np.shape(rows)[1:3], top), int)
     return score_copies(positions, prompt_ids, generated, span, mode).astype(np.float64)
 
 
@@ -133,6 +135,4 @@ def rank_heads(scores: np.ndarray) -> list[Head]:
 def split_half(scores: np.ndarray) -> float | None:
     """Correlate the mean maps of even and odd samples [samples, L, H]; None for fewer than two samples."""
     halves = [scores[i::2].mean(0).ravel() for i in range(2)] if len(scores) > 1 else []
-    if min((half.std() for half in halves), default=0) == 0:
-        return None
-    return float(np.corrcoef(*halves)[0, 1])
+    return float(np.corrcoef(*halves)[0, 1]) if min((half.std() for half in halves), default=0) else None

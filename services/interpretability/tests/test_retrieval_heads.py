@@ -93,6 +93,12 @@ def test_columns_that_a_step_cannot_see_do_not_matter(seed):
     assert (found == expected).all()
 
 
+def test_all_positions_count_where_a_prompt_is_shorter_than_top_and_an_empty_answer_scores_nothing():
+    rows, ids = np.array([[[[0.1, 0.9, 0.0, 0.0]]], [[[0.2, 0.1, 0.7, 0.0]]]]), [4, 5]
+    assert retrieval_heads.retrieval_score(rows, ids, [4, 5], (0, 2), top=5).tolist() == [[1.0]]
+    assert retrieval_heads.retrieval_score(rows[:0], ids, [], (0, 2)).tolist() == [[0.0]]
+
+
 @pytest.fixture(scope="module")
 def prompt(tiny):
     return build_key_value_prompt(tiny.tokenizer, pairs=5, seed=3, shots=2, key_chars=4, value_words=0)

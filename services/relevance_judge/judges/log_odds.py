@@ -77,12 +77,13 @@ def yes_no_odds(first: Mapping[str, float]) -> tuple[float, bool]:
 
 
 def expected_grade(first: Mapping[str, float], grades: Sequence[int]) -> tuple[float, list[float], bool]:
-    """Mean grade under softmax over the digits, their probabilities, and whether one was missing from the list."""
-    found = [first.get(str(grade), min(first.values())) for grade in grades]
+    """Mean grade under softmax over the digits ("2" or " 2", the likelier form), their shares, if one is missing."""
+    lead = max(("", " "), key=lambda lead: max(first.get(f"{lead}{grade}", -math.inf) for grade in grades))
+    found = [first.get(f"{lead}{grade}", min(first.values())) for grade in grades]
     whole = _logsumexp(found)
     shares = [math.exp(value - whole) for value in found]
     mean = math.fsum(grade * share for grade, share in zip(grades, shares, strict=True))
-    return mean, shares, any(str(grade) not in first for grade in grades)
+    return mean, shares, any(f"{lead}{grade}" not in first for grade in grades)
 
 
 def _logsumexp(values: Sequence[float]) -> float:

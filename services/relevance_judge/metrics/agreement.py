@@ -101,7 +101,8 @@ class Agreement(BaseModel):
     pairs: int
     missing: int = Field(description="Pairs of the reference that the judge lacks.")
     extra: int = Field(description="Pairs of the judge that the reference lacks.")
-    clamped: int = Field(description="Labels, of the judge or the reference, that were moved onto the scale.")
+    clamped: int = Field(description="Labels of the judge that were moved onto the scale.")
+    clamped_reference: int = Field(description="Labels of the reference that were.")
     kappa: float | None
     alpha: float | None = Field(description="Krippendorff's, ordinal.")
     kappa_linear: float | None
@@ -117,10 +118,7 @@ class Agreement(BaseModel):
 
 
 def agree(reference: Qrels, judge: Qrels) -> Agreement:
-    """Compare a judge's labels with reference labels on the scale 0–3.
-
-    Both map (query, passage) to a grade; grades outside the scale are clamped onto it, as the challenge did.
-    """
+    """Compare a judge's labels with reference labels, {(query, passage): grade}; those outside 0–3 are clamped."""
     shared = [pair for pair in reference if pair in judge]
     raw = np.asarray([[side[pair] for pair in shared] for side in (reference, judge)], int)
     a, b = np.clip(raw, GRADES[0], GRADES[-1])
@@ -131,7 +129,8 @@ def agree(reference: Qrels, judge: Qrels) -> Agreement:
         pairs=len(shared),
         missing=len(reference) - len(shared),
         extra=sum(pair not in reference for pair in judge),
-        clamped=int((raw != (a, b)).sum()),
+        clamped=int((raw[1] != b).sum()),
+        clamped_reference=int((raw[0] != a).sum()),
         kappa=cohen_kappa(a, b),
         alpha=krippendorff_alpha([a, b]),
         kappa_linear=cohen_kappa(a, b, weights="linear"),

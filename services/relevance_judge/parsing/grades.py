@@ -31,15 +31,16 @@ class ParsedGrade:
 
 
 # One separator between a label and its number: a bracketed remark, a word or sign, an opening quote or bracket.
-_SEP = r"[ \t]{0,20}(?:\([^()\n]{0,20}\)[ \t]{0,20})?(?:(?:is|of|was|as|:=|:|=|->|→)\s{0,20})?[\"'“‘(\[]?\s{0,5}"
-_NUMBER = r"[+-]?\d+(?:\.\d+)?"
+_SEP = r"[ \t]*(?:\([^()\n]*\)[ \t]*)?(?:(?:is|of|was|as|:=|:|=|->|→)\s*)?[\"'“‘(\[]?\s{0,5}"
+_NUMBER = r"[+-]?\d++(?:\.\d++)?+"  # possessive: no part of "25th" is a number
 _AFTER = r"(?P<scale>[ \t]*(?:/|out of)[ \t]*(?P<top>\d+))?(?P<range>[ \t]*(?:-|–|to\b|or\b)[ \t]*\d)?"
 _VALUE = rf"{_SEP}(?:(?P<number>{_NUMBER})(?![A-Za-z]){_AFTER})?"
 
 _TAG = re.compile(rf"##[ \t]*final score{_VALUE}", re.IGNORECASE)
-_LABELLED = rf"{_SEP}(?P<number>{_NUMBER})(?![A-Za-z]){_AFTER}"
+_LABELLED = rf"{_SEP}(?<![A-Za-z])(?P<number>{_NUMBER})(?![A-Za-z]){_AFTER}"
 _FIRST = re.compile(
-    rf"(?:(?<![^\W_])(?i:final score|final grade|overall score|overall)|^[ \t]*O){_LABELLED}", re.MULTILINE
+    rf"(?:(?<![^\W_])(?:final score|final grade|overall score|overall)|^[ \t]*(?-i:O)){_LABELLED}",
+    re.IGNORECASE | re.MULTILINE,
 )
 _SECOND = re.compile(
     r"(?<![^\W_])(?:relevance (?:score|category|grade|label|level)|score|relevance|grade|rating|label|category|answer)"
@@ -51,7 +52,7 @@ _FENCE = re.compile(r"```[a-z0-9]*", re.IGNORECASE)
 _THOUGHT = re.compile(r"<(/?)think>", re.IGNORECASE)
 
 _KEYS = ("o", "overall", "final score", "score", "relevance score", "relevance", "grade", "label", "rating")
-_BRACE = re.compile(r"\{(?=\s{0,50}[\"}])")
+_BRACE = re.compile(r"\{(?=\s*[\"}])")
 _BRACES = 1000
 """How many braces are tried, from the end: more is an attack, not an answer."""
 
@@ -88,14 +89,10 @@ def _strip_thoughts(text: str) -> str | None:
 
 
 def _by_tag(text: str, lowest: int, highest: int) -> ParsedGrade | None:
-    last = None
-    for last in _TAG.finditer(text):  # noqa: B007 - only the last tag counts
-        pass
-    if last is None:
-        return None
-    if last["number"] is None:
+    tags = list(_TAG.finditer(text))
+    if tags and tags[-1]["number"] is None:
         return ParsedGrade(None, "tag", "not_a_number")
-    return _check_context("tag", last, lowest, highest)
+    return _check_context("tag", tags[-1], lowest, highest) if tags else None
 
 
 def _by_json(text: str, lowest: int, highest: int) -> ParsedGrade | None:
@@ -121,7 +118,7 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 def _json_value(value: Any, lowest: int, highest: int) -> ParsedGrade:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _check_number("json", repr(value), lowest, highest)
+        return _check_number("json", str(int(value) if value % 1 == 0 else value), lowest, highest)
     if isinstance(value, str) and re.fullmatch(rf"\s*{_NUMBER}\s*", value):
         return _check_number("json", value.strip(), lowest, highest)
     return ParsedGrade(None, "json", "not_a_number")
@@ -150,9 +147,7 @@ def _check_context(rule: Rule, match: re.Match[str], lowest: int, highest: int) 
 
 def _check_number(rule: Rule, number: str, lowest: int, highest: int) -> ParsedGrade:
     whole, _, decimals = number.partition(".")
-    if not re.fullmatch(r"[+-]?\d+", whole) or (decimals and not decimals.isdigit()):
-        return ParsedGrade(None, rule, "not_an_integer")
-    if decimals.strip("0"):
+    if not re.fullmatch(r"[+-]?\d+", whole) or decimals.strip("0"):
         return ParsedGrade(None, rule, "not_an_integer")
     if len(whole.lstrip("+-").lstrip("0")) > _DIGITS or not lowest <= int(whole) <= highest:
         return ParsedGrade(None, rule, "out_of_range")

@@ -49,6 +49,11 @@ def check_grade(grade: int, number: int, source: str) -> None:
         raise Malformed(f"Line {number} of {source}: the grade {str(grade)[:40]} lies beyond ±{MAX_GRADE}.")
 
 
+def read_runs(path: str | Path) -> Runs:
+    """Runs of a file, see `parse_runs`."""
+    return parse_runs(_read_text(path), Path(path).name)
+
+
 def parse_runs(text: str, source: str = "runs") -> Runs:
     """Runs of `qid Q0 docid rank score tag` lines: {tag: {qid: {docid: score}}}. The rank column is ignored.
 

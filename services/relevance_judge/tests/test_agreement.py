@@ -67,8 +67,9 @@ def test_a_judge_is_joined_on_pairs_and_its_gaps_and_extras_are_counted():
     assert (found.kappa_by_query, found.bias_by_grade) == ({"q1": 1.0}, [0.0, None, None, 0.0])
 
 
-def test_reference_grades_beyond_the_scale_are_counted_among_the_clamped():
-    assert agree({("q", "a"): 4, ("q", "b"): -2, ("q", "c"): 3}, {("q", name): 3 for name in "abc"}).clamped == 2
+def test_clamped_grades_of_the_judge_and_of_the_reference_are_counted_apart():
+    found = agree({("q", "a"): 4, ("q", "b"): -2, ("q", "c"): 3}, {("q", name): 3 for name in "ab"} | {("q", "c"): 9})
+    assert (found.clamped, found.clamped_reference) == (1, 2)
 
 
 def test_nothing_in_common_is_undefined_everywhere_and_no_crash():

@@ -49,6 +49,29 @@ def test_an_invalid_answer_says_why(answer, reason):
     assert (found.grade, found.reason) == (None, reason)
 
 
+@pytest.mark.parametrize(
+    ("answer", "grade", "rule", "reason"),
+    [
+        ("Score: 25th of all", None, "none", "absent"),
+        ("Score: 2.5x", None, "none", "absent"),
+        ("##final score: 25th", None, "tag", "not_a_number"),
+        ("O2 is a gas.", None, "none", "absent"),
+        ("Overall IS 2\nScore: 1", 2, "label", None),
+        ("FINAL SCORE: 2 OUT OF 5", None, "label", "out_of_range"),
+        ("Overall: 2 OR 3", None, "label", "ambiguous"),
+        ("Final score (an integer between 0 and 3): 2", 2, "label", None),
+        ("Overall score" + " " * 30 + ": 2", 2, "label", None),
+        ("{" + " " * 60 + '"O": 2}', 2, "json", None),
+        ('{"score": 1e20}', None, "json", "out_of_range"),
+        ('{"score": 2e0}', 2, "json", None),
+        ('{"score": NaN}', None, "json", "not_an_integer"),
+    ],
+)
+def test_a_number_is_read_whole_and_after_any_separator(answer, grade, rule, reason):
+    found = parse(answer)
+    assert (found.grade, found.rule, found.reason) == (grade, rule, reason)
+
+
 def test_the_scale_is_an_argument():
     assert (parse("score: 5", highest=5).grade, parse("score: 0", lowest=1).reason) == (5, "out_of_range")
     assert parse("score: 4/5", highest=5).grade == 4
@@ -59,7 +82,7 @@ def test_the_scale_is_an_argument():
     [
         *(letter * 100_000 for letter in "{ 1("),
         *(word * (100_000 // len(word)) for word in ('{"a":', "##final score", "score ", "<think>")),
-        "score:" + " " * 99_000 + "x",
+        *(word + " " * 99_000 + "x" for word in ("score:", "score", "score (1)", "score (", "{")),
     ],
 )
 def test_a_hundred_kilobytes_of_anything_take_well_under_a_second(hostile):

@@ -103,6 +103,8 @@ def test_digits_give_an_expected_grade_and_a_missing_one_the_smallest_probabilit
     assert cut
     assert shares[0] == shares[1] == shares[3] < 0.001
     assert mean == pytest.approx(2, abs=0.01)
+    spaced = {f" {grade}": value for grade, value in DIGITS.items()}
+    assert expected_grade(spaced | {"2": -30.0}, range(4)) == expected_grade(DIGITS, range(4))
 
 
 def test_the_odds_of_yes_take_every_spelling_together():

@@ -12,7 +12,7 @@ from loadtests.mini_judgements import RANKERS, build_run
 from services.relevance_judge.batches.pair_selection import parse_pairs, parse_texts
 from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
 from services.relevance_judge.parsing.label_formats import MEDIA_TYPES, format_labels, parse_labels, parse_signals
-from services.relevance_judge.parsing.trec import Runs, format_qrels, parse_runs, read_qrels
+from services.relevance_judge.parsing.trec import format_qrels, read_qrels, read_runs
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 
 
@@ -22,21 +22,17 @@ def _file(folder: Path, text: str) -> Path:
     return path
 
 
-def _read_runs(path: Path) -> Runs:
-    return parse_runs(path.read_text())
-
-
 def test_white_space_blank_lines_opaque_ids_and_repeated_pairs_are_taken(tmp_path):
     assert read_qrels(_file(tmp_path, "1\t0  d1 3\n\n  1 Q0 d2\t-1 \n")) == {("1", "d1"): 3, ("1", "d2"): -1}
     assert read_qrels(_file(tmp_path, "007 0 1e5 1\n")) == {("007", "1e5"): 1}
     assert read_qrels(_file(tmp_path, "1 0 d 2\n1 0 d 2\n")) == {("1", "d"): 2}
-    assert _read_runs(_file(tmp_path, "1 Q0 d 1 2 t\n1 Q0 d 1 2 t\n")) == {"t": {"1": {"d": 2.0}}}
+    assert read_runs(_file(tmp_path, "1 Q0 d 1 2 t\n1 Q0 d 1 2 t\n")) == {"t": {"1": {"d": 2.0}}}
 
 
 def test_byte_order_marks_of_windows_are_no_part_of_an_id(tmp_path):
     mark = "\ufeff"
     assert read_qrels(_file(tmp_path, f"{mark}1 0 a 3\r\n{mark}2 0 a 1\r\n")) == {("1", "a"): 3, ("2", "a"): 1}
-    assert _read_runs(_file(tmp_path, f"{mark}1 Q0 a 1 2 t\n{mark}2 Q0 a 1 2 t\n")) == {
+    assert read_runs(_file(tmp_path, f"{mark}1 Q0 a 1 2 t\n{mark}2 Q0 a 1 2 t\n")) == {
         "t": {"1": {"a": 2}, "2": {"a": 2}}
     }
     lines = f'{mark}{{"qid": "1", "docid": "a", "grade": 2, "signal": 0.5}}\r\n'
@@ -66,10 +62,10 @@ def test_a_pair_that_comes_again_has_the_same_signal_and_the_same_text():
         (read_qrels, "1 0 d1 2.5\n", "not an integer"),
         (read_qrels, "1 0 d1 2\n\n1 0 d1 3\n", "line 1 says 2, line 3 says 3"),
         *((read_qrels, f"1 0 a {grade}\n", r"Line 1 of .*grade") for grade in ("1001", "-1001", "9" * 40)),
-        (_read_runs, "1 Q0 a 1 x t\n", "'x' is not a number"),
-        (_read_runs, "1 Q0 a 1 0.5\n", "5 fields"),
-        *((_read_runs, f"1 Q0 a 1 {score} t\n", "finite number") for score in ("nan", "inf", "-inf", "1e999")),
-        (_read_runs, "1 Q0 a 1 2 t\n1 Q0 a 1 2 other\n1 Q0 a 2 1 t\n", "Line 3 .*run t has 1 a again"),
+        (read_runs, "1 Q0 a 1 x t\n", "'x' is not a number"),
+        (read_runs, "1 Q0 a 1 0.5\n", "5 fields"),
+        *((read_runs, f"1 Q0 a 1 {score} t\n", "finite number") for score in ("nan", "inf", "-inf", "1e999")),
+        (read_runs, "1 Q0 a 1 2 t\n1 Q0 a 1 2 other\n1 Q0 a 2 1 t\n", "Line 3 .*run t has 1 a again"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, read, text, told):
@@ -79,7 +75,7 @@ def test_a_broken_line_is_named(tmp_path, read, text, told):
 
 def test_runs_are_read_by_tag_and_topics_keep_their_text(tmp_path):
     path = _file(tmp_path, "1 Q0 a 9 0.5 bm25\n1 Q0 b 1 2e-1 bm25\n2 Q0 a 1 7 other\n")
-    assert _read_runs(path) == {"bm25": {"1": {"a": 0.5, "b": 0.2}}, "other": {"2": {"a": 7.0}}}
+    assert read_runs(path) == {"bm25": {"1": {"a": 0.5, "b": 0.2}}, "other": {"2": {"a": 7.0}}}
     assert parse_texts("1\twhat is  a tab\n", "topics") == {"1": "what is  a tab"}
 
 
@@ -113,7 +109,7 @@ MINI = load_mini_collection()
 def test_stored_runs_are_those_of_the_code(system):
     path = MINI.folder / "runs" / f"{system}.trec"
     assert path.read_text() == build_run(MINI, system)
-    (tag,) = _read_runs(path)
+    (tag,) = read_runs(path)
     assert tag == system
 
 

@@ -29,8 +29,9 @@ def agreement(
     found = compute("agreement", gateway, reference=reference, judge=judge, topics=topics, passages=passages)
     if screen.wrote(found):
         return
-    more = ", ".join(f"{found[name]} {name}" for name in ("missing", "extra", "clamped") if found[name])
-    facts = {
+    counted = ("missing", "extra", "clamped", "clamped_reference")
+    more = ", ".join(f"{found[name]} {name.replace('_', ' in the ')}" for name in counted if found.get(name))
+    screen.facts({
         "pairs": f"{found['pairs']} ({more})" if more else str(found["pairs"]),
         "kappa": f"{format_figure(found['kappa'])}   ({format_interval(found['kappa_interval'])})",
         "alpha (ordinal)": format_figure(found["alpha"]),
@@ -40,8 +41,7 @@ def agreement(
         "mean error": format_figure(found["mae"]),
         "invalid": found["invalid"] or None,
         "not calibrated": f"{found['uncalibrated']} pairs without a grade" if found["uncalibrated"] else None,
-    }
-    screen.facts(facts)
+    })  # fmt: skip
     screen.out.print()
     cuts = found["kappa_by_cut"]
     rows = [(cut, format_figure(cuts[cut]), format_figure(found["alpha_by_cut"][cut])) for cut in cuts]

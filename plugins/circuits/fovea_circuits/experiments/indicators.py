@@ -64,7 +64,7 @@ class IndicatorTable:
 
 def indicators(patterns: np.ndarray | Tensor) -> IndicatorTable:
     """Compute the indicators of one layer's maps [H,T,T]."""
-    a = np.asarray(patterns, np.float64)
+    a = np.asarray(patterns.detach().double().cpu() if isinstance(patterns, Tensor) else patterns, np.float64)
     T = a.shape[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(a > 0, a * np.log(a), 0.0).sum((1, 2))

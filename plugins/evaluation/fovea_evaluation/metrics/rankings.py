@@ -47,7 +47,7 @@ def system_scores(
     relevance_level: int = 1,
     missing: Missing = "skip",
 ) -> dict[str, float]:
-    """Mean over queries of one measure per system: {tag: mean}; a system without a labelled query has none.
+    """Mean over queries of one measure per system: {tag: mean}; none where no query counts.
 
     Labelled queries that a run lacks are left out (`skip`, as trec_eval does) or count 0 (`zero`); see `evaluate`.
     """
@@ -55,8 +55,7 @@ def system_scores(
     labelled = len({query for query, _ in qrels})
     for tag, run in runs.items():
         rows = evaluate(run, qrels, measures=[measure], relevance_level=relevance_level)
-        if rows:
-            count = labelled if missing == "zero" else len(rows)
+        if count := labelled if missing == "zero" else len(rows):
             scores[tag] = math.fsum(row[measure] for row in rows.values()) / count
     return scores
 

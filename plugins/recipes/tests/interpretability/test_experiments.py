@@ -148,9 +148,14 @@ def test_claims_of_any_network_are_complete_but_for_quality_and_masked_dense_is_
     assert not any(claim.measured.kernel_sparse for claim in claims.values())
     served = [weight for weight in study.load_model("pranet").model.parameters() if weight.dim() >= 2]
     assert all(pruning.sparsity_of(weight) < 0.4 for weight in served)
-    (report,) = study.predict([study.In.model_validate({**study.card.example, "lm": "fasternet"})], CallContext())
-    assert [row[0] for row in report.tables[0].rows] == ["0.9", "2:4"]
+    options = {"lm": "fasternet", "patterns": ["0.9", "2:4", "5:11"]}
+    (report,) = study.predict([study.In.model_validate({**study.card.example, **options})], CallContext())
+    assert [(row[0], row[4]) for row in report.tables[0].rows] == [("0.9", None), ("2:4", True), ("5:11", False)]
     assert report.tables[0].rows[0][1] == pytest.approx(0.9, abs=0.01)
+    (refused,) = study.predict(
+        [study.In.model_validate({**study.card.example, "patterns": ["0.99999999"]})], CallContext()
+    )
+    assert "leaves no weight" in str(refused)
 
 
 def test_zeros_are_counted_per_matrix():

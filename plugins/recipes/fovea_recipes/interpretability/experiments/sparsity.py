@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fovea.errors import NotFound
+from fovea.errors import InvalidOption, NotFound
 from fovea_recipes.interpretability.pruning import (
     PruningPattern,
     count_stored_bytes,
@@ -134,7 +134,9 @@ def _measure_pattern(subject: StudiedModel, pattern: PruningPattern, inputs: Ten
     thin.load_state_dict(state, strict=False)
     layers = sparsity_by_layer(state)
     total = sum(state[name].numel() for name in layers)
-    share = sum(layers[name] * state[name].numel() for name in layers) / total
+    if not (kept := sum(int(state[name].count_nonzero()) for name in layers)):
+        raise InvalidOption(f"A share of {pattern.share} leaves no weight.", field="patterns")
+    share = 1 - kept / total
     moved, dense_ms, ms = _time_both(subject.model, thin, inputs, runs)
     values, index = count_stored_bytes(state)
     p50, dense_p50 = statistics.median(ms), statistics.median(dense_ms)
@@ -154,7 +156,9 @@ def _measure_pattern(subject: StudiedModel, pattern: PruningPattern, inputs: Ten
             "theoretical_flops_ratio": 1 - share,
             "value_bytes": values,
             "index_bytes": index,
-            "nm_verified": all(verify_nm(w, pattern.n, pattern.m) for w in fitting) if pattern.m else None,
+            "nm_verified": bool(fitting) and all(verify_nm(w, pattern.n, pattern.m) for w in fitting)
+            if pattern.m
+            else None,
             "measured": {
                 "speedup": dense_p50 / p50,
                 "device": platform.processor() or platform.machine(),
