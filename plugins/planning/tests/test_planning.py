@@ -194,6 +194,15 @@ def test_a_wrong_network_costs_nothing_but_a_note():
         assert found.certified == (found.optimality_gap < 1e-9)
 
 
+def test_small_tours_of_a_batch_are_proven_too():
+    """A learned tour that its bound does not prove gives way to the exact one."""
+    sets = [np.random.default_rng(seed).random((9, 2)) for seed in range(8)]
+    wrong = Pointers(Wrong(), Wrong())  # type: ignore[arg-type]
+    for points, found in zip(sets, plans("tsp", sets, pointers=wrong), strict=True):
+        assert found.certified
+        assert found.objective == pytest.approx(optimal_tours(points[None])[1][0])
+
+
 def ready(net: PointerNet) -> PointerInference:
     return PointerInference({key: value.numpy() for key, value in net.state_dict().items()})
 
