@@ -221,6 +221,16 @@ def published():
         state = np.random.RandomState((zlib.crc32(name.encode()) + keys["seed"]) % 2**32)
         values = state.standard_normal(rule["shape"]) * rule["scale"] + rule["offset"]
         return torch.from_numpy(values.astype(np.float32))
+def test_of_points_at_one_place_the_first_is_named():
+    points = [[0, 0], [1, 1], [1, 2], [1, 0], [2, 2], [2, 0], [0, 0], [2, 2], [0, 2], [1, 0], [2, 0], [0, 2]]
+    for order in (range(12), range(11, -1, -1)):
+        turned = [points[index] for index in order]
+        corners = {turned.index(corner) for corner in ([0, 0], [2, 0], [2, 2], [0, 2])}
+        assert set(plan("hull", turned).order or ()) == corners
+        named = {index for triangle in plan("delaunay", turned).triangles or () for index in triangle}
+        assert named == {turned.index(point) for point in turned}
+
+
 
     net.load_state_dict({name: drawn(name, rule) for name, rule in keys["weights"].items()})
     return net.eval()
