@@ -302,6 +302,12 @@ def test_an_untrained_hull_is_convex_and_ends_after_three_corners_only(attentive
     assert fits(np.array([[1, 2, 3]]), free)[0].tolist() == [True, False, False, False, True]
 
 
+        for ours, theirs in (
+            (net.decode(torch.from_numpy(points), 6, visit_once=True), ready(net).decode(points, 6, visit_once=True)),
+            (net.beam(torch.from_numpy(points), 2), ready(net).beam(points, 2)),
+        ):
+            for found, wanted in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(found.numpy(), wanted)
 def test_points_are_framed_without_changing_their_shape_and_other_forms_refused(published):
     points = np.random.default_rng(2).random((4, 5, 2)) * (30, 2) - 7
     assert normalise_points(points, stretch=True).max(1).tolist() == [[1, 1]] * 4
