@@ -148,12 +148,27 @@ def test_tours_of_few_points_and_of_repeated_points(count):
         ("tsp", [[0, 0], [1e200, 1]], 1),
         ("tsp", [], None),
         ("tsp", [[1, 2, 3]], None),
+        ("hull", [[0, 0], [1]], None),
+        ("tsp", [["a", "b"]], None),
     ],
 )
 def test_points_without_a_plan_are_refused(task, points, index):
     with pytest.raises(InvalidPoints) as caught:
         plan(task, points)
     assert (caught.value.index, caught.value.status) == (index, 422)
+
+
+@pytest.mark.parametrize(
+    ("task", "batch", "told"),
+    [
+        ("hull", [[(0, 0), (1, 0), (0, 1)], [(0, 0), (1, 1), (2, 2)]], "Set 1 of the batch: A hull needs"),
+        ("tsp", [[(k, k) for k in range(11)], [(0, 0), (float("nan"), 1)]], "Set 1 of the batch: Point 1 is not"),
+    ],
+)
+def test_a_set_of_a_batch_that_has_no_plan_is_named(task, batch, told):
+    request = PlanIn(task=task, batch=batch, time_limit=0.01)
+    (error,) = FoveaPlanner(FoveaPlanner.card, None).predict([request], CallContext())
+    assert (error.detail[: len(told)], error.field) == (told, "batch")
 
 
 def test_who_answers_is_said():
@@ -164,6 +179,9 @@ def test_who_answers_is_said():
     exact = plan("tsp", points, solver="exact", time_limit=0.2)
     assert (exact.solver, len(exact.notes)) == ("heuristic", 1)
     assert plan("delaunay", points, solver="pointer").notes
+    assert plan("hull", points, solver="heuristic").notes
+    with pytest.raises(InvalidOption, match="no solver 'lkh'"):
+        plan("tsp", points, solver="lkh")  # type: ignore[arg-type]
 
 
 class Wrong:
@@ -203,6 +221,16 @@ def test_small_tours_of_a_batch_are_proven_too():
         assert found.objective == pytest.approx(optimal_tours(points[None])[1][0])
 
 
+def test_of_points_at_one_place_the_first_is_named():
+    points = [[0, 0], [1, 1], [1, 2], [1, 0], [2, 2], [2, 0], [0, 0], [2, 2], [0, 2], [1, 0], [2, 0], [0, 2]]
+    for order in (range(12), range(11, -1, -1)):
+        turned = [points[index] for index in order]
+        corners = {turned.index(corner) for corner in ([0, 0], [2, 0], [2, 2], [0, 2])}
+        assert set(plan("hull", turned).order or ()) == corners
+        named = {index for triangle in plan("delaunay", turned).triangles or () for index in triangle}
+        assert named == {turned.index(point) for point in turned}
+
+
 def ready(net: PointerNet) -> PointerInference:
     return PointerInference({key: value.numpy() for key, value in net.state_dict().items()})
 
@@ -221,16 +249,6 @@ def published():
         state = np.random.RandomState((zlib.crc32(name.encode()) + keys["seed"]) % 2**32)
         values = state.standard_normal(rule["shape"]) * rule["scale"] + rule["offset"]
         return torch.from_numpy(values.astype(np.float32))
-def test_of_points_at_one_place_the_first_is_named():
-    points = [[0, 0], [1, 1], [1, 2], [1, 0], [2, 2], [2, 0], [0, 0], [2, 2], [0, 2], [1, 0], [2, 0], [0, 2]]
-    for order in (range(12), range(11, -1, -1)):
-        turned = [points[index] for index in order]
-        corners = {turned.index(corner) for corner in ([0, 0], [2, 0], [2, 2], [0, 2])}
-        assert set(plan("hull", turned).order or ()) == corners
-        named = {index for triangle in plan("delaunay", turned).triangles or () for index in triangle}
-        assert named == {turned.index(point) for point in turned}
-
-
 
     net.load_state_dict({name: drawn(name, rule) for name, rule in keys["weights"].items()})
     return net.eval()
@@ -284,6 +302,12 @@ def test_renumbered_points_get_the_renumbered_answer_and_both_encoders_decode_th
         with torch.no_grad():
             logits = net(torch.from_numpy(points), torch.from_numpy(slots))
         np.testing.assert_allclose(told, logits.log_softmax(2), atol=2e-5)
+        for ours, theirs in (
+            (net.decode(torch.from_numpy(points), 6, visit_once=True), ready(net).decode(points, 6, visit_once=True)),
+            (net.beam(torch.from_numpy(points), 2), ready(net).beam(points, 2)),
+        ):
+            for found, wanted in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(found.numpy(), wanted)
 
 
 def test_an_untrained_hull_is_convex_and_ends_after_three_corners_only(attentive):
@@ -302,12 +326,6 @@ def test_an_untrained_hull_is_convex_and_ends_after_three_corners_only(attentive
     assert fits(np.array([[1, 2, 3]]), free)[0].tolist() == [True, False, False, False, True]
 
 
-        for ours, theirs in (
-            (net.decode(torch.from_numpy(points), 6, visit_once=True), ready(net).decode(points, 6, visit_once=True)),
-            (net.beam(torch.from_numpy(points), 2), ready(net).beam(points, 2)),
-        ):
-            for found, wanted in zip(ours, theirs, strict=True):
-                np.testing.assert_array_equal(found.numpy(), wanted)
 def test_points_are_framed_without_changing_their_shape_and_other_forms_refused(published):
     points = np.random.default_rng(2).random((4, 5, 2)) * (30, 2) - 7
     assert normalise_points(points, stretch=True).max(1).tolist() == [[1, 1]] * 4
