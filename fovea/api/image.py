@@ -47,12 +47,12 @@ ImageBytes = Annotated[
 def split_commas(value: Any) -> Any:
     """Words of one text or of several, split at commas, as forms and query strings write lists: `mask,rle`.
 
-    Anything else is left to the field's own check.
+    Whole numbers, such as ids of classes, are words, too. Anything else is left to the field's own check.
     """
-    parts = [value] if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+    parts = [value] if isinstance(value, str | int) else value
+    if not isinstance(parts, list | tuple) or any(isinstance(x, bool) or not isinstance(x, str | int) for x in parts):
         return value
-    return [word.strip() for part in parts for word in part.split(",") if word.strip()]
+    return [word.strip() for part in parts for word in str(part).split(",") if word.strip()]
 
 
 Item = TypeVar("Item")

@@ -88,6 +88,10 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
         duration, notes = _duration(request, steps)
         if steps != length:
             notes.append(f"{steps} steps resampled to the {length} cells of the network.")
+        if not self.takes_semantics and "semantics" in matrices:
+            notes.append(f"{self.card.name} does not look at semantics.")
+        if request.class_names and "class_scores" not in matrices:
+            notes.append("class_names name nothing: class_scores were not sent, so proposals have no labels.")
         resampled = tuple(resample(matrix, length) for matrix in inputs)
         classes = _classes(matrices, request, length)
         watch.lap("decode")

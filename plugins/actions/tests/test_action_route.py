@@ -240,3 +240,15 @@ def test_any_number_of_steps_is_resampled_and_keeps_its_mean_and_straight_lines(
 def test_the_command_takes_the_files_of_the_request():
     assert "FILE holds its features" in CliRunner().invoke(main.app, ["actions", "--help"]).stdout
     assert list_picture_fields(ActionsIn.model_json_schema()) == ["features", "semantics", "class_scores"]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"semantics": [[1.0] * 32] * 8}, "bmn does not look at semantics."),
+        ({"class_names": ["a"]}, "class_names name"),
+    ],
+)
+def test_what_has_no_effect_is_noted(client, held, more, told):
+    body = {"model": "bmn", "features": held.features[0].tolist(), "duration": 32, **more}
+    assert answered(client.post("/v1/actions", json=body), ActionsOut).notes[0].startswith(told)

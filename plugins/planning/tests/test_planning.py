@@ -148,12 +148,27 @@ def test_tours_of_few_points_and_of_repeated_points(count):
         ("tsp", [[0, 0], [1e200, 1]], 1),
         ("tsp", [], None),
         ("tsp", [[1, 2, 3]], None),
+        ("hull", [[0, 0], [1]], None),
+        ("tsp", [["a", "b"]], None),
     ],
 )
 def test_points_without_a_plan_are_refused(task, points, index):
     with pytest.raises(InvalidPoints) as caught:
         plan(task, points)
     assert (caught.value.index, caught.value.status) == (index, 422)
+
+
+@pytest.mark.parametrize(
+    ("task", "batch", "told"),
+    [
+        ("hull", [[(0, 0), (1, 0), (0, 1)], [(0, 0), (1, 1), (2, 2)]], "Set 1 of the batch: A hull needs"),
+        ("tsp", [[(k, k) for k in range(11)], [(0, 0), (float("nan"), 1)]], "Set 1 of the batch: Point 1 is not"),
+    ],
+)
+def test_a_set_of_a_batch_that_has_no_plan_is_named(task, batch, told):
+    request = PlanIn(task=task, batch=batch, time_limit=0.01)
+    (error,) = FoveaPlanner(FoveaPlanner.card, None).predict([request], CallContext())
+    assert (error.detail[: len(told)], error.field) == (told, "batch")
 
 
 def test_who_answers_is_said():
@@ -164,6 +179,9 @@ def test_who_answers_is_said():
     exact = plan("tsp", points, solver="exact", time_limit=0.2)
     assert (exact.solver, len(exact.notes)) == ("heuristic", 1)
     assert plan("delaunay", points, solver="pointer").notes
+    assert plan("hull", points, solver="heuristic").notes
+    with pytest.raises(InvalidOption, match="no solver 'lkh'"):
+        plan("tsp", points, solver="lkh")  # type: ignore[arg-type]
 
 
 class Wrong:
@@ -192,6 +210,25 @@ def test_a_wrong_network_costs_nothing_but_a_note():
         assert found.lower_bound <= best + 1e-9 <= found.objective + 2e-9
         assert found.objective <= 1.2 * best
         assert found.certified == (found.optimality_gap < 1e-9)
+
+
+def test_small_tours_of_a_batch_are_proven_too():
+    """A learned tour that its bound does not prove gives way to the exact one."""
+    sets = [np.random.default_rng(seed).random((9, 2)) for seed in range(8)]
+    wrong = Pointers(Wrong(), Wrong())  # type: ignore[arg-type]
+    for points, found in zip(sets, plans("tsp", sets, pointers=wrong), strict=True):
+        assert found.certified
+        assert found.objective == pytest.approx(optimal_tours(points[None])[1][0])
+
+
+def test_of_points_at_one_place_the_first_is_named():
+    points = [[0, 0], [1, 1], [1, 2], [1, 0], [2, 2], [2, 0], [0, 0], [2, 2], [0, 2], [1, 0], [2, 0], [0, 2]]
+    for order in (range(12), range(11, -1, -1)):
+        turned = [points[index] for index in order]
+        corners = {turned.index(corner) for corner in ([0, 0], [2, 0], [2, 2], [0, 2])}
+        assert set(plan("hull", turned).order or ()) == corners
+        named = {index for triangle in plan("delaunay", turned).triangles or () for index in triangle}
+        assert named == {turned.index(point) for point in turned}
 
 
 def ready(net: PointerNet) -> PointerInference:
@@ -265,6 +302,12 @@ def test_renumbered_points_get_the_renumbered_answer_and_both_encoders_decode_th
         with torch.no_grad():
             logits = net(torch.from_numpy(points), torch.from_numpy(slots))
         np.testing.assert_allclose(told, logits.log_softmax(2), atol=2e-5)
+        for ours, theirs in (
+            (net.decode(torch.from_numpy(points), 6, visit_once=True), ready(net).decode(points, 6, visit_once=True)),
+            (net.beam(torch.from_numpy(points), 2), ready(net).beam(points, 2)),
+        ):
+            for found, wanted in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(found.numpy(), wanted)
 
 
 def test_an_untrained_hull_is_convex_and_ends_after_three_corners_only(attentive):

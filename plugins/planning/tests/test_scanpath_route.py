@@ -182,3 +182,8 @@ def test_most_hulls_are_those_that_the_network_proposed(client):
     assert np.mean([plan.solver == "pointer" for plan in found]) > 0.85
     assert all(plan.certified for plan in found)
     assert all(len(plan.step_probabilities) == len(plan.order) + 1 for plan in found if plan.solver == "pointer")
+
+
+def test_samples_without_chance_are_noted(client):
+    found = answered(client.post("/v1/scanpath", json={**SHELF, "samples": 5}), ScanpathOut)
+    assert (len(found.paths), found.notes[-1][:26]) == (1, "mode=greedy gives one path")

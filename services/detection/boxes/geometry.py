@@ -51,15 +51,12 @@ def corners(centred: Tensor) -> Tensor:
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
-def overlap(a: Tensor, b: Tensor, eps: float = EPS) -> Tensor:
-    """Intersection over union of boxes (…, 4), pair by pair; the shapes broadcast."""
-    iou, *_ = _overlap(a, b, eps)
-    return iou
-
-
 def complete_iou(a: Tensor, b: Tensor, eps: float = EPS) -> Tensor:
     """CIoU of boxes (…, 4), pair by pair: IoU less the distance of centres and the difference of aspect ratios."""
-    iou, (w1, h1), (w2, h2) = _overlap(a, b, eps)
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    (w1, h1), (w2, h2) = ((box[..., 2] - box[..., 0] + eps, box[..., 3] - box[..., 1] + eps) for box in (a, b))
+    iou = shared / (w1 * h1 + w2 * h2 - shared + eps)
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     diagonal = hull.square().sum(dim=-1) + eps
     apart = (b[..., :2] + b[..., 2:] - a[..., :2] - a[..., 2:]).square().sum(dim=-1) / 4
@@ -67,15 +64,3 @@ def complete_iou(a: Tensor, b: Tensor, eps: float = EPS) -> Tensor:
     with torch.no_grad():
         alpha = v / (v - iou + 1 + eps)
     return iou - (apart / diagonal + v * alpha)
-
-
-Sides = tuple[Tensor, Tensor]
-
-
-def _overlap(a: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Sides, Sides]:
-    """IoU, and width and height of both."""
-    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    shared = (high - low).clamp(min=0).prod(dim=-1)
-    sides = [(box[..., 2] - box[..., 0] + eps, box[..., 3] - box[..., 1] + eps) for box in (a, b)]
-    (w1, h1), (w2, h2) = sides
-    return shared / (w1 * h1 + w2 * h2 - shared + eps), (w1, h1), (w2, h2)

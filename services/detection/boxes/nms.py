@@ -40,7 +40,7 @@ def nms(
         Per picture (m, 6): x1, y1, x2, y2, score, class.
     """
     found = []
-    for picture in predictions:
+    for picture in np.asarray(predictions):  # `decode` gives a tensor
         rows = _candidates(picture, confidence, classes, multi_label=multi_label)
         order = greedy_nms(
             rows[:, :4] + rows[:, 5:] * (0 if agnostic else CLASS_OFFSET), rows[:, 4], iou, max_detections

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from scipy import ndimage
 
 from fovea.api.boxes import DetectIn, DetectOut
@@ -101,7 +102,11 @@ def test_options_choose_what_is_told_and_nothing_found_is_an_answer():
     image = _squares((20, 30, 0), (80, 60, 50))
     toy = _toy()
     assert [d.label for d in _one(toy, DetectIn(image=image, classes=("hole",))).detections] == ["hole"]
-    assert [d.label for d in _one(toy, DetectIn(image=image, classes=("0",))).detections] == ["crack"]
+    for ids in (("0",), [0], 0):
+        asked = DetectIn.model_validate({"image": image, "classes": ids})
+        assert [d.label for d in _one(toy, asked).detections] == ["crack"]
+    with pytest.raises(ValidationError):
+        DetectIn.model_validate({"image": image, "classes": [True]})
     best, all_of_them = (_one(toy, DetectIn(image=image, max_detections=most)) for most in (1, 2))
     assert (best.counts, all_of_them.counts) == ({"crack": 1}, {"crack": 1, "hole": 1})
     assert [text.count("more than max_detections=1") for text in best.warnings] == [1]

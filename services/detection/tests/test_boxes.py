@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.detection.boxes import letterbox, nms, unletterbox
-from services.detection.boxes.geometry import complete_iou
+from services.detection.boxes import complete_iou, decode, letterbox, nms, unletterbox
 from services.detection.boxes.tiling import Slice, make_slices, merge_slices
 from services.detection.tests.filling import read
 
@@ -114,3 +113,10 @@ def test_different_objects_stay_apart(rows, sources):
 def test_no_more_than_most_are_kept():
     rows = [[x, 0, x + 5, 5, 0.5, 0] for x in range(0, 170, 8)]
     assert len(_merge(rows, [0] * len(rows))) == 10
+
+
+def test_what_is_decoded_is_suppressed_as_it_is():
+    torch.manual_seed(0)
+    found = decode([3 * torch.randn(2, 67, side, side) for side in (4, 2, 1)], 3)
+    for ours, theirs in zip(nms(found), nms(found.numpy()), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -36,6 +36,8 @@ class ObjectAttention(nn.Module):
     idle = ("generator.", "LinearEmbedding.", "onedpositional_encoding.")
     renamed: ClassVar[dict[str, str]] = {"model.": ""}
     """Prefix of every key of a published checkpoint, from its trainer."""
+    apart: ClassVar[str] = "position_table"
+    """Argument of the builder that belongs to the weights and is in no checkpoint."""
     table: Tensor
 
     def __init__(
@@ -193,7 +195,7 @@ def grid_cells(grid: tuple[int, int]) -> Tensor:
     return torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
 
 
-@builder("oat")
+@builder("oat", layouts=({}, {"grid": (2, 11)}, {"grid": (6, 14)}))
 def oat(
     grid: tuple[int, int] = (3, 9),
     position_table: np.ndarray | Sequence[Sequence[float]] | None = None,
@@ -203,7 +205,7 @@ def oat(
     feedforward: int = 512,
     crop: tuple[int, int] = (150, 93),
 ) -> ObjectAttention:
-    """OAT with random weights; the defaults are the published layout for the yogurt shelf.
+    """OAT with random weights; the defaults are the published layout for the yogurt shelf, of three.
 
     Position rows are fitted where none are given.
     """

@@ -1,8 +1,8 @@
 """Pointer networks: an order of points, each step pointing at one of them.
 
 Knows the maths of the paper (Vinyals et al., 2015) in two forms of encoder. Knows nothing about hulls or tours: what
-an order means is the planner's, which decodes trained ones (`planning.pointer_inference`). Slot 0 is the end, slots
-1..n are the points.
+an order means is the planner's. `solvers.pointer_inference` decodes, without torch. Slot 0 is the end, slots 1..n are
+the points.
 """
 
 from typing import Literal
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fovea.errors import InvalidOption
+from fovea_planning.solvers.pointer_inference import PointerInference
 from shared.registry import builder
 
 Encoder = Literal["lstm", "attn"]
@@ -51,6 +52,22 @@ class PointerNet(nn.Module):
         chosen = fed.gather(1, targets[:, :-1, None].expand(-1, -1, fed.shape[2]))
         decoded, _ = self.dec(torch.cat((self.go.expand(len(points), 1, -1), chosen), 1), state)
         return self.point(encoded, decoded)
+
+    def decode(self, points: Tensor, steps: int, visit_once: bool = False) -> tuple[Tensor, Tensor]:
+        """The likeliest slots (b, t) of t steps over points (b, n, 2), and all log-probabilities (b, t, n + 1).
+
+        `visit_once` bars slots that were chosen, and the end, with -inf.
+        """
+        slots, told = self._ready().decode(points.numpy(force=True), steps, visit_once=visit_once)
+        return torch.from_numpy(slots), torch.from_numpy(told)
+
+    def beam(self, points: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Orders of all points as slots (b, w, n), best first, and their log-probabilities (b, w), by beam search."""
+        slots, scores = self._ready().beam(points.numpy(force=True), width)
+        return torch.from_numpy(slots), torch.from_numpy(scores)
+
+    def _ready(self) -> PointerInference:
+        return PointerInference({key: value.numpy(force=True) for key, value in self.state_dict().items()})
 
     def read(self, points: Tensor) -> tuple[Tensor, Tensor, State]:
         """Encode points: W1 e (b, n + 1, h), what the decoder is fed of each slot, and its first state."""

@@ -122,6 +122,8 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
             item = self._read_picture(request, watch, is_drawn=is_drawn)
         else:
             item = self._read_crops(request, watch)
+        if request.mode == "greedy" and request.samples > 1:
+            item.notes.append("mode=greedy gives one path: samples are drawn with mode=sampled.")
         count = len(item.crops)
         for name, ids in (("target", (request.target,)), ("reference", request.reference)):
             if any(not 0 <= index < count for index in ids):

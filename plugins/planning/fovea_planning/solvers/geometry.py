@@ -16,8 +16,17 @@ def crosses(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def hull(points: np.ndarray) -> list[int]:
-    """Vertices of the convex hull, counter-clockwise, from the lowest index; points on an edge are not vertices."""
-    return canonical_hull([int(index) for index in ConvexHull(points).vertices])
+    """Vertices of the convex hull, counter-clockwise, from the lowest index; points on an edge are not vertices.
+
+    Of points at one place the first is meant.
+    """
+    return canonical_hull(_first_there(points)[ConvexHull(points).vertices].tolist())
+
+
+def _first_there(points: np.ndarray) -> np.ndarray:
+    """For each point (n, 2) the lowest index at its place (n,): which of them Qhull names is chance."""
+    _, first, place = np.unique(points, axis=0, return_index=True, return_inverse=True)
+    return np.asarray(first[place.reshape(-1)])
 
 
 def canonical_hull(order: Sequence[int]) -> list[int]:
@@ -40,8 +49,11 @@ def area(points: np.ndarray, order: Sequence[int] | np.ndarray) -> float:
 
 
 def delaunay(points: np.ndarray) -> list[tuple[int, int, int]]:
-    """Triangles whose circles hold no other point, each ascending, ordered by their incentres (x, then y)."""
-    corners = np.sort(Delaunay(points).simplices, axis=1)
+    """Triangles whose circles hold no other point, each ascending, ordered by their incentres (x, then y).
+
+    Of points at one place the first is meant.
+    """
+    corners = np.sort(_first_there(points)[Delaunay(points).simplices], axis=1)
     a, b, c = (points[corners[:, k]] for k in range(3))
     sides = [np.linalg.norm(p - q, axis=1) for p, q in ((b, c), (a, c), (a, b))]
     weighed = sum(side[:, None] * corner for side, corner in zip(sides, (a, b, c), strict=True))

@@ -7,9 +7,11 @@ checked: a hull against Qhull's, a tour for being a permutation and against a lo
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from scipy.spatial import QhullError
@@ -38,9 +40,20 @@ FOLDER = Path(__file__).parent.parent / "weights"
 class InvalidPoints(InvalidOption):
     """Points that no plan can be made for; `index` names the first that is wrong."""
 
-    def __init__(self, detail: str, *, index: int | None = None) -> None:
-        super().__init__(detail, hint="Points are [x, y] with finite numbers.", field="points")
+    def __init__(self, detail: str, *, index: int | None = None, field: str = "points") -> None:
+        super().__init__(detail, hint="Points are [x, y] with finite numbers.", field=field)
         self.index = index
+
+
+@contextmanager
+def in_set(index: int, count: int) -> Iterator[None]:
+    """Points that are wrong inside are those of this set of a batch of so many."""
+    try:
+        yield
+    except InvalidPoints as error:
+        if count == 1:
+            raise
+        raise InvalidPoints(f"Set {index} of the batch: {error.detail}", index=error.index, field="batch") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +112,12 @@ def plan(
     pointers: Pointers | None = None,
 ) -> Plan:
     """One plan; see `plans`."""
-    return plans(task, [np.asarray(points, float)], solver, time_limit, pointers)[0]
+    return plans(task, [points], solver, time_limit, pointers)[0]
 
 
 def plans(
     task: Task,
-    batch: list[np.ndarray],
+    batch: Sequence[np.ndarray | list[list[float]]],
     solver: Solver = "auto",
     time_limit: float = 2.0,
     pointers: Pointers | None = None,
@@ -114,20 +127,26 @@ def plans(
     The solver `auto` takes the best for each size; another is used where it can be. `time_limit` is in seconds for one
     heuristic tour. The trained networks are read from the package when `pointer` is asked for without them. Raises
     InvalidPoints for points that are not finite, or lie on one line where that makes no sense; InvalidOption for
-    another task.
+    another task or solver.
     """
-    if task not in ("hull", "delaunay", "tsp"):
-        raise InvalidOption(f"There is no task {task!r}.", hint="Tasks are hull, delaunay and tsp.", field="task")
-    sets = [_points(points) for points in batch]
+    for name, value, kind in (("task", task, Task), ("solver", solver, Solver)):
+        if value not in get_args(kind):
+            hint = f"Take one of {', '.join(get_args(kind))}."
+            raise InvalidOption(f"There is no {name} {value!r}.", hint=hint, field=name)
+    sets: list[np.ndarray] = []
+    for index, given in enumerate(batch):
+        with in_set(index, len(batch)):
+            sets.append(_points(given))
     learned = _learned(task, sets, solver, pointers)
     made: list[Plan] = []
     for index, points in enumerate(sets):
         proposal = learned.get(index)
         notes = _why_not(task, solver, len(points), answered=proposal is not None)
-        if task == "tsp":
-            made.append(_tour(points, solver, time_limit, proposal, notes))
-        else:
-            made.append(_flat(task, points, proposal, notes))
+        with in_set(index, len(batch)):
+            if task == "tsp":
+                made.append(_tour(points, solver, time_limit, proposal, notes))
+            else:
+                made.append(_flat(task, points, proposal, notes))
     return made
 
 
@@ -139,8 +158,11 @@ class _Proposal:
     chances: list[float] | None = None
 
 
-def _points(points: np.ndarray) -> np.ndarray:
-    given = np.asarray(points, float)
+def _points(points: np.ndarray | list[list[float]]) -> np.ndarray:
+    try:
+        given = np.asarray(points, float)
+    except (TypeError, ValueError) as error:
+        raise InvalidPoints(f"points must be (n, 2) numbers: {error}") from error
     if given.ndim != 2 or given.shape[1] != 2 or len(given) == 0:
         raise InvalidPoints(f"points must be (n, 2) with n at least 1, not {given.shape}.")
     if not (finite := np.isfinite(given).all(1)).all():
@@ -189,6 +211,8 @@ def _why_not(task: Task, solver: Solver, count: int, *, answered: bool) -> list[
         return ["The trained networks are not installed here."]
     if solver == "exact" and task == "tsp" and count > MAX_EXACT_POINTS:
         return [f"{count} points are too many to prove a tour; {MAX_EXACT_POINTS} is the most."]
+    if solver == "heuristic" and (task != "tsp" or count <= 3):
+        return ["The exact answer takes no longer than a heuristic one."]
     return []
 
 
@@ -212,14 +236,9 @@ def _flat(task: Task, points: np.ndarray, proposal: _Proposal | None, notes: lis
 def _tour(points: np.ndarray, solver: Solver, seconds: float, proposal: _Proposal | None, notes: list[str]) -> Plan:
     """A tour: proven where it is small, else improved until the time is up, and bounded."""
     n, deadline = len(points), time.monotonic() + seconds
-    if (
-        n <= 3
-        or (solver == "exact" and n <= MAX_EXACT_POINTS)
-        or (solver == "auto" and n <= _EXACT and proposal is None)
-    ):
-        order, length = optimal_tours(_centred(points)[None])
-        known = float(length[0])
-        return Plan("tsp", canonical_tour(order[0].tolist()), None, True, "exact", known, known, 0.0, notes)
+    is_small = solver == "auto" and n <= _EXACT
+    if n <= 3 or (solver == "exact" and n <= MAX_EXACT_POINTS) or (is_small and proposal is None):
+        return _optimal(points, notes)
     if proposal is not None:
         order_, name = improve_tour(points, proposal.order), "pointer"
     else:
@@ -227,7 +246,16 @@ def _tour(points: np.ndarray, solver: Solver, seconds: float, proposal: _Proposa
     known = float(tour_lengths(points, np.asarray(order_)))
     bound = known if known == 0 else tour_bound(points, known, deadline=max(deadline, time.monotonic() + 0.1))
     gap = known / bound - 1 if bound > 0 else 0.0
+    if is_small and gap >= 1e-9:  # the bound does not prove the learned tour
+        return _optimal(points, notes)
     return Plan("tsp", canonical_tour(order_), None, gap < 1e-9, name, known, bound, gap, notes)
+
+
+def _optimal(points: np.ndarray, notes: list[str]) -> Plan:
+    """The shortest tour, proven."""
+    order, length = optimal_tours(_centred(points)[None])
+    known = float(length[0])
+    return Plan("tsp", canonical_tour(order[0].tolist()), None, True, "exact", known, known, 0.0, notes)
 
 
 def _centred(points: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -29,26 +30,33 @@ from shared.registry.weights import Manifest, NetworkSpec, write_weights
 _ROOM = 3
 """How much larger than its network a checkpoint may be: room for float64, never for a bomb."""
 
+_TABLE_BYTES = 2**20
+"""Most bytes of a position table; published ones have tens of thousands."""
+
 
 @dataclass(frozen=True, slots=True)
 class Imported:
     """The stored file of an import, and its findings.
 
     `missing` keys are not needed to predict and keep their initial values; for `unexpected` ones there is no place.
+    `lacks_positions` says that the network has a position table, which no checkpoint holds and nobody gave.
     """
 
     manifest: Manifest
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    lacks_positions: bool = False
 
 
-def import_weights(model: str, file: Path, folder: Path) -> Imported:
+def import_weights(model: str, file: Path, folder: Path, positions: Path | None = None) -> Imported:
     """Read an official checkpoint of `model`, check it, and store it in `folder` for the services to serve.
 
     Args:
         model: Name of a network; of its official layouts the one that fits is taken.
-        file: `.safetensors`, `.pth`/`.pt` with tensors or with a whole model object, or `.onnx` with unfolded tensors.
+        file: `.safetensors`, `.pth`/`.pt`/`.ckpt` with tensors or with a whole model object, or `.onnx` with unfolded
+            tensors.
         folder: `<data_dir>/weights`.
+        positions: `.npy` with the position table of a gaze network (OAT), which its checkpoint lacks.
 
     Raises:
         NotFound: There is no such file or network.
@@ -60,10 +68,15 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
     forms = _forms(model)
     blank = _blank(model, dict(next(iter(forms))))
     numbers = max(sum(map(math.prod, shapes.values())) for shapes in forms.values())
+    apart: str | None = getattr(blank, "apart", None)
     limit = _ROOM * 4 * numbers + 2**20 + getattr(blank, "ballast", 0)
     held = read_checkpoint_file(file, limit, getattr(blank, "nested", None))
     state = _renamed(held, getattr(blank, "renamed", {}))
     config = _classes(blank, dict(_closest(state, forms)), state)
+    if positions is not None:
+        if apart is None:
+            raise InvalidOption(f"{model!r} has no position table.", hint="Leave it out.", field="positions")
+        config |= {apart: _read_positions(positions)}
     net = _official(model, config)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -85,7 +98,23 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
         code=code_facts(),
         notes={"missing": missing, "unexpected": unexpected},
     )
-    return Imported(write_weights(folder, arrays_of(net), manifest), missing, unexpected)
+    written = write_weights(folder, arrays_of(net), manifest)
+    return Imported(written, missing, unexpected, lacks_positions=positions is None and apart is not None)
+
+
+def _read_positions(file: Path) -> list[list[float]]:
+    """Rows of a position table; the network says how many and how long they must be."""
+    if not file.is_file():
+        raise NotFound(f"There is no file {file.name!r}.")
+    if file.stat().st_size > _TABLE_BYTES:
+        raise TooLarge(f"{file.name!r} has more than {_TABLE_BYTES:,} bytes, too many for a position table.")
+    try:
+        rows: list[list[float]] = np.asarray(np.load(file, allow_pickle=False), np.float64).tolist()
+    except Exception as error:  # broken bytes lead numpy's readers to many unrelated exceptions
+        raise Malformed(f"{file.name!r} is not a matrix in .npy form: {error}.") from error
+    if not np.isfinite(rows).all():
+        raise InvalidOption(f"{file.name!r} holds values that are not finite.", field="positions")
+    return rows
 
 
 Config = tuple[tuple[str, Any], ...]
@@ -147,7 +176,8 @@ def read_checkpoint_file(file: Path, limit: int, nested: str | None = None) -> C
     It may have `limit` bytes, unpacked, which is checked before anything is read; `nested` is a further name under
     which training code puts the state dict next to its own notes.
     """
-    readers = {".safetensors": _read_safetensors, ".pth": _read_pickle, ".pt": _read_pickle, ".onnx": read_initializers}
+    pickled = dict.fromkeys((".pth", ".pt", ".ckpt"), _read_pickle)
+    readers = {".safetensors": _read_safetensors, **pickled, ".onnx": read_initializers}
     if (reader := readers.get(file.suffix.lower())) is None:
         raise UnsupportedMedia(f"{file.name!r} is none of {', '.join(readers)}.")
     size = _unpacked_size(file)

@@ -32,18 +32,27 @@ if TYPE_CHECKING:
 
 def import_checkpoint(
     model: Annotated[str, typer.Argument(help="The model of the checkpoint, for example `pranet`.")],
-    file: Annotated[Path, typer.Argument(help="`.safetensors`, `.pth`, `.pt`, or `.onnx` with nothing folded.")],
+    file: Annotated[
+        Path, typer.Argument(help="`.safetensors`, `.pth`, `.pt`, `.ckpt`, or `.onnx` with nothing folded.")
+    ],
+    positions: Annotated[
+        Path | None, typer.Option(help="`.npy` with the position table of a gaze model, which no checkpoint holds.")
+    ] = None,
 ) -> None:
     """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
     console = Console()
     config = settings()
     make_files_private(config.data_dir)
     importing = importlib.import_module("fovea_recipes.training.checkpoint_import")
-    imported = importing.import_weights(model, file, config.weights_dir)
+    imported = importing.import_weights(model, file, config.weights_dir, positions)
     publish_weights(open_object_store(config), config.weights_dir, model)
     for label, keys in (("missing, kept at their initial values", imported.missing), ("left out", imported.unexpected)):
         if keys:
             console.print(f"{len(keys)} tensors {label}: {', '.join(keys)}", highlight=False)
+    if imported.lacks_positions:
+        console.print(
+            "Its position table was fitted anew. Give the one that it was trained with: --positions FILE.npy."
+        )
     facts = imported.manifest
     console.print(f"Imported {facts.tensors} tensors, {facts.parameters:,} parameters, sha256 {facts.sha256[:12]}….")
     console.print(f"{model} is served with them after the next start.")

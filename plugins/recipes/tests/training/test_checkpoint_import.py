@@ -69,7 +69,7 @@ class Bomb:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".PTH"])
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors", ".PTH"])
 def test_both_formats_are_stored_exactly(tmp_path, out, state, suffix):
     file = tmp_path / f"official{suffix}"
     (save_file if "safe" in suffix else torch.save)(state, file)
@@ -104,9 +104,9 @@ def test_broken_files_are_malformed_not_a_crash(tmp_path, out, content, suffix):
 
 
 def test_a_file_of_another_kind_is_named_as_such(tmp_path, out):
-    (tmp_path / "a.ckpt").write_bytes(b"x")
+    (tmp_path / "a.h5").write_bytes(b"x")
     with pytest.raises(UnsupportedMedia, match="safetensors"):
-        checkpoint_import.import_weights("toy", tmp_path / "a.ckpt", out)
+        checkpoint_import.import_weights("toy", tmp_path / "a.h5", out)
 
 
 def test_a_file_too_large_or_unpacking_to_a_large_one_is_refused_before_it_is_read(tmp_path, out):

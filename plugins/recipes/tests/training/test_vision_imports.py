@@ -4,11 +4,13 @@ import functools
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fovea.errors import InvalidOption, Malformed
 from fovea_actions.models import boundary_matching
 from fovea_planning.models import object_attention
 from fovea_recipes.training import checkpoint_import
@@ -88,3 +90,23 @@ def test_fovea_import_reaches_another_folder(tmp_path, monkeypatch, s3_variables
     fetch_weights(open_object_store(workstation), tmp_path / "pod")
     found = read_weights(tmp_path / "pod" / "toy.safetensors")
     assert (found.manifest.origin, found.arrays["weight"].sum()) == ("imported", 2.0)
+
+
+def test_a_gaze_network_is_imported_with_its_shelf_and_its_position_table(tmp_path):
+    table = np.random.default_rng(0).standard_normal((11, 86))
+    net = network("oat", grid=(2, 11), position_table=table)
+    state = {f"model.{key}": value for key, value in net.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3, "hyper_parameters": {"lr": 0.1}}, tmp_path / "last.ckpt")
+    np.save(tmp_path / "pe.npy", table)
+    bare = import_weights("oat", tmp_path / "last.ckpt", tmp_path)
+    assert (bare.manifest.network.config, bare.lacks_positions) == ({"grid": (2, 11)}, True)
+    found = import_weights("oat", tmp_path / "last.ckpt", tmp_path, tmp_path / "pe.npy")
+    assert (found.missing, found.unexpected, found.lacks_positions) == ([], [], False)
+    stored = read_weights(tmp_path / "oat.safetensors").manifest.network
+    assert torch.equal(network(stored.name, **stored.config).table, net.table)
+    for wrong, error in ((table[:5], InvalidOption), (table * np.nan, InvalidOption), (np.array([{}]), Malformed)):
+        np.save(tmp_path / "wrong.npy", wrong)
+        with pytest.raises(error):
+            import_weights("oat", tmp_path / "last.ckpt", tmp_path, tmp_path / "wrong.npy")
+    with pytest.raises(InvalidOption, match="no position table"):
+        import_weights("pranet", tmp_path / "last.ckpt", tmp_path, tmp_path / "pe.npy")
