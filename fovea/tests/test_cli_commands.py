@@ -271,6 +271,7 @@ def test_a_job_is_submitted_watched_and_its_result_written(fovea, folder):
     assert fovea("jobs", "list", "--format", "name", "--limit", "1")[1] == f"{job}\n"
     assert fovea("jobs", "list", "--format", "{status}\\t{id}")[1].splitlines()[0] == f"succeeded\t{job}"
     assert lines(fovea("jobs", "list", "--format", "json")[1])[0]["id"] == job
+    assert fovea("jobs", "list", "--format", "{status} {error.detail}{note}", "--limit", "1")[:2] == (0, "succeeded \n")
     for form, said in (("xml", "not a form"), ("{nope}", "no field 'nope'. Fields: id, service")):
         code, out, err = fovea("jobs", "list", "--format", form)
         assert (code, out, said in err) == (2, "", True)
