@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpcore2
 import httpx2
 import pytest
 from hypothesis import given
@@ -66,12 +67,20 @@ def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_odd_names_
     assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
 
 
-def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy():
+def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy_and_an_authority(monkeypatch, tmp_path):
     options = build_client_options("http://gateway:1", "fovea_secret")
     assert options["headers"]["authorization"] == "Bearer fovea_secret"
     assert "authorization" not in build_client_options("http://gateway:1")["headers"]
-    assert build_client_options("http://127.0.0.1:8080")["trust_env"] is False
-    assert build_client_options("https://fovea.example")["trust_env"] is True
+    monkeypatch.setenv("ALL_PROXY", "http://proxy:1")
+    ours = [f"{scheme}://{host}" for scheme in ("http", "https") for host in ("127.0.0.1:8080", "localhost", "[::1]")]
+    for url in (*ours, "https://fovea.example"):
+        client = httpx2.Client(**build_client_options(url))
+        assert (client._transport_for_url(httpx2.URL(url)) is client._transport) is (url in ours)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    httpcore2.default_ssl_context.cache_clear()
+    httpx2.Client(**build_client_options("http://127.0.0.1"))
+    with pytest.raises(FileNotFoundError):  # it is read, also for an authority of this machine
+        httpx2.Client(**build_client_options("https://127.0.0.1"))
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "ftp://host", "http://", "127.0.0.1:8080"])
