@@ -123,7 +123,7 @@ class Screen:
 
 def _format_record(body: Any, form: str | None) -> str:
     if form == "name":
-        return str(next((body[key] for key in ("id", "name", "file") if key in body), ""))
+        return _look_up(body, next((key for key in ("id", "name", "file", "judge") if key in body), "id"))
     if form is not None and "{" in form:
         return re.sub(r"\{([\w.]+)\}", lambda found: _look_up(body, found.group(1)), form.replace("\\t", "\t"))
     return json.dumps(body, ensure_ascii=False)

@@ -346,3 +346,11 @@ def test_the_shell_completes_commands_and_those_of_plug_ins(fovea, plug_in, monk
         monkeypatch.setenv("COMP_WORDS", typed)
         monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
         assert fovea()[1] == wanted
+
+
+def test_a_record_s_name_is_its_id_name_file_or_judge_and_one_without_is_refused(capsys):
+    for record in ({"id": "a", "name": "b"}, {"name": "a", "file": "b"}, {"file": "a"}, {"judge": "a", "kappa": 0.1}):
+        Screen("name").line(record)
+    assert capsys.readouterr().out == "a\n" * 4
+    with pytest.raises(InvalidOption, match="no field 'id'"):
+        Screen("name").line({"grade": 2})
