@@ -39,6 +39,7 @@ class Mixed(BaseModel):
     top_k: int | None = Field(None, ge=1)
     keep: bool = False
     mode: Literal["fast", "slow"] = Field("fast", description="How.")
+    forms: tuple[str, ...] = ("mask", "box")
     words: list[str] | None = None
     point: dict[str, int] | None = None
     prompt: str | None = None
@@ -148,7 +149,7 @@ def test_options_are_described_with_choices_and_handed_on_where_given(verb):
     assert (code, called["loud"]) == (0, True)
     assert called["options"] == {"threshold": 0.0, "keep": False, "mode": "slow", "top_k": 2}
     _, _, out = verb("--help")
-    for words in ("--threshold", "Where to cut.", "0<=x<=1", "fast|slow", "--keep", "--no-keep"):
+    for words in ("--threshold", "Where to cut.", "0<=x<=1", "fast|slow", "--keep", "--no-keep", " mask, box "):
         assert words in out
 
 
