@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from fovea import AsyncClient, Client, endpoints, errors
 from fovea.api.job import Job
-from fovea.api.mask import SegmentOut
+from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.api.model import ModelEntry
 from fovea.api.problem import oip_error, openai_error, problem
+from fovea.api.sweeps import SweepRequest
 from fovea.api.text import ChatMessage
 from fovea.call import Call, StreamCall, read_json
 from fovea.chat import ChatPiece, build_messages
@@ -29,7 +30,7 @@ from fovea.error_responses import parse_error, parse_stream_error, read_retry_af
 from fovea.errors import InvalidOption, by_status
 from fovea.lora import add_adapter
 from fovea.picture import detect_media_type, read_picture
-from fovea.results import JobResult, ModelCard
+from fovea.results import JobResult, ModelCard, SegmentOptions, SweepOptions
 from fovea.retry import RetryPolicy, iterate_pauses
 from fovea.transport import build_client_options
 
@@ -54,6 +55,19 @@ def test_unset_options_stay_behind_and_turns_of_a_chat_may_be_mixed():
     }  # fmt: skip
     turns = [ChatMessage(role="user", content="a"), {"role": "assistant", "content": "b"}]
     assert build_messages(turns) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def test_a_task_that_is_asked_to_stream_is_answered_by_bytes():
+    events = httpx2.Response(200, content=b"data: {}\n\n")
+    assert endpoints.allow_job(endpoints.task("chat", {"stream": True}, {})).parse(events) == events.content
+
+
+@pytest.mark.parametrize(
+    ("options", "request_type", "own"),
+    [(SegmentOptions, SegmentIn, {"image", "model"}), (SweepOptions, SweepRequest, {"prompt", "tokens"})],
+)
+def test_the_options_of_a_method_are_those_of_its_request(options, request_type, own):
+    assert options.__annotations__.keys() == request_type.model_fields.keys() - own
 
 
 def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_odd_names_are_quoted(tmp_path):
