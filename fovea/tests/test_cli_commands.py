@@ -195,6 +195,8 @@ def test_chat_hands_its_options_and_the_knobs_of_a_method_on_and_leaves_the_othe
     assert "Did you mean --near?" in err
     fovea("chat", "hi")
     assert "longctx" not in stage.stub.seen[-1]
+    fovea("chat", "hi", "-K", "blocks=2", "-K", "offload=cpu")  # of a model with attention of its own
+    assert stage.stub.seen[-1]["longctx"] == {"blocks": 2, "offload": "cpu"}
 
 
 def test_methods_are_listed_and_one_shows_its_knobs_as_flags(fovea):
