@@ -70,11 +70,10 @@ def add(
 @keys.command(name="list")
 def list_keys(as_json: AsJson = False, form: Form = None) -> None:
     """Show all keys, without their secrets."""
-    ring, screen = KeyRing(settings().keys_path), Screen(form, as_json=as_json)
+    ring, screen, rows = KeyRing(settings().keys_path), Screen(form, as_json=as_json), list[tuple[str, ...]]()
     known, used = ring.list_keys(), ring.read_last_used()
     if screen.wrote(*map(_describe, known)):
         return
-    rows = []
     for key in known:
         limits = (str(key.rate_per_minute or "common"), str(key.quota_per_day or "–"))
         expiry = "expired" if key.is_expired else f"{key.expires:%Y-%m-%d %H:%M}" if key.expires else "never"

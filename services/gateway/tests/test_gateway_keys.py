@@ -140,7 +140,9 @@ async def test_calls_need_a_key_with_the_scope_of_their_door_and_pages_do_not(se
         answer = await scene.client.request(method, path, headers={"x-api-key": only[scope]})
         assert answer.status_code in {200, 404, 503}, path
     answer = await scene.client.post("/v1/echo", headers={"x-api-key": only["infer"], "prefer": "respond-async"})
-    assert (answer.status_code, "jobs" in answer.json()["detail"]) == (403, True)
+    told = answer.json()
+    assert (answer.status_code, "jobs" in told["detail"]) == (403, True)
+    assert "--scope infer --scope jobs" in told["hint"]  # a key that also has what this one has
 
 
 @pytest.fixture
