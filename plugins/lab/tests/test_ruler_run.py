@@ -377,7 +377,7 @@ def test_it_is_served_as_json_and_picture(saved, tmp_path):
 
 def test_the_command_writes_report_predictions_and_picture(saved, tmp_path, capsys):
     ruler, out = expand_options(cli.ruler), tmp_path / "ruler.json"
-    some = {"tasks": "niah_single_1", "lengths": "600", "n": 1, "budgets": "0.5"}
+    some = {"tasks": "niah_single_1, niah_single_1", "lengths": "600", "n": 1, "budgets": "0.5"}
     ruler(model=str(saved), method=["knorm"], out=out, **some)
     assert "agnostic\t600\tknorm\t0.5\t" in capsys.readouterr().out
     assert json.loads(out.read_text())["schema"] == "ruler-report/1"

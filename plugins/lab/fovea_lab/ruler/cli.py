@@ -43,7 +43,7 @@ class RulerOptions:
             "methods": [{"method": name, **knobs} for name in self.method or ("snapkv",)],
             **{name: parse_numbers(getattr(self, name)) for name in ("budgets", "lengths")},
             **{name: getattr(self, name) for name in ("n", "questions", "protocol", "seed")},
-        } | ({"tasks": self.tasks.split(",")} if self.tasks else {})
+        } | ({"tasks": [name.strip() for name in self.tasks.split(",")]} if self.tasks else {})
 
 
 @dataclass(frozen=True, slots=True)
