@@ -103,7 +103,7 @@ class Client(ClientMethods):
             accept: Another media type for the answer, for example `image/png`.
 
         Returns:
-            The JSON answer as Python values, or bytes when `accept` asks for another media type. A request that
+            The JSON answer as Python values, or bytes for another media type (`accept`) or a stream. A request that
             the service queues as a job, because it takes long, is waited for.
         """
         answer = self.send(endpoints.allow_job(endpoints.task(task, options or {}, pictures or {}, accept=accept)))

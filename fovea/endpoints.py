@@ -51,9 +51,9 @@ def example(name: str) -> Call[dict[str, Any]]:
 def task(
     name: str, options: Mapping[str, Any], pictures: Mapping[str, PictureLike | None], *, accept: str | None = None
 ) -> Call[Any]:
-    """Run a task: JSON as Python values, or bytes when `accept` asks for another media type."""
+    """Run a task: JSON as Python values, or bytes when `accept` asks for another media type, or `stream` for events."""
     headers = {"accept": accept} if accept else {}
-    read = read_json if accept in {None, "application/json"} else read_bytes
+    read = read_json if accept in {None, "application/json"} and not options.get("stream") else read_bytes
     options = {option: value for option, value in options.items() if value is not None}
     parts = {field: read_picture(source) for field, source in pictures.items() if source is not None}
     if not parts:

@@ -23,6 +23,7 @@ class SegmentOptions(TypedDict, total=False):
     threshold: float
     normalise: Literal["none", "minmax"]
     min_area: int
+    min_peak: float
     keep_largest: bool
     include: Sequence[Form]
 

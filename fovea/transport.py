@@ -27,6 +27,6 @@ def build_client_options(url: str, key: str | None = None, timeout: float = 300.
         "base_url": parsed,
         "headers": {"user-agent": "fovea-sdk", **({"authorization": f"Bearer {key}"} if key else {})},
         "timeout": httpx2.Timeout(timeout, connect=5.0, pool=None),
-        # A proxy can't reach this machine's loopback address.
-        "trust_env": parsed.host not in {"127.0.0.1", "localhost", "::1"},
+        "trust_env": parsed.scheme == "https" or parsed.host not in {"127.0.0.1", "localhost", "::1"},
+        "mounts": dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]")),  # no proxy can reach these
     }

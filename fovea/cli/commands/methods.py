@@ -42,14 +42,12 @@ def build_longctx(client: Client, name: str | None, knobs: Sequence[str]) -> dic
         InvalidOption: The method has no such setting; the hint lists those it has.
         NotFound: There is no such method.
     """
-    if name is None and not knobs:
-        return None
-    card, own = _fetch_method(client, name or "dense"), LongctxOptions.model_json_schema()
-    schema = {
-        "properties": {**own["properties"], **card.knobs.get("properties", {})},
-        "$defs": {**own.get("$defs", {}), **card.knobs.get("$defs", {})},
-    }
-    return {"method": card.name, **parse_options((parse_pair(knob, "--knob") for knob in knobs), schema)}
+    pairs = [parse_pair(knob, "--knob") for knob in knobs]
+    if name is None:  # a budget, or settings of a model with attention of its own, which only its service knows
+        return parse_options(pairs, {}) or None
+    card, own = _fetch_method(client, name), LongctxOptions.model_json_schema()
+    schema = {part: {**own.get(part, {}), **card.knobs.get(part, {})} for part in ("properties", "$defs")}
+    return {"method": card.name, **parse_options(pairs, schema)}
 
 
 def _fetch_method(client: Client, name: str) -> MethodCard:

@@ -2,9 +2,18 @@
 
 import pytest
 
+from fovea.cli.common_options import GatewayOptions
+from fovea_evaluation.commands import systems
 from tests.command import help_runner
 
 
 @pytest.mark.parametrize("verb", ["rankings", "leaderboard"])
 def test_help_says_what_it_said(monkeypatch, capfdbinary, snapshot, verb):
     assert help_runner(monkeypatch, capfdbinary)("judge", verb, "--help") == (0, snapshot, "")
+
+
+def test_a_judge_that_a_table_leaves_out_is_named_in_every_form_of_output(monkeypatch, capsys):
+    found = {"rows": [], "left_out": [{"judge": "one", "reason": "No grade."}]}
+    monkeypatch.setattr(systems, "fetch", lambda *_, **__: found)
+    systems.leaderboard(gateway=GatewayOptions(json_lines=True))
+    assert capsys.readouterr() == ("", "one is not shown: No grade.\n")

@@ -18,6 +18,9 @@ from services.relevance_judge.storage.mini_collection import load_mini_collectio
 from services.relevance_judge.tests.conftest import GOLDEN as CORE_GOLDEN
 from services.relevance_judge.tests.conftest import post
 
+SIGNAL = json.dumps({"qid": "1", "docid": "a", "grade": None, "signal": 0.5, "reason": "uncalibrated"})
+"""A line of a batch whose judge has no calibration."""
+
 
 def _same(found: float | None, expected: float | None) -> bool:
     return found is expected is None or (None not in (found, expected) and found == pytest.approx(expected, abs=1e-6))
@@ -198,6 +201,9 @@ def test_a_family_that_gains_ranks_is_preferred(client):
         ("rankings", {"reference": "Q1 0 a 1", "judge": "", "runs": RUNS}, 422, "has no labelled query: it has 1"),
         ("significance", {"labels": "Q1 0 a 1\nQ2 0 a 1", "runs": RUNS}, 422, "Q1 is one"),
         ("rankings", {"reference": "", "judge": "", "runs": RUNS, "families": {"bm52": "llm"}}, 422, "no run 'bm52'"),
+        ("rankings", {"reference": "1 0 a 1", "judge": SIGNAL, "runs": RUNS}, 422, "judge holds signals (1 pairs)"),
+        ("significance", {"labels": SIGNAL, "runs": RUNS}, 422, "labels holds signals (1 pairs)"),
+        ("corrected", {"human": "1 0 a 1", "judge": SIGNAL, "runs": RUNS}, 422, "judge holds signals (1 pairs)"),
     ],
 )
 def test_bad_input_is_a_problem_with_a_reason(client, path, body, status, told):
@@ -214,6 +220,7 @@ def _board_body(**more: Any) -> dict[str, Any]:
         {"judge": "second pass", "labels": SECOND, "template": "by hand"},
         {"judge": "one grade", "labels": format_qrels(dict.fromkeys(MINI.labels, 1))},
         {"judge": "one query", "labels": "1 0 m01-1 3\n1 0 m01-2 0\n"},
+        {"judge": "no cuts", "labels": SIGNAL},
     ]
     return {"reference": FIRST, "judges": judges, "runs": runs, "draws": 200, **more}
 
@@ -226,7 +233,9 @@ def test_the_table_has_kappa_with_its_interval_and_tau_side_by_side_best_first(c
         assert low - 1e-9 <= row["kappa"] <= high + 1e-9
         assert "tau_b" in row
     assert (found["rows"][0]["tau_b"], found["rows"][0]["template"]) == (pytest.approx(1.0), "by hand")
-    assert [row["judge"] for row in found["left_out"]] == ["one query"]
+    assert [(row["judge"], "no grade:" in row["reason"]) for row in found["left_out"]] == [
+        ("one query", False), ("no cuts", True)
+    ]  # fmt: skip
     assert (found["queries"], found["pairs"], found["systems"]) == (24, 192, 3)
     by_error = client.post("/v1/judge/leaderboard", json=_board_body(sort="mae")).json()
     assert by_error["rows"][0]["judge"] == "second pass"

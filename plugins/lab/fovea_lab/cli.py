@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
+from fovea.cli.common_options import AsJson, Form
+from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text
 from fovea.errors import InvalidOption, Malformed
 from fovea_lab.heatmap import draw_heatmap
@@ -27,6 +28,7 @@ Text = Annotated[
 ]
 Steps = Annotated[int, typer.Option(help="Tokens of an answer.")]
 Out = Annotated[Path | None, typer.Option(help="Write the report here as JSON, and a grid as PNG next to it.")]
+JsonOut = Annotated[Path | None, typer.Option(help="Write the report here as JSON.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,19 @@ class MethodOptions:
         return options | dict(map(parse_knob, self.knob or ()))
 
 
+@dataclass(frozen=True, slots=True)
+class PrintedForm:
+    """How a report is printed."""
+
+    json_lines: AsJson = False
+    form: Form = None
+
+    @property
+    def screen(self) -> Screen:
+        """Where the command writes. Raises InvalidOption: there is no such form."""
+        return Screen(self.form, as_json=self.json_lines)
+
+
 def needle(
     *,
     tested: MethodOptions,
@@ -56,17 +71,19 @@ def needle(
     steps: Steps = 40,
     seed: int = 0,
     out: Out = None,
+    printed: PrintedForm,
 ) -> None:
     """Hide sentences in long prompts and measure how much of them the model recalls."""
     from fovea_lab import local_run  # noqa: PLC0415  # loads torch
 
+    screen = printed.screen
     options = {"lengths": parse_numbers(lengths), "depths": parse_numbers(depths), "steps": steps, "seed": seed}
     report = local_run.needle(tested.model, options | _request(tested, text))
     rows, columns = [f"{depth:g} %" for depth in report.depths], list(map(str, report.lengths))
-    table = Table("depth \\ tokens", *columns, title=f"recall, mean {report.mean:.2f}")
-    for label, row in zip(rows, report.recall, strict=True):
-        table.add_row(label, *(f"{x:.2f}" for x in row))
-    Console().print(table)
+    if not screen.wrote(report.model_dump(mode="json", by_alias=True)):
+        screen.note(f"[bold]recall, mean {report.mean:.2f}[/]")
+        cells = ((label, *(f"{x:.2f}" for x in row)) for label, row in zip(rows, report.recall, strict=True))
+        screen.table(("depth \\ tokens", *columns), cells)
     save_report(report, out)
     if out is not None:
         out.with_suffix(".png").write_bytes(draw_heatmap(report.recall, rows, columns))
@@ -79,25 +96,30 @@ def fidelity(
     text: Text = None,
     steps: Steps = 64,
     seed: int = 0,
-    out: Out = None,
+    out: JsonOut = None,
+    printed: PrintedForm,
 ) -> None:
     """Compare a method with dense attention on the same tokens: KL, agreement and perplexity."""
     from fovea_lab import local_run  # noqa: PLC0415  # loads torch
 
+    screen = printed.screen
     options = {"lengths": parse_numbers(lengths), "steps": steps, "seed": seed}
     report = local_run.fidelity(tested.model, options | _request(tested, text))
-    table = Table("task", "tokens", "KL (nats)", "top-1 agreement", "perplexity dense", "perplexity", "right")
-    for row in report.rows:
-        table.add_row(
-            row.task,
-            str(row.length),
-            f"{row.kl:.4f}",
-            f"{row.agreement:.3f}",
-            f"{row.perplexity_dense:.2f}",
-            f"{row.perplexity:.2f}",
-            f"{row.right:.3f}",
+    if not screen.wrote(report.model_dump(mode="json", by_alias=True)):
+        columns = ("task", "tokens", "KL (nats)", "top-1 agreement", "perplexity dense", "perplexity", "right")
+        rows = (
+            (
+                escape(row.task),
+                str(row.length),
+                f"{row.kl:.4f}",
+                f"{row.agreement:.3f}",
+                f"{row.perplexity_dense:.2f}",
+                f"{row.perplexity:.2f}",
+                f"{row.right:.3f}",
+            )
+            for row in report.rows
         )
-    Console().print(table)
+        screen.table(columns, rows)
     save_report(report, out)
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from rich.console import Console
 from rich.progress import Progress
 
 from fovea.errors import InvalidOption
@@ -67,8 +68,8 @@ def parse_options(request_type: type[_Request], options: Mapping[str, Any]) -> _
 
 @contextmanager
 def show_progress(name: str) -> Iterator[Callable[[float, str | None], None]]:
-    """A bar in the terminal, and the function that moves it to a share, with a note."""
-    with Progress(transient=True) as bar:
+    """A bar on standard error, and the function that moves it to a share, with a note."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=1.0)
         yield lambda share, note: bar.update(task, completed=share, description=note or name)
 

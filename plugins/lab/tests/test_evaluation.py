@@ -72,9 +72,8 @@ def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):
     needle(model=str(folder), lengths="150", depths="0,100", steps=3, out=tmp_path / "needle.json")
     power = '{"method": "power", "block": 16}'
     fidelity(model=str(folder), longctx=power, lengths="48", steps=4, out=tmp_path / "f.json")
-    said = capsys.readouterr().out
-    assert "recall, mean" in said
-    assert "top-1" in said
+    out, err = capsys.readouterr()
+    assert ("recall, mean" in err, "top-1" in out) == (True, True)
     assert json.loads((tmp_path / "needle.json").read_text())["lengths"] == [150]
     assert (tmp_path / "needle.png").read_bytes().startswith(b"\x89PNG")
     for verb, options, told in (
@@ -126,8 +125,12 @@ def test_a_comparison_is_given_up_before_its_turn_or_at_its_deadline(model, monk
 
 
 def test_knobs_of_a_method_are_options(folder, capsys):
-    needle(model=str(folder), method="power", knob=["block=16"], lengths="150", depths="0", steps=2)
-    assert "recall, mean" in capsys.readouterr().out
+    asked = {"model": str(folder), "method": "power", "knob": ["block=16"], "lengths": "150", "steps": 2}
+    needle(**asked, depths="0")
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[0], "recall, mean" in err) == ("depth \\ tokens\t150", True)
+    fidelity(**asked, json_lines=True)
+    assert json.loads(capsys.readouterr().out)["rows"][0]["length"] == 150
 
 
 def test_hidden_heads_change_what_comes_back_and_a_length_over_the_window_is_refused(context):

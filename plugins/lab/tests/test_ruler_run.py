@@ -377,13 +377,15 @@ def test_it_is_served_as_json_and_picture(saved, tmp_path):
 
 def test_the_command_writes_report_predictions_and_picture(saved, tmp_path, capsys):
     ruler, out = expand_options(cli.ruler), tmp_path / "ruler.json"
-    some = {"tasks": "niah_single_1", "lengths": "600", "n": 1, "budgets": "0.5"}
+    some = {"tasks": "niah_single_1, niah_single_1", "lengths": "600", "n": 1, "budgets": "0.5"}
     ruler(model=str(saved), method=["knorm"], out=out, **some)
-    assert "RULER-form" in capsys.readouterr().out
+    assert "agnostic\t600\tknorm\t0.5\t" in capsys.readouterr().out
     assert json.loads(out.read_text())["schema"] == "ruler-report/1"
     assert out.with_suffix(".png").is_file()
-    ruler(compare=(out, out))
+    ruler(compare=(out, out), form="table")
     assert "+0.00" in capsys.readouterr().out
+    with pytest.raises(Malformed, match="is not a report"):
+        ruler(compare=(out, saved / "config.json"))
     with pytest.raises(InvalidOption, match="n: Input should be greater than or equal to 1"):
         ruler(model=str(saved), **some | {"n": 0})
     ruler(model=str(saved), export=tmp_path / "samples.jsonl", **some)

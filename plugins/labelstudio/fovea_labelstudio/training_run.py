@@ -83,7 +83,7 @@ class TrainingRuns:
             self.state.status = "training"
             code = await self._train(folder)
             if not code:
-                served = f"{self._plan.name} is served after the next start of its service."
+                served = f"{self._plan.name} is served: a running Fovea loads it within seconds."
                 self.state.status, self.state.detail = "finished", served
                 return
             detail = f"fovea train ended with {code}; {self._plan.folder}/project-{project}.log says why."

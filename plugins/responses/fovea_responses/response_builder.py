@@ -48,10 +48,10 @@ class ResponseBuilder:
 
     def feed(self, chunk: ChatChunk) -> Iterator[Event]:
         """The events of one more chunk."""
+        self.response.model = chunk.model
         if self._count == 0:
             yield self._event("response.created", response=self._dump())
             yield self._event("response.in_progress", response=self._dump())
-        self.response.model = chunk.model
         for choice in chunk.choices:
             yield from self._feed_choice(choice)
         if chunk.usage is not None:

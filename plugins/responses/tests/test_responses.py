@@ -6,7 +6,9 @@ import openai
 import pytest
 from openai.types.responses import response_create_params
 
+from fovea.api.text import ChatChunk
 from fovea_responses import response_store, routes
+from fovea_responses.response_builder import ResponseBuilder
 from fovea_responses.wire import ResponsesRequest
 from plugins.steering.tests.test_steering import UP, check_scopes
 from services.llm_longctx.tests import test_openai_fields
@@ -273,3 +275,9 @@ def test_unknown_fields_of_nested_objects_are_named_too_also_in_a_stream(client)
 
 def test_requests_with_a_session_stay_with_its_replica():
     assert fields_of(routes)["affine"] == (URL,)
+
+
+def test_the_first_event_names_the_model_that_answers_where_none_was_asked_for():
+    chunk = ChatChunk(id="a", created=1, model=MODEL, choices=[])
+    first, *_ = ResponseBuilder(ResponsesRequest(input="Hello")).feed(chunk)
+    assert (first["type"], first["response"]["model"]) == ("response.created", MODEL)

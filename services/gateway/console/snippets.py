@@ -55,7 +55,6 @@ class _SnippetWriter:
     def task(self) -> Iterator[Snippet]:
         path, picture = task_path(self.card["task"]), _find_picture_field(self.card)
         if picture is None:
-            # The example can be sent as it is, so the page does not have to show it.
             fetch = self._curl("", f"/v1/models/{self.card['id']}/example", "-o request.json").text
             post = self._curl("", path, "-H 'Content-Type: application/json'", "-d @request.json").text
             yield Snippet("curl", f"{fetch}\n{post}")
@@ -71,11 +70,12 @@ class _SnippetWriter:
         outputs: Sequence[Mapping[str, Any]] = self.card.get("outputs") or ()
         if not inputs or not outputs:
             return
+        scheme, _, host = self.origin.partition("://")
         lines = [
             "import numpy as np",
             "import tritonclient.http as triton",
             "",
-            f'client = triton.InferenceServerClient("{self.origin.partition("://")[2]}")',
+            f'client = triton.InferenceServerClient("{host}"{", ssl=True" if scheme == "https" else ""})',
             "feeds = []",
         ]
         for tensor in inputs:
@@ -92,8 +92,8 @@ class _SnippetWriter:
 
     def _client(self, picture: str | None) -> str:
         task, name = self.card["task"], self.card["id"]
-        call = f'client.run("{task}", {{"model": "{name}"}}'
-        call += f', pictures={{"{picture}": "picture.jpg"}})' if picture else ")"
+        photo = f'{{"model": "{name}"}}, pictures={{"{picture}": "picture.jpg"}}'
+        call = f'client.run("{task}", ' + (photo if picture else f'client.example("{name}")') + ")"
         if task == "segment":
             call = f'client.segment("picture.jpg", model="{name}")'
         key = ', key="fovea_…"' if self.keys else ""
@@ -113,9 +113,9 @@ def _example_shape(shape: Sequence[int]) -> str:
 
 
 def _find_picture_field(card: Mapping[str, Any]) -> str | None:
-    properties: Mapping[str, Mapping[str, Any]] = (card.get("schema") or {}).get("properties", {})
-    for name, part in properties.items():
+    schema: Mapping[str, Any] = card.get("schema") or {}
+    for name, part in schema.get("properties", {}).items():
         kinds = [part, *part.get("anyOf", ())]
         if any(str(kind.get("contentMediaType", "")).startswith("image/") for kind in kinds):
-            return name
+            return name if {name}.issuperset(schema.get("required", ())) else None  # one that needs more has an example
     return None

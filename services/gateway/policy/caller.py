@@ -59,7 +59,8 @@ class Caller:
         """Check that the key has a scope. Raises PermissionDenied: the key does not have it."""
         if scope not in self.scopes:
             detail = f"This key lacks the scope {scope!r}; it has {', '.join(sorted(self.scopes)) or 'none'}."
-            raise PermissionDenied(detail, hint=f"Make one with `fovea keys add TENANT --scope {scope}`.")
+            named = " --scope ".join([*sorted(self.scopes), scope])
+            raise PermissionDenied(detail, hint=f"Make one with `fovea keys add TENANT --scope {named}`.")
 
 
 LOCAL = Caller("local", frozenset(SCOPES))

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from redis.exceptions import RedisError
 
+from fovea.cli.common_options import Form
 from fovea.cli.option_groups import expand_options
 from fovea.cli.output import Screen
 from fovea.errors import Conflict, InvalidOption
@@ -67,20 +68,18 @@ def add(
 
 
 @keys.command(name="list")
-def list_keys(as_json: AsJson = False) -> None:
+def list_keys(as_json: AsJson = False, form: Form = None) -> None:
     """Show all keys, without their secrets."""
-    ring = KeyRing(settings().keys_path)
+    ring, screen, rows = KeyRing(settings().keys_path), Screen(form, as_json=as_json), list[tuple[str, ...]]()
     known, used = ring.list_keys(), ring.read_last_used()
-    if as_json:
-        typer.echo(json.dumps([_describe(key) for key in known]))
+    if screen.wrote(*map(_describe, known)):
         return
-    rows = []
     for key in known:
         limits = (str(key.rate_per_minute or "common"), str(key.quota_per_day or "–"))
         expiry = "expired" if key.is_expired else f"{key.expires:%Y-%m-%d %H:%M}" if key.expires else "never"
         last = f"{used[key.id]:%Y-%m-%d %H:%M}" if key.id in used else "–"
         rows.append((key.id, key.tenant, " ".join(key.scopes), *limits, f"{key.created:%Y-%m-%d}", expiry, last))
-    Screen().table(("id", "tenant", "scopes", "per minute", "per day", "created", "expires", "last used"), rows)
+    screen.table(("id", "tenant", "scopes", "per minute", "per day", "created", "expires", "last used"), rows)
 
 
 @keys.command()

@@ -194,8 +194,11 @@ def test_with_keys_a_page_asks_for_one_and_opens_with_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "title", "told"),
-    [("parrot", "openai", "You said: Say hello."), ("disc", "fovea", "model"), ("patches/tiny", "fovea", "model")],
-)
+    [
+        ("parrot", "openai", "You said: Say hello."), ("disc", "fovea", "model"), ("patches/tiny", "fovea", "model"),
+        ("sink", "fovea", "'image': "),
+    ],
+)  # fmt: skip
 def test_snippets_run_as_they_stand(stage, capsys, tmp_path, monkeypatch, name, title, told):
     (tmp_path / "picture.jpg").write_bytes(photograph())
     monkeypatch.chdir(tmp_path)
@@ -203,6 +206,15 @@ def test_snippets_run_as_they_stand(stage, capsys, tmp_path, monkeypatch, name, 
     exec(compile(text, "snippet", "exec"), {})  # noqa: S102 - it is our own text
     said = capsys.readouterr().out
     assert said == told if title == "openai" else told in said
+
+
+def test_a_request_that_needs_more_than_a_picture_is_sent_as_the_model_s_example_and_triton_s_client_speaks_tls():
+    schema = {"properties": {"image": {"contentMediaType": "image/png"}, "target": {}}, "required": ["target"]}
+    card = {**CARDS["disc"], "task": "scanpath", "schema": schema}
+    texts = {snippet.title: snippet.text for snippet in build_snippets(card, "https://fovea.example")}
+    assert "/v1/models/disc/example" in texts["curl"]
+    assert 'client.run("scanpath", client.example("disc"))' in texts["fovea"]
+    assert 'InferenceServerClient("fovea.example", ssl=True)' in texts["tritonclient"]
 
 
 def _palettes():

@@ -140,7 +140,9 @@ async def test_calls_need_a_key_with_the_scope_of_their_door_and_pages_do_not(se
         answer = await scene.client.request(method, path, headers={"x-api-key": only[scope]})
         assert answer.status_code in {200, 404, 503}, path
     answer = await scene.client.post("/v1/echo", headers={"x-api-key": only["infer"], "prefer": "respond-async"})
-    assert (answer.status_code, "jobs" in answer.json()["detail"]) == (403, True)
+    told = answer.json()
+    assert (answer.status_code, "jobs" in told["detail"]) == (403, True)
+    assert "--scope infer --scope jobs" in told["hint"]  # a key that also has what this one has
 
 
 @pytest.fixture
@@ -159,7 +161,8 @@ def test_the_verb_prints_a_secret_once_and_lists_without_it_with_whole_ids_and_u
     ring = KeyRing(tmp_path / "keys.json")
     assert ring.authenticate(secret).scopes == {"infer", "admin"}
     (key,) = ring.list_keys()
-    (listed,) = json.loads(run("list", "--json").stdout)
+    listed = json.loads(run("list", "--json").stdout)
+    assert run("list", "--format", "{id} {scopes}").stdout == f'{key.id} ["infer", "admin"]\n'
     assert (listed["tenant"], listed["quota_per_day"], "sha256" in listed) == ("a-tenant-of-a-long-name", 7, False)
     _, row = run("list").stdout.splitlines()
     assert row.split("\t")[:3] == [key.id, "a-tenant-of-a-long-name", "infer admin"]
@@ -167,7 +170,7 @@ def test_the_verb_prints_a_secret_once_and_lists_without_it_with_whole_ids_and_u
     run("add", "soon", "--expires", "2d")
     assert timedelta(1) < ring.list_keys()[1].expires - datetime.now(UTC) < timedelta(2)
     assert [run("revoke", each.id).exit_code for each in ring.list_keys()] == [0, 0]
-    assert json.loads(run("list", "--json").stdout) == []
+    assert run("list", "--json").stdout == ""
 
 
 def test_rotating_says_when_the_old_key_ends_and_makes_none_that_has_expired(run, tmp_path):

@@ -11,6 +11,7 @@ from shared.lm import embedder
 from shared.lm.bert import BertConfig, BertEncoder, group_distances
 from shared.lm.bundled_models import bundled_embedder
 from shared.lm.embedder import SentenceEmbedder, load_embedder
+from shared.settings import Settings
 
 TINY = {
     "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24,
@@ -76,3 +77,13 @@ def test_a_missing_wheel_and_a_missing_tensor_are_said(monkeypatch, tmp_path):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(Malformed, match=r"layer\.3\.output"):
         SentenceEmbedder.from_folder(tmp_path)
+
+
+def test_an_embedder_computes_on_as_many_threads_as_the_settings_allow(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(SentenceEmbedder, "from_folder", lambda folder: folder)
+    for threads in (0, 3):
+        monkeypatch.setattr(embedder, "settings", lambda threads=threads: Settings(intra_op_threads=threads))
+        assert load_embedder.__wrapped__() == bundled_embedder("all-minilm-l6-v2")
+    assert told == [3]

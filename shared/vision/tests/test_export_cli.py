@@ -27,6 +27,7 @@ def test_a_served_model_becomes_a_repository(tmp_path):
     name = min(servables("medical-seg"))
     ran = CliRunner().invoke(export, ["triton", str(tmp_path / "repository"), name, "--cpu", "--max-batch", "2"])
     assert ran.exit_code == 0, ran.output
+    assert f"--model-repository={tmp_path}/repository, then" in ran.output  # in one line, to be copied
     place = tmp_path / "repository" / name
     config = text_format.Parse((place / "config.pbtxt").read_text("utf-8"), schema.ModelConfig())
     session = onnxruntime.InferenceSession(place / "1" / "model.onnx")

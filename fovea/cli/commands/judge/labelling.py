@@ -144,12 +144,10 @@ def templates(
         if not screen.wrote(shown):
             screen.text("\n\n".join(filter(None, [shown["system"], *("\n".join(turn) for turn in shown["turns"])])))
         return
-    found = fetch("templates", gateway)
+    found = [{"id": one["template"]["id"], **one} for one in fetch("templates", gateway)]
     if screen.wrote(*found):
         return
-    rows = (
-        (one["template"]["id"], one["template"]["kind"], one["digest"], one["template"]["summary"]) for one in found
-    )
+    rows = ((one["id"], one["template"]["kind"], one["digest"], one["template"]["summary"]) for one in found)
     screen.table(("template", "kind", "digest", "what it does"), (tuple(map(escape, row)) for row in rows), head=False)
 
 

@@ -75,6 +75,8 @@ def ensemble(
     if screen.wrote(found):
         return
     write_text(output, found["qrels"].encode("utf8"))
+    if not found["pairs"]:
+        screen.note("[yellow]No pair has a grade. `fovea judge calibrate` fits cuts for signals.[/]")
     if output is not None:
         screen.note(f"wrote {output} ({found['pairs']} pairs, {' · '.join(map(str, found['counts']))} per grade)")
 

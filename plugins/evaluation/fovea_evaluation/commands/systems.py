@@ -166,13 +166,12 @@ def leaderboard(
         found = compute("leaderboard", gateway, measure=measure, sort=sort, name=name, **files)
     else:
         found = fetch("leaderboard", gateway, name=name, sort=sort)
-    if screen.wrote(*found["rows"]):
-        return
-    cuts = ("0|123", "01|23", "012|3")
-    screen.table(
-        ("judge", "kappa", "95 %", "tau-b", "alpha", "rho", *cuts, "bias", "invalid"),
-        (_format_row(row, cuts) for row in found["rows"]),
-    )
+    if not screen.wrote(*found["rows"]):
+        cuts = ("0|123", "01|23", "012|3")
+        screen.table(
+            ("judge", "kappa", "95 %", "tau-b", "alpha", "rho", *cuts, "bias", "invalid"),
+            (_format_row(row, cuts) for row in found["rows"]),
+        )
     for row in found["left_out"]:
         screen.note(f"[yellow]{escape(row['judge'])} is not shown:[/] {escape(row['reason'])}")
 

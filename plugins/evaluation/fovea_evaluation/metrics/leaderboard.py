@@ -101,6 +101,8 @@ def build_leaderboard(
         interval = kappa_interval(reference, entry.labels.labels, draws=draws, seed=seed)
         if interval is None:
             reason = "Kappa has no interval: fewer than two queries, or one and the same grade throughout."
+            if entry.labels.uncalibrated and not entry.labels.labels:
+                reason = f"It has signals ({entry.labels.uncalibrated:,} pairs) and no grade: fit cuts of the judge."
             left_out.append(ExcludedJudge(judge=entry.judge, reason=reason))
             continue
         scores = rankings.system_scores(runs, entry.labels.labels, measure=measure, relevance_level=relevance_level)

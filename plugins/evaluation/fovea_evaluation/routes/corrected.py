@@ -15,9 +15,8 @@ from fovea.errors import InvalidOption
 from fovea_evaluation.metrics.corrected import LabelBudget, correct_mean, human_mean, plan_labels
 from fovea_evaluation.metrics.rankings import find_measure
 from fovea_evaluation.metrics.significance import tabulate_scores
-from fovea_evaluation.routes.options import MAX_SYSTEMS, Measure, RelevanceLevel, Runs
+from fovea_evaluation.routes.options import MAX_SYSTEMS, Measure, RelevanceLevel, Runs, read_grades
 from services.relevance_judge.parsing import trec
-from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import StrictModel
 from shared.serving.http.openapi_routes import problems
 
@@ -143,7 +142,7 @@ def _tabulate(body: HumanSample) -> tuple[list[str], Floats, Floats, Floats]:
     """Systems, and their scores [systems, queries]: by people, by the judge on the same queries, on all others."""
     find_measure(body.measure)
     human_labels = trec.parse_qrels(body.human, "human")
-    judge_labels = parse_labels(body.judge, "judge").labels
+    judge_labels = read_grades(body.judge, "judge")
     runs = trec.parse_runs(body.runs)
     if not 1 <= len(runs) <= MAX_SYSTEMS:
         raise InvalidOption(f"There are {len(runs)} systems; 1 to {MAX_SYSTEMS} can be measured.", field="runs")

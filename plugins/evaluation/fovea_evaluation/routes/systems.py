@@ -9,10 +9,9 @@ from fovea.errors import InvalidOption
 from fovea_evaluation.metrics import rankings
 from fovea_evaluation.metrics.rankings import Missing, find_measure
 from fovea_evaluation.metrics.significance import Correction, PairTest, compare_systems, tabulate_scores
-from fovea_evaluation.routes.options import MAX_SYSTEMS, Measure, RelevanceLevel, Runs, Seed
+from fovea_evaluation.routes.options import MAX_SYSTEMS, Measure, RelevanceLevel, Runs, Seed, read_grades
 from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.parsing import trec
-from services.relevance_judge.parsing.label_formats import parse_labels
 from services.relevance_judge.schemas import StrictModel
 from shared.lazy_module import LazyModule
 from shared.serving.http.openapi_routes import problems
@@ -69,7 +68,7 @@ class RankingsOut(rankings.Comparison):
 @router.post("/rankings", responses=problems(400, 422))
 def rank(body: RankingsIn) -> RankingsOut:
     """Rank systems under two label sets, with trec_eval's semantics."""
-    reference, judge = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge").labels
+    reference, judge = trec.parse_qrels(body.reference, "reference"), read_grades(body.judge, "judge")
     runs = trec.parse_runs(body.runs)
     if unknown := [tag for tag in body.families if tag not in runs]:
         detail = f"There is no run {unknown[0]!r} to be of a family; there are {', '.join(runs) or 'none'}."
@@ -156,7 +155,7 @@ class SignificanceOut(BaseModel):
 @router.post("/significance", responses=problems(400, 422))
 def compare_runs(body: SignificanceIn) -> SignificanceOut:
     """Test the differences between systems over the same queries."""
-    labels, runs = parse_labels(body.labels, "labels").labels, trec.parse_runs(body.runs)
+    labels, runs = read_grades(body.labels, "labels"), trec.parse_runs(body.runs)
     find_measure(body.measure)
     if not 2 <= len(runs) <= MAX_SYSTEMS:
         raise InvalidOption(f"There are {len(runs)} systems; 2 to {MAX_SYSTEMS} can be compared.", field="runs")

@@ -3,17 +3,18 @@
 Knows the terminal; what is measured is in `run`, and is imported only when the command runs, because it loads torch.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
+from fovea.cli.commands.judge.options import read_json
+from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text
-from fovea_lab.cli import Knobs, Model, parse_knob, parse_numbers, save_report
+from fovea.errors import Malformed
+from fovea_lab.cli import Knobs, Model, PrintedForm, parse_knob, parse_numbers, save_report
 
 Out = Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie next to.")]
 Export = Annotated[Path | None, typer.Option(help="Write the samples as JSONL for a peer, and stop.")]
@@ -42,7 +43,7 @@ class RulerOptions:
             "methods": [{"method": name, **knobs} for name in self.method or ("snapkv",)],
             **{name: parse_numbers(getattr(self, name)) for name in ("budgets", "lengths")},
             **{name: getattr(self, name) for name in ("n", "questions", "protocol", "seed")},
-        } | ({"tasks": self.tasks.split(",")} if self.tasks else {})
+        } | ({"tasks": [name.strip() for name in self.tasks.split(",")]} if self.tasks else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,12 @@ def ruler(
     export: Export = None,
     score: Peers = None,
     compare: Compare = None,
+    printed: PrintedForm,
 ) -> None:
     """Compare attention methods at equal bytes on RULER-form tasks (never with published RULER tables)."""
+    screen = printed.screen
     if compare is not None:
-        _compare(*compare)
+        _compare(*compare, screen)
         return
     from fovea_lab.ruler import local, plots  # noqa: PLC0415  # load torch
 
@@ -79,49 +82,75 @@ def ruler(
         return
     store = None if out is None else out.with_suffix(".jsonl")
     report = local.evaluate(model, options, qa=texts.qa, corpus=corpus, store=store, peers=score or ())
-    print_leaderboards(report.model_dump(by_alias=True, mode="json"))
+    print_leaderboards(report.model_dump(by_alias=True, mode="json"), screen)
     save_report(report, out)
     if out is not None:
         out.with_suffix(".png").write_bytes(plots.draw_means(report))
 
 
-def print_leaderboards(report: dict[str, Any]) -> None:
-    """A table per protocol and length, over tasks that tell methods apart where there are any."""
+def print_leaderboards(report: dict[str, Any], screen: Screen) -> None:
+    """A table per protocol and length, over tasks that tell methods apart where there are any; in a pipe one of all."""
+    if screen.wrote(report):
+        return
     leaders = report["leaderboards"]
     shown = [one for one in leaders if one["informative"]] or leaders
+    columns = ("method", "budget", "bytes", "mean", "95 %", "against dense", "worse/better", "n")
+    if screen.is_tsv:
+        rows = ((one["protocol"], str(one["length"]), *_format_leader(one)) for one in shown)
+        screen.table(("protocol", "tokens", *columns), rows)
+        return
     for protocol, length in dict.fromkeys((one["protocol"], one["length"]) for one in shown):
-        rows = [one for one in shown if (one["protocol"], one["length"]) == (protocol, length)]
-        title = f"RULER-form, {protocol}, {length:,} tokens: {', '.join(rows[0]['tasks'])}"
-        table = Table("method", "budget", "bytes", "mean", "95 %", "against dense", "worse/better", "n", title=title)
-        for one in rows:
-            table.add_row(
-                one["method"],
-                "" if one["budget"] is None else f"{one['budget']:g}",
-                f"{one['bytes']:.3f}",
-                f"{one['mean']:.2f}",
-                f"{one['low']:.2f} – {one['high']:.2f}",
-                f"{one['difference']['mean']:+.2f}",
-                f"{one['worse']}/{one['better']}",
-                str(one["n"]),
-            )
-        Console().print(table)
+        same = [one for one in shown if (one["protocol"], one["length"]) == (protocol, length)]
+        screen.text(f"RULER-form, {protocol}, {length:,} tokens: {', '.join(same[0]['tasks'])}")
+        screen.table(columns, map(_format_leader, same))
 
 
-def _compare(first: Path, second: Path) -> None:
+def _format_leader(one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        escape(one["method"]),
+        "" if one["budget"] is None else f"{one['budget']:g}",
+        f"{one['bytes']:.3f}",
+        f"{one['mean']:.2f}",
+        f"{one['low']:.2f} – {one['high']:.2f}",
+        f"{one['difference']['mean']:+.2f}",
+        f"{one['worse']}/{one['better']}",
+        str(one["n"]),
+    )
+
+
+def _compare(first: Path, second: Path, screen: Screen) -> None:
     """Means of two reports next to each other."""
-    reports = [json.loads(path.read_text("utf-8")) for path in (first, second)]
+    names = ("protocol", "length", "method", "budget")
     tables = [
-        {
-            (x["protocol"], x["length"], x["method"], x["budget"]): x
-            for x in report["leaderboards"]
-            if not x["informative"]
-        }
-        for report in reports
+        {(x["protocol"], x["length"], x["method"], x["budget"]): x for x in leaders if not x["informative"]}
+        for leaders in map(_read_leaders, (first, second))
     ]
-    table = Table("protocol", "tokens", "method", "budget", first.stem, second.stem, "difference")
-    for key in dict.fromkeys((*tables[0], *tables[1])):
-        means = [rows[key]["mean"] if key in rows else None for rows in tables]
-        shown = ["" if mean is None else f"{mean:.2f}" for mean in means]
-        apart = "" if None in means else f"{means[1] - means[0]:+.2f}"  # type: ignore[operator]
-        table.add_row(*map(str, key), *shown, apart)
-    Console().print(table)
+    found = [
+        {
+            **dict(zip(names, key, strict=True)),
+            "means": [rows[key]["mean"] if key in rows else None for rows in tables],
+        }
+        for key in dict.fromkeys((*tables[0], *tables[1]))
+    ]
+    if screen.wrote(*found):
+        return
+    rows = (
+        (
+            *(
+                "" if one[name] is None else escape(str(one[name]))
+                for name in ("protocol", "length", "method", "budget")
+            ),
+            *("" if mean is None else f"{mean:.2f}" for mean in one["means"]),
+            "" if None in one["means"] else f"{one['means'][1] - one['means'][0]:+.2f}",
+        )
+        for one in found
+    )
+    columns = ("protocol", "tokens", "method", "budget", first.stem, second.stem, "difference")
+    screen.table(columns, rows)
+
+
+def _read_leaders(path: Path) -> list[dict[str, Any]]:
+    leaders = read_json(path, dict).get("leaderboards")
+    if not isinstance(leaders, list):
+        raise Malformed(f"{path.name} is not a report of `fovea ruler`.", hint="Give files that --out has written.")
+    return leaders

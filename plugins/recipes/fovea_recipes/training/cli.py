@@ -40,7 +40,7 @@ def import_checkpoint(
     ] = None,
 ) -> None:
     """Serve an official checkpoint instead of the demo weights. No code in the file is ever run."""
-    console = Console()
+    console = Console(soft_wrap=True, markup=False)
     config = settings()
     make_files_private(config.data_dir)
     importing = importlib.import_module("fovea_recipes.training.checkpoint_import")
@@ -88,7 +88,7 @@ def train(
     ] = None,
 ) -> None:
     """Train weights by a recipe, measure them on held-out data, write them with their manifest and ONNX graph."""
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     if recipe is not None:
         console.print(f"Preparing the recipe {recipe} …", highlight=False)  # torch is imported now, for seconds
     found = importlib.import_module("fovea_recipes.training.recipe")

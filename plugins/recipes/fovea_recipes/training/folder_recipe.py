@@ -198,7 +198,7 @@ class FolderRecipe(Recipe):
             return
         why = f" {problems[0].path.name} {problems[0].kind}." if problems else ""
         detail = f"{self.data} has {count} {what}; {self.name} needs {least} or more.{why}"
-        raise InvalidOption(detail, hint="`fovea train` lists what each format looks like.", field="data")
+        raise InvalidOption(detail, hint="docs/09-your-own-data.md shows what each recipe reads.", field="data")
 
 
 def epoch(step: int, batch: int, count: int, seed: int) -> NDArray[np.int64]:
