@@ -8,7 +8,6 @@ import math
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +29,11 @@ _ROOM = 3
 """How much larger than its network a checkpoint may be: room for float64, never for a bomb."""
 
 
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """The stored file of an import, and its findings.
-
-    `missing` keys are not needed to predict and keep their initial values; for `unexpected` ones there is no place.
-    """
-
-    manifest: Manifest
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-
-def import_weights(model: str, file: Path, folder: Path) -> Imported:
+def import_weights(model: str, file: Path, folder: Path) -> Manifest:
     """Read an official checkpoint of `model`, check it, and store it in `folder` for the services to serve.
+
+    The manifest's notes list `missing` keys, which are not needed to predict and keep their initial values, and
+    `unexpected` ones, for which there is no place.
 
     Args:
         model: Name of a network; of its official layouts the one that fits is taken.
@@ -85,7 +75,7 @@ def import_weights(model: str, file: Path, folder: Path) -> Imported:
         code=code_facts(),
         notes={"missing": missing, "unexpected": unexpected},
     )
-    return Imported(write_weights(folder, arrays_of(net), manifest), missing, unexpected)
+    return write_weights(folder, arrays_of(net), manifest)
 
 
 Config = tuple[tuple[str, Any], ...]

@@ -52,7 +52,7 @@ def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(tmp_path, nam
     state = {key: value.contiguous().clone() for key, value in network(name, **layout).state_dict().items()}
     save_file(state, tmp_path / "official.safetensors")
     found = import_weights(name, tmp_path / "official.safetensors", tmp_path / "weights")
-    assert (found.missing, found.unexpected) == ([], [])
+    assert found.notes == {"missing": [], "unexpected": []}
     stored = read_weights(tmp_path / "weights" / f"{name}.safetensors").arrays
     told = {key for key in state if not key.endswith("num_batches_tracked")}
     assert stored.keys() - {key for key in state if key not in told} == told
@@ -67,9 +67,9 @@ def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path)
     net.names = ["D00", "D10", "D20"]
     torch.save({"model": net.half(), "epoch": 7}, tmp_path / "best.pt")
     imported = import_weights("yolo9tr", tmp_path / "best.pt", tmp_path)
-    assert imported.manifest.network.config == {"size": "l", "classes": 3}
-    assert imported.manifest.data["names"] == "D00,D10,D20"
-    assert (imported.missing, imported.unexpected) == ([], [])
+    assert imported.network.config == {"size": "l", "classes": 3}
+    assert imported.data["names"] == "D00,D10,D20"
+    assert imported.notes == {"missing": [], "unexpected": []}
     stored = read_weights(tmp_path / "yolo9tr.safetensors")
     key = "model.35.cv4.0.2.bias"
     assert torch.equal(torch.from_numpy(stored.arrays[key]), net.float().state_dict()[key])
