@@ -58,10 +58,11 @@ def needle(
     out: Out = None,
 ) -> None:
     """Hide sentences in long prompts and measure how much of them the model recalls."""
-    from fovea_lab import local_run  # noqa: PLC0415  # loads torch
+    from fovea_lab import local_run, method_quality  # noqa: PLC0415  # loads torch
 
     options = {"lengths": parse_numbers(lengths), "depths": parse_numbers(depths), "steps": steps, "seed": seed}
-    report = local_run.needle(tested.model, options | _request(tested, text))
+    options |= _request(tested, text)
+    report = local_run.run_local(method_quality.run_needle, method_quality.NeedleRequest, tested.model, options)
     rows, columns = [f"{depth:g} %" for depth in report.depths], list(map(str, report.lengths))
     table = Table("depth \\ tokens", *columns, title=f"recall, mean {report.mean:.2f}")
     for label, row in zip(rows, report.recall, strict=True):
@@ -82,10 +83,11 @@ def fidelity(
     out: Out = None,
 ) -> None:
     """Compare a method with dense attention on the same tokens: KL, agreement and perplexity."""
-    from fovea_lab import local_run  # noqa: PLC0415  # loads torch
+    from fovea_lab import local_run, method_quality  # noqa: PLC0415  # loads torch
 
     options = {"lengths": parse_numbers(lengths), "steps": steps, "seed": seed}
-    report = local_run.fidelity(tested.model, options | _request(tested, text))
+    options |= _request(tested, text)
+    report = local_run.run_local(method_quality.run_fidelity, method_quality.FidelityRequest, tested.model, options)
     table = Table("task", "tokens", "KL (nats)", "top-1 agreement", "perplexity dense", "perplexity", "right")
     for row in report.rows:
         table.add_row(
