@@ -228,7 +228,7 @@ def render_page() -> str:
     """Return the page of the documentation."""
     template = Path(__file__).with_name("cost_template.md").read_text("utf8")
     head = template.format(bandwidth=BANDWIDTH_SHARE, matrix=MATRIX_SHARE, issue=ISSUE_SHARE, gap_us=GAP * 1e6)
-    return head + "\n".join(_lines()) + "\n"
+    return "\n".join(("# What a decode step should cost on a GPU", "", head, *_lines(), ""))
 
 
 def _lines() -> Iterator[str]:
