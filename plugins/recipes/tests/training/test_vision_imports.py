@@ -57,7 +57,7 @@ def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(tmp_path, nam
     told = {key for key in state if not key.endswith("num_batches_tracked")}
     assert stored.keys() - {key for key in state if key not in told} == told
     assert all(torch.equal(torch.from_numpy(stored[key]).to(state[key].dtype), state[key]) for key in told)
-    spec = found.manifest.network
+    spec = found.network
     with torch.device("meta"):  # names alone
         assert network(spec.name, **spec.config).state_dict().keys() == state.keys()
 
