@@ -226,9 +226,9 @@ _METHODS: Sequence[tuple[str, float]] = (
 
 def render_page() -> str:
     """Return the page of the documentation."""
-    template = Path(__file__).with_name("cost_template.md").read_text("utf8")
+    template = Path(__file__).with_name("cost_template.txt").read_text("utf8")
     head = template.format(bandwidth=BANDWIDTH_SHARE, matrix=MATRIX_SHARE, issue=ISSUE_SHARE, gap_us=GAP * 1e6)
-    return "\n".join(("# What a decode step should cost on a GPU", "", head, *_lines(), ""))
+    return head + "\n".join(_lines()) + "\n"
 
 
 def _lines() -> Iterator[str]:

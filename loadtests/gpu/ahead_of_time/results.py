@@ -83,7 +83,7 @@ def write_results(rows: Sequence[Row]) -> None:
 def render_page() -> str:
     """Return the table of the documentation."""
     found, limits = read_results(), ", ".join(f"{card.name}: {card.shared:,} B" for card in CARDS)
-    head = RESULTS.with_name("page_template.md").read_text("utf8").format(triton=found["triton"], limits=limits)
+    head = RESULTS.with_name("page_template.txt").read_text("utf8").format(triton=found["triton"], limits=limits)
     return head + "\n".join(_lines(found)) + "\n"
 
 
