@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def write_rows(file: Path, part: str, rows: Iterator[Row]) -> None:
     """Write rows as they come: those of a process that is ended stay."""
     with file.open("w", encoding="utf8") as out:
         for row in guard(part, "the whole part", "", rows):
-            out.write(json.dumps(row.as_json()) + "\n")
+            out.write(json.dumps(asdict(row)) + "\n")
             out.flush()
 
 

@@ -8,6 +8,7 @@ knows nothing about engines.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from loadtests.gpu.ahead_of_time.results import read_results
@@ -225,27 +226,14 @@ _METHODS: Sequence[tuple[str, float]] = (
 
 def render_page() -> str:
     """Return the page of the documentation."""
-    return "\n".join(_lines()) + "\n"
+    template = Path(__file__).with_name("cost_template.txt").read_text("utf8")
+    head = template.format(bandwidth=BANDWIDTH_SHARE, matrix=MATRIX_SHARE, issue=ISSUE_SHARE, gap_us=GAP * 1e6)
+    return head + "\n".join(_lines()) + "\n"
 
 
 def _lines() -> Iterator[str]:
-    yield from (
-        "# What a decode step should cost on a GPU",
-        "",
-        "**Computed, not measured.** No GPU has run these kernels yet. The page is generated from",
-        "`loadtests/gpu/cost_model.py`, which takes rates from data sheets and instruction counts from the",
-        "[machine code on record](gpu-kernels.md). A kernel takes the longest of its bytes",
-        f"({BANDWIDTH_SHARE:.0%} of the bandwidth), its operations ({MATRIX_SHARE:.0%} of tensor cores' rate) and its",
-        f"main loop's instructions ({ISSUE_SHARE:.0%} of all slots); a launch costs {GAP * 1e6:.0f} µs in a",
-        "captured graph. The floor is weights, keys and values, read once at full bandwidth.",
-        "Resident warps are those whose registers and shared memory fit: with few of them a processor's four",
-        "schedulers reach the share of slots only where a warp's instructions do not wait for each other.",
-        "",
-        "## Steps: 32 sequences of 8,192 entries",
-        "",
-        "| model | weights and cache | " + " | ".join(f"{card.name}: floor → computed, ms" for card in CARDS) + " |",
-        "|---|---|" + "---|" * len(CARDS),
-    )
+    yield "| model | weights and cache | " + " | ".join(f"{card.name}: floor → computed, ms" for card in CARDS) + " |"
+    yield "|---|---|" + "---|" * len(CARDS)
     for model in MODELS:
         for label, weight_bits, cache_bits in _CASES:
             step = Step(model, 32, 8192, weight_bits, cache_bits)

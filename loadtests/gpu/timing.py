@@ -2,8 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,6 @@ class Row:
     computed_ms: float | None = None
     measured_ms: float | None = None
     note: str = ""
-
-    def as_json(self) -> Mapping[str, Any]:
-        """The row, as JSON has it."""
-        return asdict(self)
 
 
 def measure_ms(run: Callable[[], object], device: torch.device, rounds: int = 10) -> float:

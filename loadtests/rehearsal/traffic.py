@@ -56,13 +56,6 @@ class Record:
     events: list[tuple[float, str]] = field(default_factory=list)
 
 
-def count_callers(share: float, connections: int) -> int:
-    """Callers that are active when so much of the time is over."""
-    if share >= STEP:
-        return connections
-    return max(1, round(connections / 3 * min(share / RAMP, 1.0)))
-
-
 @dataclass(slots=True)
 class _Course:
     """How far a rehearsal is, by its clock."""
@@ -78,7 +71,9 @@ class _Course:
 
     @property
     def callers(self) -> int:
-        return count_callers(self.at / self.seconds, self.connections)
+        """Callers that are active now."""
+        share = self.at / self.seconds
+        return self.connections if share >= STEP else max(1, round(self.connections / 3 * min(share / RAMP, 1.0)))
 
 
 async def run(stage: Stage, seconds: float, connections: int) -> Record:

@@ -46,15 +46,9 @@ class Answers:
     queue_s: float = 0.0
 
 
-class _Nobody:
-    """Stands for a replica that is gone."""
-
-    async def answer(self, _work: Work) -> None:
-        """Refuse the connection."""
-        raise ReplicaGone(was_sent=False)
-
-
-_GONE = _Nobody()
+async def _refuse() -> None:
+    """Nobody is there: the connection is refused."""
+    raise ReplicaGone(was_sent=False)
 
 
 class SimulatedGateway:
@@ -118,7 +112,7 @@ class SimulatedGateway:
         lost = NotReady("the simulated connection broke")
         try:
             async with attempt:
-                await (server or _GONE).answer(work)
+                await (server.answer(work) if server else _refuse())
         except ReplicaGone as gone:
             self.answers.retried += 1
             if not gone.was_sent:

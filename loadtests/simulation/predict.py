@@ -6,7 +6,7 @@ others are predicted.
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from loadtests.simulation.clock import SimulatedClock, simulate
@@ -61,20 +61,19 @@ async def _run(
         await asyncio.sleep(kill_at)
         fleet.kill(next(iter(fleet.replicas.values())))
     await asyncio.sleep(scenario["seconds"] - (kill_at or 0))
-    queue_s = (gateway.answers.queue_s - waited) / max(len(answers) - asked, 1)
+    end, queue_s = clock.now, (gateway.answers.queue_s - waited) / max(len(answers) - asked, 1)
     for task in callers:
         task.cancel()
     engines = [each.engine for each in fleet.replicas.values() if isinstance(each.engine, BatchEngine)]
     together = sum(each.sizes[0] for each in engines) / max(sum(each.sizes[1] for each in engines), 1)
     return {
         "tenants": {
-            name: _describe([a for a in answers if a[0] == name], begin, clock.now) for name in scenario["callers"]
+            name: describe_times(
+                [seconds for tenant, at, seconds in answers if tenant == name and begin <= at < end], end - begin
+            )
+            for name in scenario["callers"]
         },
         "together": round(together, 3),
         "lost": sum(count for status, count in gateway.answers.statuses.items() if status != 200),
         "queue_s": round(queue_s, 4),
     }
-
-
-def _describe(answers: Sequence[tuple[str, float, float]], begin: float, end: float) -> dict[str, float]:
-    return describe_times([seconds for _, at, seconds in answers if begin <= at < end], end - begin)

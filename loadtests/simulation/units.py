@@ -136,12 +136,8 @@ async def _spend_on_counts(url: str, process: psutil.Process) -> float:
     return (sum(process.cpu_times()[:2]) - before) / 6000
 
 
-def measure_gateway() -> list[dict[str, float]]:
-    """Processor seconds of a gateway per refresh of the registry and per request's place and pick, by replicas."""
-    return [_time_gateway(count) for count in COUNTS]
-
-
-def _time_gateway(count: int) -> dict[str, float]:
+def measure_gateway(count: int) -> dict[str, float]:
+    """Processor seconds of a gateway of so many replicas, per refresh of the registry and per place and pick."""
     registry = ReplicaRegistry(Settings(redis_url=None, enabled_services=SERVICE, auth="keys"))
     fair, caller, times = FairQueue(Settings(), registry), Caller("alice", frozenset({"infer"})), 2000 // count + 30
 
@@ -182,11 +178,6 @@ def _spend(work: Callable[[], object]) -> float:
     begun = time.process_time()
     work()
     return time.process_time() - begun
-
-
-def measure_heartbeat() -> float:
-    """Processor seconds of a replica per renewal of its record, without the connection."""
-    return _spend(lambda: [build_record(1, 1e9 + n).model_dump_json() for n in range(5000)]) / 5000
 
 
 def measure_prometheus() -> dict[str, float] | None:
@@ -255,10 +246,10 @@ def _scrape(binary: str, targets: int) -> dict[str, float]:
 
 
 def measure() -> dict[str, Any]:
-    """All unit costs."""
+    """All unit costs; `heartbeat_s` is a replica's for a renewal of its record, without the connection."""
     return {
         "redis": measure_redis(),
-        "gateway": measure_gateway(),
-        "heartbeat_s": measure_heartbeat(),
+        "gateway": [measure_gateway(count) for count in COUNTS],
+        "heartbeat_s": _spend(lambda: [build_record(1, 1e9 + n).model_dump_json() for n in range(5000)]) / 5000,
         "prometheus": measure_prometheus(),
     }

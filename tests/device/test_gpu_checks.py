@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import psutil
 import pytest
@@ -82,7 +83,7 @@ def test_a_part_that_hangs_or_fails_keeps_its_rows(tmp_path):
     script.write_text(
         "import json, subprocess, sys, time\n"
         "rows = sys.argv[sys.argv.index('--rows') + 1]\n"
-        f"open(rows, 'w').write({json.dumps(json.dumps(Row('decode', 'one', 'ours').as_json()))} + '\\n')\n"
+        f"open(rows, 'w').write({json.dumps(json.dumps(asdict(Row('decode', 'one', 'ours'))))} + '\\n')\n"
         "child = subprocess.Popen(['sleep', '60'])\n"
         f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
         "time.sleep(60) if sys.argv[2] == 'decode' else sys.exit(3)\n"

@@ -82,23 +82,12 @@ def write_results(rows: Sequence[Row]) -> None:
 
 def render_page() -> str:
     """Return the table of the documentation."""
-    return "\n".join(_lines(read_results())) + "\n"
+    found, limits = read_results(), ", ".join(f"{card.name}: {card.shared:,} B" for card in CARDS)
+    head = RESULTS.with_name("page_template.txt").read_text("utf8").format(triton=found["triton"], limits=limits)
+    return head + "\n".join(_lines(found)) + "\n"
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "# GPU kernels, compiled ahead of time"
-    yield ""
-    yield f"Generated from `loadtests/gpu/ahead_of_time/results.json` (Triton {found['triton']})."
-    yield "**Compiled, not run:** no number here is a time. `python -m loadtests.gpu.ahead_of_time`"
-    yield "compiles the whole grid on a machine without a GPU and compares it with the file; `--write` records it."
-    yield ""
-    yield "Each cell: registers per thread, shared memory per program, bytes loaded in vectors of 8 bytes or more, and"
-    yield "instructions of tensor cores (`mma.sync`, `wgmma`, `tcgen05`). Budgets of the tests: no spills, shared"
-    limits = ", ".join(f"{card.name}: {card.shared:,} B" for card in CARDS)
-    yield f"memory within the card's limit ({limits}), 90 % of loaded"
-    yield "bytes in vectors (70 to 85 % for few-bit pages, merges and sampling),"
-    yield "and where the kernel multiplies tiles, tensor cores and copies in the background. float32 is multiplied as 3"
-    yield "products of TF32. An A100 has no FP8."
     cells: dict[str, dict[str, dict[str, str]]] = {}
     for name, used in found["rows"].items():
         operation, shape, card = name.split("/")

@@ -74,11 +74,12 @@ def needle(
     printed: PrintedForm,
 ) -> None:
     """Hide sentences in long prompts and measure how much of them the model recalls."""
-    from fovea_lab import local_run  # noqa: PLC0415  # loads torch
+    from fovea_lab import local_run, method_quality  # noqa: PLC0415  # loads torch
 
     screen = printed.screen
     options = {"lengths": parse_numbers(lengths), "depths": parse_numbers(depths), "steps": steps, "seed": seed}
-    report = local_run.needle(tested.model, options | _request(tested, text))
+    options |= _request(tested, text)
+    report = local_run.run_local(method_quality.run_needle, method_quality.NeedleRequest, tested.model, options)
     rows, columns = [f"{depth:g} %" for depth in report.depths], list(map(str, report.lengths))
     if not screen.wrote(report.model_dump(mode="json", by_alias=True)):
         screen.note(f"[bold]recall, mean {report.mean:.2f}[/]")
@@ -100,11 +101,12 @@ def fidelity(
     printed: PrintedForm,
 ) -> None:
     """Compare a method with dense attention on the same tokens: KL, agreement and perplexity."""
-    from fovea_lab import local_run  # noqa: PLC0415  # loads torch
+    from fovea_lab import local_run, method_quality  # noqa: PLC0415  # loads torch
 
     screen = printed.screen
     options = {"lengths": parse_numbers(lengths), "steps": steps, "seed": seed}
-    report = local_run.fidelity(tested.model, options | _request(tested, text))
+    options |= _request(tested, text)
+    report = local_run.run_local(method_quality.run_fidelity, method_quality.FidelityRequest, tested.model, options)
     if not screen.wrote(report.model_dump(mode="json", by_alias=True)):
         columns = ("task", "tokens", "KL (nats)", "top-1 agreement", "perplexity dense", "perplexity", "right")
         rows = (

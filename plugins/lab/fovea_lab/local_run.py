@@ -12,14 +12,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fovea.errors import InvalidOption
-from fovea_lab.method_quality import (
-    FidelityReport,
-    FidelityRequest,
-    NeedleReport,
-    NeedleRequest,
-    run_fidelity,
-    run_needle,
-)
 from services.llm_longctx.serving.adapters.decoder import DecoderAdapter
 from services.llm_longctx.serving.decoder_model import DecoderModel
 from services.llm_longctx.serving.local_models import select_models
@@ -31,29 +23,19 @@ _Request = TypeVar("_Request", bound=BaseModel)
 _Report = TypeVar("_Report")
 
 
-def needle(model: str | None, options: Mapping[str, Any]) -> NeedleReport:
-    """Measure needle recall on the named model, by default the one that the settings name.
+def run_local(
+    evaluate: Callable[[DecoderAdapter, _Request, CallContext], _Report],
+    request_type: type[_Request],
+    model: str | None,
+    options: Mapping[str, Any],
+) -> _Report:
+    """Evaluate the named model, by default the one that the settings name, with a bar in the terminal.
 
     Raises:
         InvalidOption: An option is out of range, or the model has attention of its own.
     """
-    return _run("needle", model, NeedleRequest, options, run_needle)
-
-
-def fidelity(model: str | None, options: Mapping[str, Any]) -> FidelityReport:
-    """Measure fidelity to dense attention; as in `needle`."""
-    return _run("fidelity", model, FidelityRequest, options, run_fidelity)
-
-
-def _run(
-    name: str,
-    model: str | None,
-    request_type: type[_Request],
-    options: Mapping[str, Any],
-    evaluate: Callable[[DecoderAdapter, _Request, CallContext], _Report],
-) -> _Report:
     request = parse_options(request_type, options)
-    with open_adapter(model) as adapter, show_progress(name) as progress:
+    with open_adapter(model) as adapter, show_progress(evaluate.__name__.removeprefix("run_")) as progress:
         return evaluate(adapter, request, CallContext(report=progress))
 
 

@@ -1,6 +1,6 @@
 """Prometheus metrics of llm-longctx's trained mixers: landmark blocks, Titans states, routing clusters, cache bytes.
 
-`shared.telemetry` has the metrics of every service. Knows prometheus_client; callers pass plain numbers.
+`shared.telemetry` has the metrics of every service. Knows prometheus_client; each metric has the label `model` first.
 """
 
 from collections.abc import Mapping
@@ -9,21 +9,21 @@ from prometheus_client import Counter, Gauge, Histogram
 
 _RETRIEVED = Counter("landmark_blocks_retrieved_total", "Blocks fetched by queries.", ["model"])
 _MOVED = Counter("landmark_bytes_moved_total", "Bytes of blocks fetched from where they wait.", ["model"])
-_RESIDENT = Gauge("landmark_blocks_resident", "Blocks of documents that are kept.", ["model"])
-_DOCUMENTS = Counter(
+RESIDENT_BLOCKS = Gauge("landmark_blocks_resident", "Blocks of documents that are kept.", ["model"])
+DOCUMENTS = Counter(
     "landmark_documents_total",
     "Documents stored or asked about: blocks were local, fetched, or are read.",
     ["model", "blocks"],
 )
-_UNSHARED = Counter(
+UNSHARED_BLOCKS = Counter(
     "landmark_blocks_unshared_total",
     "Blocks that replicas can't share: too_large, invalid when fetched, or away.",
     ["model", "reason"],
 )
 _STATE = Gauge("titans_state_bytes", "Bytes of the last session state that was written.", ["model"])
-_NONFINITE = Counter("titans_nonfinite_total", "States that were not finite, and were dropped.", ["model"])
-_ROLLBACKS = Counter("titans_rollbacks_total", "Sessions that went back to an earlier version.", ["model"])
-_CONFLICTS = Counter("titans_lock_conflicts_total", "Writes that came second.", ["model"])
+NONFINITE_STATES = Counter("titans_nonfinite_total", "States that were not finite, and were dropped.", ["model"])
+ROLLBACKS = Counter("titans_rollbacks_total", "Sessions that went back to an earlier version.", ["model"])
+WRITE_CONFLICTS = Counter("titans_lock_conflicts_total", "Writes that came second.", ["model"])
 _SURPRISE = Histogram(
     "titans_surprise",
     "Mean surprise of a request's tokens.",
@@ -43,41 +43,11 @@ def count_fetched_blocks(model: str, blocks: int, moved_bytes: int) -> None:
     _MOVED.labels(model).inc(moved_bytes)
 
 
-def set_resident_blocks(model: str, blocks: int) -> None:
-    """Set how many blocks of documents are kept now."""
-    _RESIDENT.labels(model).set(blocks)
-
-
-def count_document_lookup(model: str, blocks: str) -> None:
-    """Count a lookup of a document whose blocks were `local`, could be `fetched`, or have to be `read`."""
-    _DOCUMENTS.labels(model, blocks).inc()
-
-
-def count_unshared_blocks(model: str, reason: str) -> None:
-    """Count a document whose blocks are `too_large` to share, `invalid` as stored, or Redis was `away`."""
-    _UNSHARED.labels(model, reason).inc()
-
-
 def observe_titans_request(model: str, state_bytes: int, surprise: float | None) -> None:
     """Observe the size of the state that a request left, and how surprising its tokens were."""
     _STATE.labels(model).set(state_bytes)
     if surprise is not None:
         _SURPRISE.labels(model).observe(surprise)
-
-
-def count_nonfinite_state(model: str) -> None:
-    """Count a state that was not finite."""
-    _NONFINITE.labels(model).inc()
-
-
-def count_rollback(model: str) -> None:
-    """Count a session that went back to an earlier version."""
-    _ROLLBACKS.labels(model).inc()
-
-
-def count_write_conflict(model: str) -> None:
-    """Count a write to a session that came second."""
-    _CONFLICTS.labels(model).inc()
 
 
 def set_mixer_state_bytes(model: str, by_variant: Mapping[str, int]) -> None:

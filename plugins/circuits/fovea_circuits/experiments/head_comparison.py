@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import Field
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from services.interpretability.attention.head_scores import head_patterns, top_heads
 from services.interpretability.core.experiment import EXAMPLE_LM, Cost, Experiment, Progress, Spec, probe_card
@@ -94,8 +94,8 @@ def _score(subject: StudiedModel, spec: HeadComparisonSpec) -> dict[str, np.ndar
 
 def _correlate(one: np.ndarray, other: np.ndarray) -> float:
     """Rank correlation of two maps, equal scores of equal rank; NaN where all heads of a map score alike."""
-    first, second = (rankdata(table) for table in (one, other))
-    return float(np.corrcoef(first, second)[0, 1]) if min(first.std(), second.std()) else float("nan")
+    varies = min(np.ptp(one), np.ptp(other)) > 0
+    return float(spearmanr(one, other, axis=None).statistic) if varies else float("nan")
 
 
 def _by_depth(table: np.ndarray) -> list[float]:

@@ -73,7 +73,7 @@ class TitansRequestSession(RequestSession):
         try:
             check_finite(logits)
         except NonFinite:
-            metrics.count_nonfinite_state(self._model)
+            metrics.NONFINITE_STATES.labels(self._model).inc()
             raise
         self.num_read += len(tokens)
         self._traces.append((list(tokens), self.session.trace[0].mean(1)))
@@ -203,7 +203,7 @@ class TitansAdapter(SessionAdapter):
         try:
             return session.export(self.digest, version)
         except StateError as error:
-            metrics.count_nonfinite_state(self.name)
+            metrics.NONFINITE_STATES.labels(self.name).inc()
             detail = f"The model's memory can't be kept: {error}."
             raise NonFinite(detail, hint="The session stays at its last good version.") from error
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from fovea.errors import InvalidOption, NotFound
 from services.interpretability.core.experiment import NO_GRAPH, Cost, Experiment, Progress, Spec
 from services.interpretability.core.model_registry import ModelRegistry, registry_for
-from services.interpretability.core.report import Axis, HeatMap, Report, Scalar, Strip, Table, TokenSpan, to_matrix
+from services.interpretability.core.report import Report, Scalar, Strip, Table, TokenSpan, heat_map
 from services.interpretability.core.result_store import ResultStore
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.models.tiny_induction import BYTE_TOKENIZER_ID, byte_tokenizer
@@ -169,6 +169,9 @@ def _report(layer: int, ids: list[int], clusters: Tensor, centroids: int) -> Rep
             shown = " ".join(f"{tokens[t].text!r}@{t}" for t in members[:MAX_LISTED_TOKENS])
             rows.append([head, cluster, len(members), shown + (" …" if len(members) > MAX_LISTED_TOKENS else "")])
     alone = float((counts.gather(1, clusters) == 1).double().mean())
+    listed = f"Members as byte@position, at most {MAX_LISTED_TOKENS} of a cluster."
+    columns = ("cluster", range(centroids))
+    unbalanced = "Tokens of each cluster: it is unbalanced by nature."
     return Report(
         title=f"Clusters of layer {layer}",
         scalars={
@@ -177,24 +180,8 @@ def _report(layer: int, ids: list[int], clusters: Tensor, centroids: int) -> Rep
             "occupancy_max": Scalar(value=int(counts.max()), note="Tokens of the fullest cluster."),
             "alone": Scalar(value=alone, note="Share of tokens that are alone in their cluster: they see themselves."),
         },
-        tables=[
-            Table(
-                name="clusters",
-                columns=["head", "cluster", "tokens", "members"],
-                rows=rows,
-                caption=f"Members as byte@position, at most {MAX_LISTED_TOKENS} of a cluster.",
-            )
-        ],
-        grids=[
-            HeatMap(
-                name="occupancy",
-                values=to_matrix(counts.tolist()),
-                rows=Axis(label="head", ticks=list(map(str, heads))),
-                columns=Axis(label="cluster", ticks=[str(c) for c in range(centroids)]),
-                unit="tokens",
-                caption="Tokens of each cluster: it is unbalanced by nature.",
-            )
-        ],
+        tables=[Table.of("clusters", "head, cluster, tokens, members", rows, listed)],
+        grids=[heat_map("occupancy", counts.tolist(), ("head", heads), columns, unbalanced, unit="tokens")],
         strips=[
             Strip(
                 name=f"head {head}",

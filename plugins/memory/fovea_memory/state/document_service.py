@@ -79,7 +79,7 @@ class DocumentService:
         if adapter is not None:
             document = self._to_document(record, adapter)
             adapter.cache.remove(adapter.base_key(document), document.ids)
-            metrics.set_resident_blocks(adapter.name, adapter.cache.num_blocks)
+            metrics.RESIDENT_BLOCKS.labels(adapter.name).set(adapter.cache.num_blocks)
 
     async def open(self, name: str, adapter: LandmarkAdapter) -> StoredDocument:
         """The document that a request asks about, with its blocks cached here if that spares reading it.
@@ -106,7 +106,7 @@ class DocumentService:
         source: BlockSource = "local" if await asyncio.to_thread(adapter.find_session, document) else "read"
         if source == "read" and await self._fetch_blocks(document, adapter):
             source = "fetched"
-        metrics.count_document_lookup(adapter.name, source)
+        metrics.DOCUMENTS.labels(adapter.name, source).inc()
         telemetry.log().info(
             "document", model=adapter.name, document=document.id, blocks=source, tokens=len(document.ids)
         )
@@ -120,7 +120,7 @@ class DocumentService:
         except (Conflict, BlocksError, NotReady) as error:  # reading again is slower, and always right
             _report_unshared(document, adapter, "away" if isinstance(error, NotReady) else "invalid", str(error))
             return False
-        metrics.set_resident_blocks(adapter.name, adapter.cache.num_blocks)
+        metrics.RESIDENT_BLOCKS.labels(adapter.name).set(adapter.cache.num_blocks)
         return adapter.find_session(document) is not None
 
     async def _share_blocks(self, document: StoredDocument, adapter: LandmarkAdapter) -> bool:
@@ -151,12 +151,12 @@ async def _prefill(adapter: LandmarkAdapter, document: StoredDocument, run: Call
             generation.begin(adapter.build_prefill_request(document))
         while await generation.read() is not None:
             pass
-    metrics.set_resident_blocks(adapter.name, adapter.cache.num_blocks)
+    metrics.RESIDENT_BLOCKS.labels(adapter.name).set(adapter.cache.num_blocks)
     return generation.requests[0].stats.cached_tokens
 
 
 def _report_unshared(document: StoredDocument, adapter: LandmarkAdapter, reason: str, detail: str) -> None:
-    metrics.count_unshared_blocks(adapter.name, reason)
+    metrics.UNSHARED_BLOCKS.labels(adapter.name, reason).inc()
     telemetry.log().warning(
         "blocks of a document are not shared", model=adapter.name, document=document.id, reason=reason, detail=detail
     )

@@ -111,7 +111,7 @@ class SessionService:
         """Write an earlier version again as the newest, so that the versions after it are not lost."""
         record = await self.get_record(name)
         session = await self._write(record, await self.read_version(record, number))
-        metrics.count_rollback(record.model)
+        metrics.ROLLBACKS.labels(record.model).inc()
         return session
 
     async def trace_surprise(self, name: str, number: int | None, adapter: TitansAdapter) -> SurpriseTrace:
@@ -186,7 +186,7 @@ class SessionService:
                 answer=answer,
             )
         except Conflict:
-            metrics.count_write_conflict(record.model)
+            metrics.WRITE_CONFLICTS.labels(record.model).inc()
             raise
         return _to_session(await self.get_record(record.id))
 

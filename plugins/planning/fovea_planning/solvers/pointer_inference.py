@@ -6,7 +6,7 @@ Knows the weights of `models.pointer_net` by key, in both forms of its encoder. 
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy.special import erf
+from scipy.special import erf, expit
 
 from fovea.errors import InvalidOption
 
@@ -122,8 +122,8 @@ class PointerInference:
         hidden, cell = state
         gates = self._linear(name, x, "_ih_l0") + self._linear(name, hidden, "_hh_l0")
         taken, kept, fresh, shown = np.split(gates, 4, axis=-1)
-        cell = _sigmoid(kept) * cell + _sigmoid(taken) * np.tanh(fresh)
-        return _sigmoid(shown) * np.tanh(cell), cell
+        cell = expit(kept) * cell + expit(taken) * np.tanh(fresh)
+        return expit(shown) * np.tanh(cell), cell
 
     def _linear(self, name: str, x: np.ndarray, suffix: str = "") -> np.ndarray:
         return np.asarray(x @ self._weights[f"{name}.weight{suffix}"].T + self._weights[f"{name}.bias{suffix}"])
@@ -137,10 +137,6 @@ class PointerInference:
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), logits.dtype)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.asarray((1 + np.tanh(x / 2)) / 2)
 
 
 def _or_end(allowed: np.ndarray) -> np.ndarray:

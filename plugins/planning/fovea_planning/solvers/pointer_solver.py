@@ -6,6 +6,7 @@ Knows points and slots (slot k is point k - 1, slot 0 the end); knows no weights
 import numpy as np
 
 from fovea_planning.solvers.exact import tour_lengths
+from fovea_planning.solvers.geometry import crosses
 from fovea_planning.solvers.pointer_inference import Fits, PointerInference
 
 
@@ -29,8 +30,8 @@ def left_turn_mask(points: np.ndarray) -> Fits:
             allowed[rows, slots[:, step]] = False  # a hull visits no point twice
         if taken >= 2:
             first, second, before, last = (points[rows, slots[:, k].clip(min=1) - 1][:, None] for k in (0, 1, -2, -1))
-            left = (_cross(before, last, points) > 0) & (_cross(first, second, points) > 0)
-            allowed[:, 1:] &= left & (_cross(last, points, first) > 0)
+            left = (crosses(before, last, points) > 0) & (crosses(first, second, points) > 0)
+            allowed[:, 1:] &= left & (crosses(last, points, first) > 0)
         ended = (slots == 0).any(1)
         allowed[:, 0] = taken >= 3
         allowed[ended] = False
@@ -56,8 +57,3 @@ def predict_tours(net: PointerInference, points: np.ndarray, width: int = 8) -> 
     tours = slots - 1
     lengths = tour_lengths(np.repeat(points[:, None], tours.shape[1], 1), tours)
     return np.asarray(tours[np.arange(len(points)), lengths.argmin(1)])
-
-
-def _cross(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    u, v = b - a, c - a
-    return np.asarray(u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0])

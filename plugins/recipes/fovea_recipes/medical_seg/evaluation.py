@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fovea_recipes.medical_seg.metrics import curves, dataset_scores
-from fovea_recipes.training.recipe import predict_in_batches
+from fovea_recipes.training.recipe import Recipe, predict_in_batches
 from services.medical_seg.models.polyp_network import PolypNetwork
 from services.medical_seg.preprocess import MEAN, STD
 from services.medical_seg.segmenter import TENSOR_NAMES
@@ -62,15 +62,23 @@ def score_thresholds(maps: Maps, masks: Masks) -> list[float]:
     return [float(curves(frame, mask).dice.mean()) for frame, mask in frames]
 
 
-def export_graph(network: nn.Module, path: Path) -> Parity:
-    """Export `prediction` (map_2, or the sum of V2's foreground maps), compared with torch at two further sizes.
+class PolypRecipe(Recipe):
+    """Parts shared by all recipes of a `PolypNetwork`: measures of its map, and its graph."""
 
-    Raises:
-        Fault: The graph computes something else.
-    """
-    (given, wanted), draw = TENSOR_NAMES, torch.Generator().manual_seed(0)
-    shapes = ((2, 3, 64, 96), (1, 3, 96, 64), (3, 3, 128, 128))
-    example, *probes = ({given: torch.randn(shape, generator=draw)} for shape in shapes)
-    axes = {given: {0: "n", 2: "h", 3: "w"}, wanted: {0: "n", 2: "h", 3: "w"}}
-    call = cast("PolypNetwork", network.eval()).prediction
-    return export_onnx(network, path, example, [wanted], call=call, dynamic=axes, probes=probes)
+    def measure_maps(self, network: nn.Module, images: NDArray[np.uint8], masks: Masks) -> dict[str, float]:
+        """All metrics of frames (n, h, w, 3) and masks (n, h, w)."""
+        maps = predict_maps(network, images)
+        return score_frames(maps, masks) | self.average(mean_dice=score_thresholds(maps, masks))
+
+    def export(self, network: nn.Module, path: Path) -> Parity:
+        """Export `prediction` (map_2, or the sum of V2's foreground maps), compared with torch at two further sizes.
+
+        Raises:
+            Fault: The graph computes something else.
+        """
+        (given, wanted), draw = TENSOR_NAMES, torch.Generator().manual_seed(0)
+        shapes = ((2, 3, 64, 96), (1, 3, 96, 64), (3, 3, 128, 128))
+        example, *probes = ({given: torch.randn(shape, generator=draw)} for shape in shapes)
+        axes = {given: {0: "n", 2: "h", 3: "w"}, wanted: {0: "n", 2: "h", 3: "w"}}
+        call = cast("PolypNetwork", network.eval()).prediction
+        return export_onnx(network, path, example, [wanted], call=call, dynamic=axes, probes=probes)

@@ -32,16 +32,8 @@ class ThresholdCurves:
 
     def summary(self) -> dict[str, float]:
         """The mean and the maximum over thresholds, under the names that papers use."""
-        return {
-            "mean_dice": float(self.dice.mean()),
-            "max_dice": float(self.dice.max()),
-            "mean_iou": float(self.iou.mean()),
-            "max_iou": float(self.iou.max()),
-            "mean_sensitivity": float(self.sensitivity.mean()),
-            "mean_specificity": float(self.specificity.mean()),
-            "mean_e": float(self.e.mean()),
-            "max_e": float(self.e.max()),
-        }
+        means = {f"mean_{name}": float(getattr(self, name).mean()) for name in self.__slots__}
+        return means | {f"max_{name}": float(getattr(self, name).max()) for name in ("dice", "iou", "e")}
 
 
 def segmentation_scores(prediction: NDArray[np.uint8], mask: Mask) -> dict[str, float]:

@@ -4,7 +4,6 @@ Knows how the committed weights are made and measured; its numbers say nothing a
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,23 +11,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fovea_recipes.medical_seg.evaluation import (
-    export_graph,
-    mean_dice_at_half,
-    normalise_frames,
-    predict_maps,
-    score_frames,
-    score_thresholds,
-)
+from fovea_recipes.medical_seg.evaluation import PolypRecipe, mean_dice_at_half, normalise_frames, predict_maps
 from fovea_recipes.medical_seg.losses import deep_supervision, dual_supervision
 from fovea_recipes.medical_seg.polyps import draw_frame
 from fovea_recipes.training.data.synthetic import DrawnPictures, DrawnRecipe, Split
 from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
-from shared.export.parity import Parity
 
 
 class PraNetDemo(
-    DrawnRecipe, name="pranet-demo", weights="pranet-synthetic", builds="pranet", serves="pranet", dtype="int8"
+    PolypRecipe,
+    DrawnRecipe,
+    name="pranet-demo",
+    weights="pranet-synthetic",
+    builds="pranet",
+    serves="pranet",
+    dtype="int8",
 ):
     """PraNet, 2.06 million parameters, `paper` loss: about 40 minutes on one CPU core."""
 
@@ -73,8 +70,7 @@ class PraNetDemo(
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         data = self.split("test")
-        maps = predict_maps(network, data.images)
-        return score_frames(maps, data.truth) | self.average(mean_dice=score_thresholds(maps, data.truth))
+        return self.measure_maps(network, data.images, data.truth)
 
     def facts(self) -> dict[str, str]:
         return {
@@ -83,9 +79,6 @@ class PraNetDemo(
             "loss": "paper",
             "departures": "averaged weights (EMA); no pretrained backbone; a quarter of the channels",
         }
-
-    def export(self, network: nn.Module, path: Path) -> Parity:
-        return export_graph(network, path)
 
 
 class PraNetV2Demo(PraNetDemo, name="pranet-v2-demo", weights="pranet-v2", builds="pranet-v2", serves="pranet-v2"):

@@ -14,21 +14,13 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from fovea.errors import NotFound
-from fovea_recipes.medical_seg.evaluation import (
-    export_graph,
-    mean_dice_at_half,
-    normalise_frames,
-    predict_maps,
-    score_frames,
-    score_thresholds,
-)
+from fovea_recipes.medical_seg.evaluation import PolypRecipe, mean_dice_at_half, normalise_frames, predict_maps
 from fovea_recipes.medical_seg.losses import Form, deep_supervision, dual_supervision
 from fovea_recipes.training.data.mask_folders import MaskSet, find_masks
-from fovea_recipes.training.recipe import Batch, MultiScale, Recipe, Schedule
-from shared.export.parity import Parity
+from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
 
 
-class PraNetFull(Recipe, name="pranet-full", weights="pranet"):
+class PraNetFull(PolypRecipe, name="pranet-full", weights="pranet"):
     """PraNet at full size, as published: Adam, three sizes per batch, gradients clamped element by element."""
 
     # 19 epochs of 1,450 pictures; the published decay of the rate after 50 epochs is never reached.
@@ -76,17 +68,13 @@ class PraNetFull(Recipe, name="pranet-full", weights="pranet"):
     def measure(self, network: nn.Module) -> dict[str, float]:
         pairs = self._valid if self.held_out is None else _find_pairs(self.held_out)
         images, masks = pairs.load(self.scale.side)
-        maps, marked = predict_maps(network, images), masks > 128
-        return score_frames(maps, marked) | self.average(mean_dice=score_thresholds(maps, marked))
+        return self.measure_maps(network, images, masks > 128)
 
     def facts(self) -> dict[str, str]:
         measured = (
             "the validation pictures, which chose the checkpoint" if self.held_out is None else "a held-out folder"
         )
         return {"data": f"{len(self._train)} training pictures", "measured_on": f"{measured}, at {self.scale.side} px"}
-
-    def export(self, network: nn.Module, path: Path) -> Parity:
-        return export_graph(network, path)
 
 
 class PraNetV2Full(PraNetFull, name="pranet-v2-full", weights="pranet-v2"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fovea_recipes.medical_seg.empty_crops import choose_peak, crops_without_polyp, drop_faint, share_clean
 from fovea_recipes.medical_seg.evaluation import (
-    export_graph,
+    PolypRecipe,
     mean_dice_at_half,
     normalise_frames,
     predict_maps,
@@ -34,7 +34,6 @@ from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
 from fovea_recipes.training.score_calibration import fit_temperature
 from services.medical_seg.models.pranet_lite import PraNetLite
 from services.medical_seg.preprocess import MEAN, STD, resize_and_normalise
-from shared.export.parity import Parity
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 from shared.vision.novelty import InDistributionModel
 
@@ -46,7 +45,9 @@ Loaded = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 NOTHING: Loaded = (np.empty((0, 0, 0, 3), np.uint8), np.empty((0, 0, 0), np.uint8))
 
 
-class PraNetLiteRecipe(FolderRecipe, name="pranet", weights="pranet", builds="pranet-lite", serves="pranet"):
+class PraNetLiteRecipe(
+    PolypRecipe, FolderRecipe, name="pranet", weights="pranet", builds="pranet-lite", serves="pranet"
+):
     """PraNet on EfficientNet-Lite0, 4.35 million parameters, from ImageNet weights, on a folder of your own."""
 
     schedule: Schedule = Schedule(
@@ -220,9 +221,6 @@ class PraNetLiteRecipe(FolderRecipe, name="pranet", weights="pranet", builds="pr
             "loss": "paper",
             "departures": "EfficientNet-Lite0 for Res2Net-50; averaged weights; augmentation; crops without polyps",
         }
-
-    def export(self, network: nn.Module, path: Path) -> Parity:
-        return export_graph(network, path)
 
 
 def _cooled(maps: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:

@@ -86,14 +86,14 @@ def fit_novelty_detector(
 
 def reliability_facts(raw: NDArray[Any], calibrated: NDArray[Any], hits: NDArray[Any]) -> ServingFacts:
     """Expected calibration error before and after, and the bins of a reliability figure, on held-out data."""
-    before, after = reliability(raw, hits), reliability(calibrated, hits)
-    bins = {
-        "scores": [round(value, 4) for value in after.scores],
-        "right": [round(value, 4) for value in after.right],
-        "counts": list(after.counts),
+    (before, _), (after, bins) = reliability(raw, hits), reliability(calibrated, hits)
+    figure = {
+        "scores": [round(score, 4) for score, _, _ in bins],
+        "right": [round(right, 4) for _, right, _ in bins],
+        "counts": [count for _, _, count in bins],
     }
     return ServingFacts(
-        metrics={"calibration_error": after.error, "calibration_error_raw": before.error}, notes={"reliability": bins}
+        metrics={"calibration_error": after, "calibration_error_raw": before}, notes={"reliability": figure}
     )
 
 

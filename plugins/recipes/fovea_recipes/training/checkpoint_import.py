@@ -8,7 +8,6 @@ import math
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +33,11 @@ _TABLE_BYTES = 2**20
 """Most bytes of a position table; published ones have tens of thousands."""
 
 
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """The stored file of an import, and its findings.
-
-    `missing` keys are not needed to predict and keep their initial values; for `unexpected` ones there is no place.
-    `lacks_positions` says that the network has a position table, which no checkpoint holds and nobody gave.
-    """
-
-    manifest: Manifest
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    lacks_positions: bool = False
-
-
-def import_weights(model: str, file: Path, folder: Path, positions: Path | None = None) -> Imported:
+def import_weights(model: str, file: Path, folder: Path, positions: Path | None = None) -> Manifest:
     """Read an official checkpoint of `model`, check it, and store it in `folder` for the services to serve.
+
+    The manifest's notes list `missing` keys, which are not needed to predict and keep their initial values,
+    `unexpected` ones, for which there is no place, and `fitted` tables, which no checkpoint holds and nobody gave.
 
     Args:
         model: Name of a network; of its official layouts the one that fits is taken.
@@ -96,10 +84,9 @@ def import_weights(model: str, file: Path, folder: Path, positions: Path | None 
         parameters=sum(p.numel() for p in net.parameters()),
         data={"source": file.name, "source_sha256": digest, **names},
         code=code_facts(),
-        notes={"missing": missing, "unexpected": unexpected},
+        notes={"missing": missing, "unexpected": unexpected, "fitted": [apart] if apart and not positions else []},
     )
-    written = write_weights(folder, arrays_of(net), manifest)
-    return Imported(written, missing, unexpected, lacks_positions=positions is None and apart is not None)
+    return write_weights(folder, arrays_of(net), manifest)
 
 
 def _read_positions(file: Path) -> list[list[float]]:

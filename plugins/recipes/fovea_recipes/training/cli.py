@@ -44,16 +44,15 @@ def import_checkpoint(
     config = settings()
     make_files_private(config.data_dir)
     importing = importlib.import_module("fovea_recipes.training.checkpoint_import")
-    imported = importing.import_weights(model, file, config.weights_dir, positions)
+    facts = importing.import_weights(model, file, config.weights_dir, positions)
     publish_weights(open_object_store(config), config.weights_dir, model)
-    for label, keys in (("missing, kept at their initial values", imported.missing), ("left out", imported.unexpected)):
-        if keys:
+    for kind, label in (("missing", "missing, kept at their initial values"), ("unexpected", "left out")):
+        if keys := facts.notes[kind]:
             console.print(f"{len(keys)} tensors {label}: {', '.join(keys)}", highlight=False)
-    if imported.lacks_positions:
+    if facts.notes["fitted"]:
         console.print(
             "Its position table was fitted anew. Give the one that it was trained with: --positions FILE.npy."
         )
-    facts = imported.manifest
     console.print(f"Imported {facts.tensors} tensors, {facts.parameters:,} parameters, sha256 {facts.sha256[:12]}….")
     console.print(f"{model} is served with them after the next start.")
 

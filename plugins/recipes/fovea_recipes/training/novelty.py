@@ -97,5 +97,4 @@ def cross_distances(features: Array, groups: NDArray[np.int64], folds: int = FOL
 def auroc(known: ArrayLike, other: ArrayLike) -> float:
     """Chance that something else (m,) is farther away than something known (n,): the area under the ROC curve."""
     first, second = np.asarray(known, np.float64), np.asarray(other, np.float64)
-    ranks = stats.rankdata(np.concatenate([first, second]))
-    return float((ranks[len(first) :].sum() - len(second) * (len(second) + 1) / 2) / (len(first) * len(second)))
+    return float(stats.mannwhitneyu(second, first, method="asymptotic").statistic / (len(first) * len(second)))

@@ -5,28 +5,14 @@ Knows arrays of logits, scores and hits; knows no network. One temperature for l
 (Platt, 1999).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax
 
 from shared.vision.calibration import Platt, logit
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Reliability:
-    """How far scores are from the share that is right: mean score, share right and answers of each bin that holds any.
-
-    `error` is the expected calibration error, the mean over answers of |mean score - share right| in their bin.
-    """
-
-    error: float
-    scores: tuple[float, ...]
-    right: tuple[float, ...]
-    counts: tuple[int, ...]
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -40,10 +26,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     wanted = wanted.astype(np.int64)
 
     def loss(log_t: float) -> float:
-        scaled = x / np.exp(log_t)
-        top = scaled.max(axis=1)
-        total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
-        return float((total - scaled[np.arange(len(x)), wanted]).mean())
+        return -float(log_softmax(x / np.exp(log_t), axis=1)[np.arange(len(x)), wanted].mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
@@ -62,12 +45,15 @@ def fit_platt(scores: ArrayLike, hits: ArrayLike) -> Platt:
     return Platt(float(np.exp(slope)), float(offset))
 
 
-def reliability(scores: ArrayLike, hits: ArrayLike, bins: int = 10) -> Reliability:
-    """Compare scores (n,) in 0..1 with hits (n,), in bins of equal width."""
+def reliability(scores: ArrayLike, hits: ArrayLike, bins: int = 10) -> tuple[float, list[tuple[float, float, int]]]:
+    """How far scores (n,) in 0..1 are from the share of hits (n,) that is right, in bins of equal width.
+
+    Returns:
+        The expected calibration error, the mean over answers of |mean score - share right| in their bin; and mean
+        score, share right and answers of each bin that holds any.
+    """
     p, y = np.asarray(scores, np.float64), np.asarray(hits, np.float64)
     place = np.minimum((p * bins).astype(np.int64), bins - 1)
     some = np.flatnonzero(np.bincount(place, minlength=bins))
     means = [(float(p[place == b].mean()), float(y[place == b].mean()), int((place == b).sum())) for b in some]
-    error = sum(abs(score - right) * count for score, right, count in means) / max(len(p), 1)
-    shown, right, counts = zip(*means, strict=True) if means else ((), (), ())
-    return Reliability(float(error), shown, right, counts)
+    return sum(abs(score - right) * count for score, right, count in means) / max(len(p), 1), means

@@ -50,16 +50,16 @@ def test_platt_makes_scores_reliable_and_keeps_their_order():
     hits = rng.random(len(truth)) < truth
     shy = Platt(0.5, -1.0)(truth)
     fitted = fit_platt(shy, hits)
-    assert reliability(shy, hits).error > 0.1
-    assert reliability(fitted(shy), hits).error < 0.02
+    assert reliability(shy, hits)[0] > 0.1
+    assert reliability(fitted(shy), hits)[0] < 0.02
     assert np.allclose(fitted.inverse(fitted(shy)), shy, atol=1e-6)
     assert (np.argsort(fitted(shy)) == np.argsort(shy)).all()
 
 
 def test_reliability_of_a_small_case_and_of_hits_that_are_all_alike():
     assert fit_platt([0.2, 0.9], [1, 1]) == Platt()
-    found = reliability([0.05, 0.05, 0.95, 0.95], [0, 0, 1, 0])
-    assert (found.counts, found.error) == ((2, 2), pytest.approx((0.05 + 0.45) / 2))
+    error, bins = reliability([0.05, 0.05, 0.95, 0.95], [0, 0, 1, 0])
+    assert ([count for _, _, count in bins], error) == ([2, 2], pytest.approx((0.05 + 0.45) / 2))
 
 
 def test_new_pictures_of_the_kind_pass_and_others_are_warned_of():

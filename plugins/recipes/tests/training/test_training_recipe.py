@@ -195,7 +195,7 @@ def test_a_folded_graph_is_refused_with_the_way_to_export_it(tmp_path, net, monk
         checkpoint_import.import_weights("toy", file, tmp_path / "weights")
     assert "TrainingMode.PRESERVE" in str(caught.value.hint)
     imported = checkpoint_import.import_weights("toy", exported(net, file, folded=False), tmp_path / "weights")
-    assert imported.missing == ["stem.1.num_batches_tracked"]
+    assert imported.notes["missing"] == ["stem.1.num_batches_tracked"]
 
 
 def test_tensors_in_other_files_are_not_fetched(tmp_path, net):

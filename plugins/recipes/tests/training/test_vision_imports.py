@@ -54,12 +54,12 @@ def test_a_checkpoint_of_an_official_layout_is_imported_key_by_key(tmp_path, nam
     state = {key: value.contiguous().clone() for key, value in network(name, **layout).state_dict().items()}
     save_file(state, tmp_path / "official.safetensors")
     found = import_weights(name, tmp_path / "official.safetensors", tmp_path / "weights")
-    assert (found.missing, found.unexpected) == ([], [])
+    assert found.notes == {"missing": [], "unexpected": []}
     stored = read_weights(tmp_path / "weights" / f"{name}.safetensors").arrays
     told = {key for key in state if not key.endswith("num_batches_tracked")}
     assert stored.keys() - {key for key in state if key not in told} == told
     assert all(torch.equal(torch.from_numpy(stored[key]).to(state[key].dtype), state[key]) for key in told)
-    spec = found.manifest.network
+    spec = found.network
     with torch.device("meta"):  # names alone
         assert network(spec.name, **spec.config).state_dict().keys() == state.keys()
 
@@ -69,9 +69,9 @@ def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path)
     net.names = ["D00", "D10", "D20"]
     torch.save({"model": net.half(), "epoch": 7}, tmp_path / "best.pt")
     imported = import_weights("yolo9tr", tmp_path / "best.pt", tmp_path)
-    assert imported.manifest.network.config == {"size": "l", "classes": 3}
-    assert imported.manifest.data["names"] == "D00,D10,D20"
-    assert (imported.missing, imported.unexpected) == ([], [])
+    assert imported.network.config == {"size": "l", "classes": 3}
+    assert imported.data["names"] == "D00,D10,D20"
+    assert imported.notes == {"missing": [], "unexpected": []}
     stored = read_weights(tmp_path / "yolo9tr.safetensors")
     key = "model.35.cv4.0.2.bias"
     assert torch.equal(torch.from_numpy(stored.arrays[key]), net.float().state_dict()[key])
@@ -99,9 +99,9 @@ def test_a_gaze_network_is_imported_with_its_shelf_and_its_position_table(tmp_pa
     torch.save({"state_dict": state, "epoch": 3, "hyper_parameters": {"lr": 0.1}}, tmp_path / "last.ckpt")
     np.save(tmp_path / "pe.npy", table)
     bare = import_weights("oat", tmp_path / "last.ckpt", tmp_path)
-    assert (bare.manifest.network.config, bare.lacks_positions) == ({"grid": (2, 11)}, True)
+    assert (bare.network.config, bare.notes["fitted"]) == ({"grid": (2, 11)}, ["position_table"])
     found = import_weights("oat", tmp_path / "last.ckpt", tmp_path, tmp_path / "pe.npy")
-    assert (found.missing, found.unexpected, found.lacks_positions) == ([], [], False)
+    assert found.notes == {"missing": [], "unexpected": [], "fitted": []}
     stored = read_weights(tmp_path / "oat.safetensors").manifest.network
     assert torch.equal(network(stored.name, **stored.config).table, net.table)
     for wrong, error in ((table[:5], InvalidOption), (table * np.nan, InvalidOption), (np.array([{}]), Malformed)):

@@ -57,14 +57,14 @@ def training_dict(net):
 def test_a_training_checkpoint_is_read_without_its_classifier_in_torchvisions_names_too(net, tmp_path):
     file = saved(tmp_path / "errnet_latest.pt", training_dict(net))
     found = checkpoint_import.import_weights("rrformer", file, tmp_path / "weights")
-    assert (found.missing, found.unexpected) == ([], [])
+    assert found.notes == {"missing": [], "unexpected": []}
     stored = read_weights(tmp_path / "weights/rrformer.safetensors").arrays
     assert all(np.array_equal(stored[key], value.numpy()) for key, value in net.state_dict().items())
     ours = towers.VggFeatures(SMALL["levels"]).state_dict()
     state = {key.replace("vgg_pretrained_features.", "features."): value for key, value in ours.items()}
     file = saved(tmp_path / "vgg19.pth", state | {"classifier.0.weight": torch.zeros(4, 4)})
     found = checkpoint_import.import_weights("vgg19-features", file, tmp_path / "weights")
-    assert (found.missing, found.unexpected) == ([], ["classifier.0.weight"])
+    assert found.notes == {"missing": [], "unexpected": ["classifier.0.weight"]}
 
 
 def test_imported_weights_are_served_as_released(net, load_from, stored, tmp_path, monkeypatch):

@@ -165,20 +165,9 @@ def _make_builder(name: str, layout: Layout) -> Callable[..., TitansLM]:
     return build
 
 
-titans_mac = _make_builder("titans-mac", "mac")
-"""Memory as context: segments attend to what the memory knew when they began."""
-
-titans_mag = _make_builder("titans-mag", "mag")
-"""Memory as a gate on a sliding window."""
-
-titans_mal = _make_builder("titans-mal", "mal")
-"""Memory as a layer below a sliding window."""
-
-titans_lmm = _make_builder("titans-lmm", "lmm")
-"""Memory alone."""
-
-titans_attention = _make_builder("titans-attention", "attention")
-"""No memory: the attention of MAC inside its segments, to compare with."""
+titans_mac, titans_mag, titans_mal, titans_lmm, titans_attention = map(
+    _make_builder, ("titans-mac", "titans-mag", "titans-mal", "titans-lmm", "titans-attention"), LAYOUTS
+)
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:

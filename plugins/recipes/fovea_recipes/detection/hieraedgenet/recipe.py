@@ -43,9 +43,6 @@ class HieraEdgeNetDemo(
     def config(self) -> dict[str, Any]:
         return {"classes": len(self.classes), "edge": self.edge}
 
-    def network(self) -> nn.Module:
-        return HieraEdgeNet(**self.config())
-
     def split(self, name: Split) -> DrawnPictures:
         return self.draw_once(draw_slide, name, self.side)
 

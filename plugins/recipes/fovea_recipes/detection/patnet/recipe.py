@@ -1,6 +1,6 @@
 """Recipes of the demo weights of PATNet and FasterNet: six classes of pavement patches, same data, steps and seed.
 
-Knows how such weights are made, measured and compared; its numbers say nothing about photographs.
+Knows how such weights are made and measured; its numbers say nothing about photographs.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,7 @@ from torch import Tensor, nn
 from fovea_recipes.detection.patnet.data import NAMES, draw_patch
 from fovea_recipes.training.data.synthetic import DrawnPictures, DrawnRecipe, Split
 from fovea_recipes.training.recipe import Batch, Schedule, predict_in_batches
-from services.detection.models.fasternet_network import FasterNet
-from services.detection.models.patnet_network import PATNet
 from services.detection.servables.patches import MEAN, STD
-from shared.registry.discovery import shipped_weights
-from shared.registry.weights import read_weights
-
-NORMAL_95 = 1.96
-"""Standard deviations to either side that hold 95 % of a normal distribution."""
 
 
 class FasterNetDemo(
@@ -47,9 +40,6 @@ class FasterNetDemo(
 
     def config(self) -> dict[str, Any]:
         return {"size": "t0", "classes": len(self.classes)}
-
-    def network(self) -> nn.Module:
-        return FasterNet(**self.config())
 
     def split(self, name: Split) -> DrawnPictures:
         return self.draw_once(draw_patch, name, self.side)
@@ -76,16 +66,11 @@ class FasterNetDemo(
 
     def measure(self, network: nn.Module) -> dict[str, float]:
         held = self.split("test")
-        right = self._right(network)
+        right = predict_classes(network, held.images).argmax(1).numpy() == held.truth
         found = {"top_1": float(right.mean()), "patches": float(len(right))}
         return found | {
             f"recall.{name}": float(right[held.truth == index].mean()) for index, name in enumerate(self.classes)
         }
-
-    def _right(self, network: nn.Module) -> NDArray[np.bool_]:
-        """Which test patches are classified right."""
-        held = self.split("test")
-        return np.asarray(predict_classes(network, held.images).argmax(1).numpy() == held.truth)
 
     def facts(self) -> dict[str, str]:
         return {
@@ -97,25 +82,6 @@ class FasterNetDemo(
 
 class PATNetDemo(FasterNetDemo, name="patnet-demo", weights="patnet-synthetic", builds="patnet", serves="patnet"):
     """PATNet-T0 with six classes, 2.2 million parameters: two or three minutes on one CPU core."""
-
-    def network(self) -> nn.Module:
-        return PATNet(**self.config())
-
-    def measure(self, network: nn.Module) -> dict[str, float]:
-        found = super().measure(network)
-        if (file := shipped_weights().get("fasternet-synthetic")) is not None:
-            baseline = FasterNet(**self.config())
-            baseline.load_state_dict({key: torch.from_numpy(array) for key, array in read_weights(file).arrays.items()})
-            low, mean, high = paired_difference(self._right(network), self._right(baseline))
-            found |= {"top_1_over_fasternet": mean, "top_1_over_fasternet.low": low, "top_1_over_fasternet.high": high}
-        return found
-
-
-def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Mean difference of two scores on the same samples, between the ends of its 95 % interval: low, mean, high."""
-    apart = first.astype(np.float64) - second
-    mean, half = apart.mean(), NORMAL_95 * apart.std(ddof=1) / len(apart) ** 0.5
-    return float(mean - half), float(mean), float(mean + half)
 
 
 def normalise_patches(images: NDArray[np.uint8], light: Tensor | float = 1.0) -> Tensor:

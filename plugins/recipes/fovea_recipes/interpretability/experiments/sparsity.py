@@ -241,15 +241,11 @@ def _draw_input(name: str, side: int, seed: int) -> Tensor:
     return torch.randint(0, config["vocab"] - 1, (1, tokens), generator=generator)
 
 
-def _build_network(name: str) -> Any:
-    spec = read_manifest(shipped_weights()[name]).network
-    return network(spec.name, **spec.config).requires_grad_(requires_grad=False).eval()
-
-
 @cache
 def _load_network(name: str) -> _StudiedNetwork:
     weights = read_weights(shipped_weights()[name])
-    net = _build_network(name)
+    spec = weights.manifest.network
+    net = network(spec.name, **spec.config).requires_grad_(requires_grad=False).eval()
     net.load_state_dict({key: torch.from_numpy(array) for key, array in weights.arrays.items()})
     return _StudiedNetwork(
         name, net, byte_tokenizer(), weights.manifest.sha256, json_digest(BYTE_TOKENIZER_ID), "Apache-2.0"

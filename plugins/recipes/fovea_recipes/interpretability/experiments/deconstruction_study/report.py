@@ -10,7 +10,7 @@ import numpy as np
 
 from fovea_circuits.experiments.indicators import INDICATOR_NAMES
 from fovea_recipes.interpretability.experiments.deconstruction_study.spec import DeconstructionStudySpec
-from services.interpretability.core.report import Axis, Bar, Bars, HeatMap, Report, Scalar, Table, to_matrix
+from services.interpretability.core.report import Bar, Bars, HeatMap, Report, Scalar, Table, heat_map
 
 Measurements = dict[str, list[dict[str, Any]]]
 """Measurements of each model by its name, one entry per seed."""
@@ -62,76 +62,49 @@ def _paper_table(models: Measurements) -> Table:
         skip = _mean(runs, "bits_skip")[0] if "bits_skip" in runs[0] else None
         paper = PAPER_PERPLEXITY.get((runs[0]["variant"], runs[0]["layout"]))
         rows.append([name, len(runs), mean, spread, mean / base - 1 if base else None, skip, paper])
-    return Table(
-        name="against the paper",
-        rows=rows,
-        columns=["model", "seeds", "bits/byte", "sd", "over standard", "without its layers", "paper's perplexity"],
-        caption="Held-out bits per byte of ours; WikiText perplexity of the paper's 500 M models (standard 38.1).",
-    )
+    columns = "model, seeds, bits/byte, sd, over standard, without its layers, paper's perplexity"
+    caption = "Held-out bits per byte of ours; WikiText perplexity of the paper's 500 M models (standard 38.1)."
+    return Table.of("against the paper", columns, rows, caption)
 
 
 def _state_table(models: Measurements) -> Table:
-    rows: list[list[Any]] = [
-        [name, runs[0]["parameters"], sum(runs[0]["state_bytes"]), " ".join(map(str, runs[0]["state_bytes"]))]
+    rows = [
+        (name, runs[0]["parameters"], sum(runs[0]["state_bytes"]), " ".join(map(str, runs[0]["state_bytes"])))
         for name, runs in models.items()
     ]
-    return Table(
-        name="decode state",
-        columns=["model", "parameters", "bytes", "bytes per layer"],
-        rows=rows,
-        caption="Memory of a stream after a whole context, measured, in float32.",
-    )
+    caption = "Memory of a stream after a whole context, measured, in float32."
+    return Table.of("decode state", "model, parameters, bytes, bytes per layer", rows, caption)
 
 
 def _speed_table(models: Measurements) -> Table:
-    rows: list[list[Any]] = [
-        [name, *(round(fmean(run["speed"][kind] for run in runs)) for kind in ("train", "read"))]
+    rows = [
+        (name, *(round(fmean(run["speed"][kind] for run in runs)) for kind in ("train", "read")))
         for name, runs in models.items()
     ]
-    return Table(
-        name="speed",
-        columns=["model", "trained tokens/s", "read tokens/s"],
-        rows=rows,
-        caption="By the clock of the machine that trained them: this table differs from run to run.",
-    )
+    caption = "By the clock of the machine that trained them: this table differs from run to run."
+    return Table.of("speed", "model, trained tokens/s, read tokens/s", rows, caption)
 
 
 def _curve_map(models: Measurements) -> HeatMap:
     steps = [step for step, _ in next(iter(models.values()))[0]["curve"]]
     curves = {name: np.mean([[bits for _, bits in run["curve"]] for run in runs], 0) for name, runs in models.items()}
-    return HeatMap(
-        name="curves",
-        values=to_matrix(curves.values()),
-        unit="bits/byte",
-        rows=Axis(label="model", ticks=list(curves)),
-        columns=Axis(label="step", ticks=[str(step) for step in steps]),
-        caption="Validation bits per byte over the steps, mean over seeds: lower is better.",
-    )
+    caption = "Validation bits per byte over the steps, mean over seeds: lower is better."
+    return heat_map("curves", curves.values(), ("model", curves), ("step", steps), caption, unit="bits/byte")
 
 
 def _indicator_maps(spec: DeconstructionStudySpec, models: Measurements) -> list[HeatMap]:
     """A grid per indicator: models by layers, mean over heads and seeds."""
-    axes: dict[str, Any] = {
-        "rows": Axis(label="model", ticks=list(models)),
-        "columns": Axis(label="layer", ticks=[str(layer) for layer in range(spec.size.layers)]),
-    }
+    axes = ("model", models), ("layer", range(spec.size.layers))
 
-    def values(kind: str) -> list[list[float | None]]:
+    def draw_map(kind: str) -> HeatMap:
         of = [
             [[np.nan if layer is None else layer[kind] for layer in run["indicators"]] for run in runs]
             for runs in models.values()
         ]
-        return to_matrix([np.mean(runs, 0) for runs in of])
+        caption = f"{kind.replace('_', ' ')} of the maps per layer, mean over heads; empty where nothing is mixed."
+        return heat_map(kind, [np.mean(runs, 0) for runs in of], *axes, caption)
 
-    return [
-        HeatMap(
-            name=kind,
-            values=values(kind),
-            **axes,
-            caption=f"{kind.replace('_', ' ')} of the maps per layer, mean over heads; empty where nothing is mixed.",
-        )
-        for kind in (*INDICATOR_NAMES, "diversity")
-    ]
+    return [draw_map(kind) for kind in (*INDICATOR_NAMES, "diversity")]
 
 
 def _bar(name: str, runs: list[dict[str, Any]]) -> Bar:
