@@ -84,7 +84,7 @@ def import_weights(model: str, file: Path, folder: Path, positions: Path | None 
         parameters=sum(p.numel() for p in net.parameters()),
         data={"source": file.name, "source_sha256": digest, **names},
         code=code_facts(),
-        notes={"missing": missing, "unexpected": unexpected, "fitted": [apart] if apart and not positions else []},
+        notes={"missing": missing, "unexpected": unexpected} | ({"fitted": [apart]} if apart and not positions else {}),
     )
     return write_weights(folder, arrays_of(net), manifest)
 

@@ -49,7 +49,7 @@ def import_checkpoint(
     for kind, label in (("missing", "missing, kept at their initial values"), ("unexpected", "left out")):
         if keys := facts.notes[kind]:
             console.print(f"{len(keys)} tensors {label}: {', '.join(keys)}", highlight=False)
-    if facts.notes["fitted"]:
+    if "fitted" in facts.notes:
         console.print(
             "Its position table was fitted anew. Give the one that it was trained with: --positions FILE.npy."
         )
