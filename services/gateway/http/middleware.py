@@ -94,7 +94,7 @@ class GatewayMiddleware(Shell[RequestContext]):
         caller.require_scope(find_scope(ctx.path, ctx.method))
         ctx.caller = caller
         try:
-            status = await gateway.limits.count(caller)
+            status = await gateway.limits.count(caller, may_spend=ctx.method == "POST")
         except QuotaSpent as spent:
             ctx.extra_headers += spent.counter.headers
             raise

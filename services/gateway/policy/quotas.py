@@ -90,8 +90,8 @@ class RateLimiter:
         if settings.redis_url and self._is_limited:
             self._pool, self._shared = open_limit_windows(settings.redis_url)
 
-    async def count(self, caller: Caller) -> RateLimitStatus | None:
-        """Count one request; None where nothing is limited (a local machine whose owner set no rate).
+    async def count(self, caller: Caller, *, may_spend: bool = True) -> RateLimitStatus | None:
+        """Count one request, which may spend tokens or not; None where nothing is limited (a local machine, no rate).
 
         Raises RateLimited: the caller has used up its minute or its day, of requests or of tokens; `retry_after` says
         when to try again, and `counter` where it stands.
@@ -103,7 +103,7 @@ class RateLimiter:
             status = await self._hit(item, name, 1)
             first = first or status
             _require_within(status, unit)
-        for item, unit in _token_limits(caller.limits):
+        for item, unit in _token_limits(caller.limits) if may_spend else ():
             spent = await self._hit(item, name_tokens(caller.key), 0)
             # The use of a request is not known before it is answered: the last one may go over.
             _require_within(replace(spent, used=spent.used + 1), unit)

@@ -377,6 +377,8 @@ async def test_tokens_are_counted_against_the_key(gateway, toy, ring):
     assert [answer.status_code for answer in answers] == [200, 429]
     assert answers[1].headers["x-ratelimit-limit"] == "12"
     assert "12 tokens per minute" in answers[1].text
+    (limit,) = (await scene.client.get("/v1/usage/limits", headers={"x-api-key": key})).json()["limits"][-1:]
+    assert (limit["unit"], limit["used"]) == ("tokens per minute", 12)
 
 
 async def test_what_a_caller_read_before_it_hung_up_counts_too(gateway, toy, ring):
@@ -398,7 +400,7 @@ async def test_what_a_caller_read_before_it_hung_up_counts_too(gateway, toy, rin
         for _ in range(8):
             await anext(lines)
     for _ in range(100):
-        if (again := await scene.client.get("/v1/models")).status_code == 429:
+        if (again := await scene.client.post("/v1/jobs/none/cancel")).status_code == 429:
             break
         await asyncio.sleep(0.02)
     assert "2 tokens per day" in again.text
