@@ -7,11 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from fovea_mcp.tool_list import list_tools
+from fovea_mcp.tool_list import JOB, list_tools
 from services.gateway.http.in_process import send_in_process
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.proxy.proxy import DisconnectGuard
@@ -109,11 +110,14 @@ async def _call_tool(params: Mapping[str, Any], request: Request) -> dict[str, A
     arguments = params.get("arguments") or {}
     if not isinstance(arguments, dict):
         raise _RpcError(_BAD_PARAMS, "arguments is an object.")
-    body = {**arguments, "stream": False} if tool.name == "chat" else arguments
+    path: str = tool.path
+    body: dict[str, Any] | None = {**arguments, "stream": False} if tool.name == "chat" else arguments
+    if tool is JOB:
+        path, body = f"{path}/{quote(str(arguments.get('id')), safe='')}/result", None
     ctx = get_context(request)
     await request.app.state.gateway.limits.count_many(ctx.caller, -1)  # the tool's own request is counted instead
     async with DisconnectGuard(ctx):  # an assistant that hangs up stops its tool
-        answer = await send_in_process(request, tool.path, body)
+        answer = await send_in_process(request, path, body)
     return {"content": [{"type": "text", "text": answer.text}], "isError": answer.is_error}
 
 

@@ -29,10 +29,19 @@ class McpTool:
         return {"name": self.name, "description": self.description, "inputSchema": self.schema}
 
 
+JOB = McpTool(
+    "job",
+    "/v1/jobs",
+    "Get the answer of a job that another tool has queued. It is an error as long as the job runs.",
+    {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]},
+)
+
+
 def list_tools(document: Mapping[str, Any], tasks: Sequence[str]) -> list[McpTool]:
-    """The tools of all tasks that are served, and of the named routes."""
+    """Tools of all served tasks, of the named routes, and of jobs."""
     paths = _NAMED | {task: f"/v1/{task}" for task in tasks if task not in _NAMED}
-    return [tool for name, path in sorted(paths.items()) if (tool := _build_tool(document, name, path)) is not None]
+    made = (_build_tool(document, name, path) for name, path in sorted(paths.items()))
+    return [*filter(None, made), JOB]
 
 
 def _build_tool(document: Mapping[str, Any], name: str, path: str) -> McpTool | None:

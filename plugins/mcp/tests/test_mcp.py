@@ -9,6 +9,8 @@ import pytest
 
 from fovea_mcp import routes
 from fovea_mcp.tool_list import list_tools
+from services.gateway.tests.test_gateway_jobs import HeldQueue
+from shared.jobs.queue import Result
 
 
 def call(url, method, params=None, message_id=1, **headers):
@@ -70,8 +72,8 @@ async def test_tasks_are_tools_with_whole_schemas_which_are_run_and_whose_errors
     made = []
     monkeypatch.setattr(routes, "list_tools", lambda *given: made.append(0) or list_tools(*given))
     tools = {tool["name"]: tool for tool in (await scene.ask("tools/list", {}))["result"]["tools"]}
-    assert set(tools) == {"chat", "segment"}
-    for tool in tools.values():
+    assert set(tools) == {"chat", "segment", "job"}
+    for tool in (tools["chat"], tools["segment"]):
         jsonschema.Draft202012Validator.check_schema(tool["inputSchema"])
         assert tool["inputSchema"]["type"] == "object"
         assert tool["inputSchema"]["$defs"]["Pair"]["properties"]["next"] == {"$ref": "#/$defs/Pair"}
@@ -96,6 +98,25 @@ async def test_a_call_of_a_tool_counts_once_against_its_key(gateway, toy, ring):
     answers = [await scene.client.post("/v1/mcp", json=body, headers=headers) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert [answer.json()["result"]["isError"] for answer in answers[:3]] == [False] * 3
+
+
+async def test_a_job_that_a_tool_began_is_fetched_by_the_tool_job(gateway, toy):
+    upstream, queue = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT}), HeldQueue(None)
+    scene = await gateway(queue=queue)
+    scene.announce(upstream.url, models=("smollm2", "pranet"), routes=tuple(DOCUMENT["paths"]))
+    job = (await scene.client.post("/v1/segment", json={"a": 1}, headers={"prefer": "respond-async"})).json()["id"]
+
+    async def fetch(name):
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "job", "arguments": {"id": name}}}
+        result = (await scene.client.post("/v1/mcp", json=body)).json()["result"]
+        return result["isError"], result["content"][0]["text"]
+
+    assert (await fetch("../../models"))[0]
+    failed, text = await fetch(job)
+    assert failed
+    assert "queued" in text
+    queue.finish(job, Result(200, "application/json", b'{"area": 7}'))
+    assert await fetch(job) == (False, '{"area": 7}')
 
 
 async def test_a_caller_that_leaves_stops_its_tool(gateway, toy):
