@@ -264,7 +264,7 @@ def _key(
         on.engine.runner.weights_sha256, str(on.engine.pool.keys.dtype), protocol, variant.name, variant.budget,
         variant.options.model_dump(mode="json", exclude_unset=True), sample.digest, spec.max_answer,
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _manifest(on: EvaluatedModel, samples: Mapping[tuple[int, str], Sequence[RulerSample]]) -> dict[str, Any]:
