@@ -120,5 +120,5 @@ def _bound(field: FieldInfo, name: str) -> Any:
 
 def _help(field: FieldInfo) -> str:
     shown = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    default = "" if shown in {None, ""} else f" [dim]{shown}[/]"
+    default = "" if shown in (None, "") else f" [dim]{shown}[/]"
     return f"{(field.description or '').replace('`', '')}{default}"

@@ -6,12 +6,12 @@ causal routing, and hybrids of deconstructed mixers. Knows sessions by `feed` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fovea.api.longctx import LongctxUsage
 from fovea.api.text import GenerationOptions
@@ -153,7 +153,15 @@ class StatelessSessionAdapter(SessionAdapter):
         return self.build_session_request(ids, self.limit_tokens(ids, max_tokens), options, _StatelessSource(self))
 
 
-def read_ids(net: Any, tokens: Sequence[int]) -> Tensor:
+class HasParameters(Protocol):
+    """A network, of which only the device counts here."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights."""
+        ...
+
+
+def read_ids(net: HasParameters, tokens: Sequence[int]) -> Tensor:
     """Tokens [1,t] where a network lies."""
     return to_device(list(tokens), next(net.parameters()).device, torch.long)[None]
 

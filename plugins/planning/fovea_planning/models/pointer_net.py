@@ -58,15 +58,15 @@ class PointerNet(nn.Module):
 
         `visit_once` bars slots that were chosen, and the end, with -inf.
         """
-        slots, told = self._ready().decode(points.numpy(force=True), steps, visit_once=visit_once)
+        slots, told = self._build_inference().decode(points.numpy(force=True), steps, visit_once=visit_once)
         return torch.from_numpy(slots), torch.from_numpy(told)
 
     def beam(self, points: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Orders of all points as slots (b, w, n), best first, and their log-probabilities (b, w), by beam search."""
-        slots, scores = self._ready().beam(points.numpy(force=True), width)
+        slots, scores = self._build_inference().beam(points.numpy(force=True), width)
         return torch.from_numpy(slots), torch.from_numpy(scores)
 
-    def _ready(self) -> PointerInference:
+    def _build_inference(self) -> PointerInference:
         return PointerInference({key: value.numpy(force=True) for key, value in self.state_dict().items()})
 
     def read(self, points: Tensor) -> tuple[Tensor, Tensor, State]:

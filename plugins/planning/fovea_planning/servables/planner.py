@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from fovea.errors import FoveaError, InvalidOption, NotReady
 from fovea_planning.plan_schema import PlanFacts, PlanIn, PlanOut
-from fovea_planning.solvers import Pointers, in_set, plans
+from fovea_planning.solvers import Pointers, name_set, plans
 from shared.registry import CallContext, Card, LoadContext, Servable
 from shared.registry.weights import Weights, find_weights, read_weights
 from shared.vision.draw import encode
@@ -83,7 +83,7 @@ class Planner(Servable[PlanIn, PlanOut]):
             groups = _together(sets, request)
             for index, points in enumerate(groups):
                 run.check()
-                with in_set(index, len(groups)):
+                with name_set(index, len(groups)):
                     found = plans(request.task, points, request.solver, request.time_limit, self.pointers)
                 made += [PlanFacts(**asdict(plan)) for plan in found]
                 _count(request, made[-len(found) :])

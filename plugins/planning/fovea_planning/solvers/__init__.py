@@ -1,5 +1,5 @@
 """Plans over points: hulls, triangulations and tours, verified before they leave."""
 
-from fovea_planning.solvers.solver import InvalidPoints, Plan, Pointers, in_set, plan, plans
+from fovea_planning.solvers.solver import InvalidPoints, Plan, Pointers, name_set, plan, plans
 
-__all__ = ["InvalidPoints", "Plan", "Pointers", "in_set", "plan", "plans"]
+__all__ = ["InvalidPoints", "Plan", "Pointers", "name_set", "plan", "plans"]

@@ -46,8 +46,8 @@ class InvalidPoints(InvalidOption):
 
 
 @contextmanager
-def in_set(index: int, count: int) -> Iterator[None]:
-    """Points that are wrong inside are those of this set of a batch of so many."""
+def name_set(index: int, count: int) -> Iterator[None]:
+    """Name the set of a batch, of so many, in what is raised about its points."""
     try:
         yield
     except InvalidPoints as error:
@@ -135,14 +135,14 @@ def plans(
             raise InvalidOption(f"There is no {name} {value!r}.", hint=hint, field=name)
     sets: list[np.ndarray] = []
     for index, given in enumerate(batch):
-        with in_set(index, len(batch)):
+        with name_set(index, len(batch)):
             sets.append(_points(given))
     learned = _learned(task, sets, solver, pointers)
     made: list[Plan] = []
     for index, points in enumerate(sets):
         proposal = learned.get(index)
         notes = _why_not(task, solver, len(points), answered=proposal is not None)
-        with in_set(index, len(batch)):
+        with name_set(index, len(batch)):
             if task == "tsp":
                 made.append(_tour(points, solver, time_limit, proposal, notes))
             else:

@@ -145,10 +145,10 @@ class TitansSession:
         return sum(t.nbytes for t in self.state.tensors.values())
 
 
-def _make_builder(name: str, layout: Layout) -> Callable[..., TitansLM]:
+def _make_builder(layout: Layout) -> Callable[..., TitansLM]:
     """The builder of one layout, found by its name; see `TitansConfig`."""
 
-    @builder(name)
+    @builder(f"titans-{layout}")
     def build(
         vocab: int,
         width: int,
@@ -165,9 +165,7 @@ def _make_builder(name: str, layout: Layout) -> Callable[..., TitansLM]:
     return build
 
 
-titans_mac, titans_mag, titans_mal, titans_lmm, titans_attention = map(
-    _make_builder, ("titans-mac", "titans-mag", "titans-mal", "titans-lmm", "titans-attention"), LAYOUTS
-)
+titans_mac, titans_mag, titans_mal, titans_lmm, titans_attention = map(_make_builder, LAYOUTS)
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
