@@ -40,6 +40,8 @@ def _measured_on(manifest: Manifest, metric: str) -> str:
     """The held-out pictures, or parts of them; where kinds are distinguished, also those of the other kind."""
     data = manifest.data.get("measured_on") or manifest.data.get("data", "your data")
     kind, _, other = metric.partition("_")
+    if kind in {"count", "calibration"} and "confidence" in manifest.constants:
+        return f"{data}, every second of them; the others chose the threshold"
     if kind in {"auroc", "warned"}:
         name = other.removeprefix("unlearnt_")
         learnt = "" if name not in manifest.recipe.get("foreign", ()) else ", others of which were learnt"
@@ -50,10 +52,8 @@ def _measured_on(manifest: Manifest, metric: str) -> str:
 
 
 def _interval(manifest: Manifest, name: str) -> str | None:
-    if name not in manifest.intervals:
-        return None
-    low, high = manifest.intervals[name]
-    return f"95 % interval {low:.3f} to {high:.3f}, by bootstrap over samples."
+    found = manifest.intervals.get(name)
+    return found and "95 % interval {:.3f} to {:.3f}, by bootstrap over samples.".format(*found)
 
 
 def trained_servables(

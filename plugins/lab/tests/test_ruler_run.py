@@ -14,7 +14,7 @@ from PIL import Image
 from fovea.api.longctx import LongctxOptions
 from fovea.cli.option_groups import expand_options
 from fovea.errors import FoveaError, InvalidOption, Malformed
-from fovea_lab.ruler import cli, leaderboard, plots
+from fovea_lab.ruler import cli, leaderboard, plots, run
 from fovea_lab.ruler.answer_store import read_predictions
 from fovea_lab.ruler.method_variants import MethodVariant, list_variants
 from fovea_lab.ruler.report import Leader
@@ -232,6 +232,9 @@ def test_methods_are_fitted_to_the_bytes_of_dense_and_paired_with_it(tiny):
                 held = cells[protocol, "truncate", budget]
                 assert held.kv_bytes / dense.kv_bytes == pytest.approx(budget, abs=0.03)
         assert cells[protocol, "duo, short", 0.7].kv_bytes <= 0.7 * dense.kv_bytes
+        assert dense.kv_bytes_peak == dense.kv_bytes <= cells[protocol, "snapkv", 0.1].kv_bytes_peak
+        plans = {cells[protocol, name, 0.7].plan for name in ("duo, short", "snapkv")}
+        assert plans == {tiny.plans["gates"].digest, None}
         assert "take at least" in cells[protocol, "razor", 0.1].reason
         assert cells[protocol, "power", None].prefill_density < 1
         assert cells[protocol, "empty", None].kv_bytes < 0.7 * dense.kv_bytes
@@ -241,6 +244,18 @@ def test_methods_are_fitted_to_the_bytes_of_dense_and_paired_with_it(tiny):
     assert "| 2.50 |\n" in twice.partition(", aware")[0]
     assert "| 2.50 |\n" not in twice.rpartition(", agnostic")[2]
     assert Image.open(io.BytesIO(plots.draw_means(report))).format == "PNG"
+
+
+def test_informative_tasks_are_those_in_which_dense_scores(tiny, monkeypatch, tmp_path):
+    names = ["niah_single_1", "niah_single_2"]
+    monkeypatch.setattr(f"{RulerSpec.__module__}.OFFLINE", names)
+    monkeypatch.setattr(run, "score", lambda task, _text, _references: float(task == "niah_single_2"))
+    methods = [{"method": "razor", "plan": "gates"}, {"method": "knorm"}]
+    spec = asked(methods=methods, budgets=[0.1], lengths=[900], tasks=["informative"], max_answer=1)
+    report = run_ruler(tiny, spec, store=tmp_path / "store.jsonl")
+    tasks = {name: [c.task for c in report.cells if c.method == name] for name in ("dense", "knorm", "razor")}
+    assert tasks == {"dense": names, "knorm": names[1:], "razor": names[1:]}
+    assert len((tmp_path / "store.jsonl").read_text().splitlines()) == 2 * (2 + 3)
 
 
 def test_methods_that_read_densely_share_one_reading_of_a_context(tiny, monkeypatch):

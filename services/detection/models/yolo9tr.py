@@ -38,8 +38,8 @@ class Yolo9trBoxDetector(BoxDetector):
             notes=(
                 (
                     "Weak: of the damage on unseen roads it finds the minor part. Look for places worth a visit. "
-                    "Its served score and calibration were chosen on the 61 measured pictures; counts and calibration "
-                    "error are by halves, each measured with what the other one gave."
+                    "Its served score and calibration were chosen on 31 of the 61 held-out pictures; counts and "
+                    "calibration error are of the other 30."
                 ),
                 (
                     "Trained on photographs of four Brazilian roads (DNIT) at half of the width, from weights for "

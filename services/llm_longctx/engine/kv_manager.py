@@ -21,6 +21,7 @@ class PagedState:
         memos: The method's memory, per layer.
         prompt_length: Tokens of the prompt.
         max_length: Tokens that prompt and answer are expected to have together.
+        peak_bytes: Most that was held while the prompt was read.
         densities: Per layer and chunk the share that was read of the causal pairs, and how many these are.
         full_steps: Steps whose scores the method asked for.
         read_ids: The prompt so far, for methods that replay it.
@@ -31,10 +32,8 @@ class PagedState:
         self.policy, self.adapter = policy, adapter
         self.cache = PagedCache(pool, layers, heads) if bits == 16 else FewBitCache(pool, layers, heads, bits)
         self.memos: list[object] = [None] * layers
-        self.prompt_length = 0
-        self.max_length = 0
+        self.prompt_length = self.max_length = self.peak_bytes = self.full_steps = 0
         self.densities: list[tuple[float, float]] = []
-        self.full_steps = 0
         self.read_ids: list[int] = []
 
     @property

@@ -145,11 +145,13 @@ def measured(data: dict[str, str], **metrics: float) -> Manifest:
     return Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), data=data, metrics=metrics)
 
 
-def test_a_figure_says_how_many_crops_there_were_and_what_the_warning_learnt_from():
+def test_a_figure_says_on_which_pictures_it_was_measured_and_what_the_warning_learnt_from():
     real = {"measured_on": "Kvasir-SEG (real), 100 held-out pictures"}
     dice, clean = measured_metrics(measured(real, dice=0.9, clean_crops=1.0, crops=58.0))
     assert dice.data == "Kvasir-SEG (real), 100 held-out pictures"
     assert clean.data == "Kvasir-SEG (real), 100 held-out pictures, 58 crops of them"
+    boxes = measured(real, map50=0.9, count_error_all=0.2).model_copy(update={"constants": {"confidence": 0.5}})
+    assert [one.data.endswith("the others chose the threshold") for one in measured_metrics(boxes)] == [False, True]
     facts = measured({"measured_on": "clothes (real), 9 held-out pictures"}, auroc_cells=1.0, auroc_unlearnt_cells=0.8)
     learnt, unlearnt = measured_metrics(facts.model_copy(update={"recipe": {"foreign": ["cells"]}}))
     assert learnt.data.endswith("against pictures of cells, others of which were learnt")

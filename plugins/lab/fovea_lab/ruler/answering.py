@@ -41,6 +41,7 @@ class Answer:
         tokens: The answer, without a stop token.
         kv_bytes: Pages held when the method had compressed.
         kv_bytes_end: Pages held at the end.
+        kv_bytes_peak: Most pages held while the method read.
         density: Share of the prompt's attention that was read.
         seconds: Wall time; of a block's answers together, divided by their number.
     """
@@ -48,6 +49,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     kv_bytes: int = 0
     kv_bytes_end: int = 0
+    kv_bytes_peak: int = 0
     density: float = 1.0
     seconds: float = 0.0
 
@@ -121,7 +123,7 @@ def _read(
     start = prefixes.attach(one.state, _request(ids))
     one.state.reserve(len(ids), len(one.fed) + one.left)
     logits = yield from read_prompt(runner, one.state, ids, start=start, prefixes=prefixes)
-    one.answer.kv_bytes = one.state.cache.nbytes
+    one.answer.kv_bytes, one.answer.kv_bytes_peak = one.state.cache.nbytes, one.state.peak_bytes
     one.answer.density = one.state.prefill_density
     if len(logits):
         one.take(logits[-1])

@@ -30,7 +30,7 @@ class RulerOptions:
     knob: Knobs = None
     budgets: Annotated[str, typer.Option(help="Bytes as shares of dense, comma-separated.")] = "0.5,0.25"
     lengths: Annotated[str, typer.Option(help="Tokens of prompt and answer, comma-separated.")] = "1024"
-    tasks: Annotated[str, typer.Option(help="Names, comma-separated, or `all`.")] = ""
+    tasks: Annotated[str, typer.Option(help="Names, comma-separated, `all`, or `informative`.")] = ""
     n: Annotated[int, typer.Option("--n", help="Samples per task and length.")] = 10
     questions: Annotated[int, typer.Option(help="Questions per context.")] = 1
     protocol: Annotated[str, typer.Option(help="agnostic, aware or both.")] = "agnostic"

@@ -27,6 +27,7 @@ class Prediction(BaseModel):
     group: int
     method: str
     knobs: dict[str, Any] = Field(default_factory=dict)
+    plan: str | None = None
     budget: float | None = None
     protocol: str = "agnostic"
     prediction: str
@@ -36,6 +37,7 @@ class Prediction(BaseModel):
     kv_bytes: int = 0
     kv_bytes_dense: int = 0
     kv_bytes_end: int = 0
+    kv_bytes_peak: int = 0
     prefill_density: float = 1.0
     seconds: float = 0.0
 
@@ -55,6 +57,7 @@ class Cell(BaseModel):
     length: int
     method: str
     knobs: dict[str, Any] = Field(default_factory=dict)
+    plan: str | None = Field(None, description="Digest of the head plan.")
     budget: float | None = None
     protocol: str = "agnostic"
     n: int = 0
@@ -71,6 +74,7 @@ class Cell(BaseModel):
     kv_bytes: float = 0.0
     kv_bytes_dense: float = 0.0
     kv_bytes_end: float = 0.0
+    kv_bytes_peak: float = Field(0.0, description="Most held while the method read; 0 in older answers.")
     prefill_density: float = 1.0
     seconds: float = 0.0
     reason: str = ""
@@ -150,7 +154,7 @@ def _build_cell(found: Sequence[Prediction], dense: Mapping[str, Prediction], dr
     twins, own = [dense[one.digest].score for one in both], [one.group for one in both]
     against = paired([one.score for one in both], twins, groups=own, draws=draws) if both else None
     return Cell(
-        **first.model_dump(include={"task", "length", "method", "knobs", "budget", "protocol"}),
+        **first.model_dump(include={"task", "length", "method", "knobs", "plan", "budget", "protocol"}),
         n=len(found),
         groups=len(set(groups)),
         **asdict(bootstrap(scores, groups=groups, draws=draws)),
@@ -158,7 +162,10 @@ def _build_cell(found: Sequence[Prediction], dense: Mapping[str, Prediction], dr
         empty=sum(not one.prediction.strip() for one in found),
         **{
             name: sum(getattr(one, name) for one in found) / len(found)
-            for name in ("tokens", "kv_bytes", "kv_bytes_dense", "kv_bytes_end", "prefill_density", "seconds")
+            for name in (
+                *("tokens", "kv_bytes", "kv_bytes_dense", "kv_bytes_end", "kv_bytes_peak"),
+                *("prefill_density", "seconds"),
+            )
         },
     )
 

@@ -90,19 +90,28 @@ def run_ruler(
     _check_peers(found, samples, spec.protocols)
     jobs, refused = _list_jobs(on, spec, samples)
     known = read_answers(store)
-    found += [known[job.key] for job in jobs if job.key in known]
-    todo = [job for job in jobs if job.key not in known]
-    left = len(todo)
-    for protocol in spec.protocols:
-        mine = [job for job in todo if job.protocol == protocol]
-        for begin in range(0, len(mine), BLOCK):
-            check()
-            progress(1 - left / len(jobs), f"{left} answers left")
-            block = mine[begin : begin + BLOCK]
-            answered = _answer_jobs(on, block, protocol)
-            append_answers(store, [job.key for job in block], answered)
-            found += answered
-            left -= len(block)
+
+    def answer(wanted: Sequence[_Job]) -> list[Prediction]:
+        todo = [job for job in wanted if job.key not in known]
+        left = len(todo)
+        for protocol in spec.protocols:
+            mine = [job for job in todo if job.protocol == protocol]
+            for begin in range(0, len(mine), BLOCK):
+                check()
+                progress(1 - left / len(jobs), f"{left} answers left")
+                block = mine[begin : begin + BLOCK]
+                keys, answered = [job.key for job in block], _answer_jobs(on, block, protocol)
+                append_answers(store, keys, answered)
+                known.update(zip(keys, answered, strict=True))
+                left -= len(block)
+        return [known[job.key] for job in wanted]
+
+    if "informative" in spec.tasks:
+        dense = build_report(answer([job for job in jobs if job.variant.name == "dense"]), spec={}, manifest={})
+        telling = {(int(length), task) for length, tasks in dense.informative.items() for task in tasks}
+        jobs = [job for job in jobs if job.variant.name == "dense" or (job.sample.length, job.sample.task) in telling]
+        refused = [cell for cell in refused if (cell.length, cell.task) in telling]
+    found += answer(jobs)
     return build_report(found, spec=spec.model_dump(mode="json"), manifest=_manifest(on, samples), refused=refused)
 
 
@@ -242,6 +251,7 @@ def _predict(on: EvaluatedModel, job: _Job, answer: Answer) -> Prediction:
         **sample.facts(),
         method=name,
         knobs={} if name in BASELINES else job.prompt.policy.method.model_dump(mode="json"),
+        plan=None if job.prompt.policy.plan is None else job.prompt.policy.plan.digest,
         budget=job.variant.budget,
         protocol=job.protocol,
         prediction=text,
@@ -250,6 +260,7 @@ def _predict(on: EvaluatedModel, job: _Job, answer: Answer) -> Prediction:
         kv_bytes=answer.kv_bytes,
         kv_bytes_dense=on.engine.dense_bytes(job.seen),
         kv_bytes_end=answer.kv_bytes_end,
+        kv_bytes_peak=answer.kv_bytes_peak,
         prefill_density=answer.density,
         seconds=round(answer.seconds, 4),
     )

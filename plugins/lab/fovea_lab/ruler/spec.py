@@ -29,7 +29,7 @@ class RulerSpec(BaseModel):
         ["niah_single_1", "niah_single_2", "niah_multivalue", "fwe"],
         min_length=1,
         max_length=13,
-        description="Names, or `all` for all that need no file.",
+        description="Names; `all` that need no file; or `informative`, those of all in which dense scores enough.",
     )
     n: int = Field(10, ge=1, le=MAX_SAMPLES, description="Samples per task and length.")
     questions: int = Field(1, ge=1, le=10, description="Questions per context, where a task has several answers.")
@@ -41,9 +41,9 @@ class RulerSpec(BaseModel):
 
     def task_names(self) -> list[str]:
         """Tasks by name, in the order of reports; InvalidOption if there is no such task."""
-        wanted = {name for given in self.tasks for name in (OFFLINE if given == "all" else (given,))}
+        wanted = {name for given in self.tasks for name in (OFFLINE if given in {"all", "informative"} else (given,))}
         if unknown := sorted(wanted - TASKS.keys()):
-            detail = f"There is no RULER-form task {unknown[0]!r}; known are {', '.join(TASKS)}, all."
+            detail = f"There is no RULER-form task {unknown[0]!r}; known are {', '.join(TASKS)}, all, informative."
             raise InvalidOption(detail, field="tasks")
         return [name for name in TASKS if name in wanted]
 

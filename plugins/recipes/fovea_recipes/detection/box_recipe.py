@@ -186,7 +186,7 @@ class BoxRecipe(FolderRecipe):
     def calibrate(self, network: nn.Module) -> ServingFacts:
         """And how sure scores are, and from which on detections are counted.
 
-        Both are chosen on the held-out pictures, and measured by halves: each half with what the other one chose.
+        Both are chosen on every second held-out picture and measured on the others.
         """
         truth, _, found = self.collect_detections(network, self._out)
         chosen, intervals = choose_scores(truth, found, self._out.names)

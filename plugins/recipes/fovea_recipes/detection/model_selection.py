@@ -26,26 +26,19 @@ CANDIDATES = tuple(np.round(np.arange(0.05, 0.951, 0.025), 3).tolist())
 def choose_scores(
     truth: Sequence[Rows], found: Sequence[Rows], names: Sequence[str]
 ) -> tuple[ServingFacts, dict[str, tuple[float, float]]]:
-    """Fit slope, offset and least score by all pictures; measure them by halves, each with what the other half gave.
+    """Fit slope, offset and least score by every second picture; measure them on the others.
 
     Truth is class, x1, y1, x2, y2 (m, 5) per picture; found are x1, y1, x2, y2, score, class (n, 6) after suppression,
-    the best first. Also returns the intervals of the metrics.
+    the best first. A single picture is used for both. Also returns the intervals of the metrics.
     """
-    platt, confidence = _choose(truth, found)
-    scores, said, hits, rows = [], [], [], list[Rows](found)
-    for half in (0, 1):
-        other = [i for i in range(len(truth)) if i % 2 != half] or [0]
-        theirs, least = _choose([truth[i] for i in other], [found[i] for i in other])
-        for i in range(half, len(truth), 2):
-            sure = theirs(found[i][:, 4])
-            scores.append(found[i][:, 4])
-            said.append(sure)
-            hits.append(box_hits(truth[i], found[i], (0.5,))[:, 0])
-            rows[i] = found[i][sure > least]
-    sure_facts = reliability_facts(np.concatenate(scores), np.concatenate(said), np.concatenate(hits))
-    errors, intervals = count_errors(truth, rows, names)
-    constants = ServingFacts({"slope": platt.slope, "offset": platt.offset, "confidence": confidence}, metrics=errors)
-    return sure_facts | constants, intervals
+    platt, confidence = _choose(truth[::2], found[::2])
+    truth, found = truth[1::2] or truth, found[1::2] or found
+    raw, sure = np.concatenate([rows[:, 4] for rows in found]), [platt(rows[:, 4]) for rows in found]
+    facts = reliability_facts(raw, np.concatenate(sure), _hits(truth, found))
+    shown = [rows[each > confidence] for rows, each in zip(found, sure, strict=True)]
+    errors, intervals = count_errors(truth, shown, names)
+    constants = {"slope": platt.slope, "offset": platt.offset, "confidence": confidence}
+    return facts | ServingFacts(constants, metrics=errors), intervals
 
 
 def count_errors(
@@ -71,14 +64,18 @@ def count_errors(
 
 def _choose(truth: Sequence[Rows], found: Sequence[Rows]) -> tuple[Platt, float]:
     """Calibration of the scores, and the calibrated score at which counts are least wrong."""
-    hits = np.concatenate([box_hits(t, f, (0.5,))[:, 0] for t, f in zip(truth, found, strict=True)])
-    platt = fit_platt(np.concatenate([rows[:, 4] for rows in found]), hits)
+    platt = fit_platt(np.concatenate([rows[:, 4] for rows in found]), _hits(truth, found))
     sure, there = [platt(rows[:, 4]) for rows in found], _numbers(truth, 0, None)
     wrong = [
         np.abs(np.array([(each > least).sum() for each in sure]) - there).sum() / max(there.sum(), 1)
         for least in CANDIDATES
     ]
     return platt, float(CANDIDATES[int(np.argmin(wrong))])
+
+
+def _hits(truth: Sequence[Rows], found: Sequence[Rows]) -> NDArray[np.bool_]:
+    """Which detections of all pictures are right."""
+    return np.concatenate([box_hits(t, f, (0.5,))[:, 0] for t, f in zip(truth, found, strict=True)])
 
 
 def _numbers(pictures: Sequence[Rows], column: int, kind: int | None) -> NDArray[np.int64]:

@@ -185,6 +185,16 @@ def test_the_chosen_score_counts_right_and_scores_are_calibrated():
     assert 0 < chosen.constants["confidence"] < 1
 
 
+def test_scores_are_chosen_on_other_pictures_than_they_are_measured_on():
+    truth, found = pictures(40)
+    chosen, _ = choose_scores(truth, found, ("square",))
+    for i in range(1, 40, 2):
+        truth[i] = truth[i][:3]
+    worse, _ = choose_scores(truth, found, ("square",))
+    assert worse.constants == chosen.constants
+    assert worse.metrics["count_error_square"] > 1 > chosen.metrics["count_error_square"]
+
+
 def test_counts_are_compared_by_class_and_one_picture_is_enough():
     truth, found = pictures(1)
     assert choose_scores(truth, found, ("square",))[0].metrics["count_error_all"] < 1

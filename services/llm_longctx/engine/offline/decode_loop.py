@@ -53,10 +53,11 @@ def read_prompt(
     logits = runner.model.output_matrix.new_zeros(0, runner.model.config.vocab)
     while start < len(ids):
         end = start + state.policy.next_chunk(start, len(ids))
-        last = end == len(ids)
+        needed = state.cache.pages_needed(end - start)
         if prefixes is not None:
-            prefixes.make_room(state.cache.pages_needed(end - start))
-        logits = runner.prefill(state, ids[start:end], last=last, keep=keep if last else 0)
+            prefixes.make_room(needed)
+        state.peak_bytes = max(state.peak_bytes, state.cache.nbytes + needed * state.cache.pool.page_bytes)
+        logits = runner.prefill(state, ids[start:end], last=(last := end == len(ids)), keep=keep if last else 0)
         start = end
         yield
     return logits
