@@ -44,8 +44,7 @@ def score_copies(
     is_copy = inside & (tokens == np.asarray(generated)[:, None, None, None])
     copied = is_copy.any(-1)
     if mode == "count":
-        counted: np.ndarray = copied.sum(0) / (b - a)
-        return counted
+        return np.asarray(copied.sum(0) / (b - a))
     # One copy per step at most: that of the largest position that qualifies.
     first = is_copy.argmax(-1)[..., None]
     values = positions if mode == "positions" else tokens

@@ -38,6 +38,7 @@ class AblationSpec(Spec):
     keys: list[int] = Field(default_factory=list, max_length=64, description="Positions that override looks at, alike.")
     positions: list[int] | None = Field(None, min_length=1, max_length=32_768, description="Where; else everywhere.")
     continuation: int = Field(0, ge=0, le=64, description="Go on with the text for so many tokens, with and without.")
+    phase: Literal["all", "decode"] = Field("all", description="decode: only the continuation is made without them.")
     correct: str | None = Field(None, max_length=200, description="One next token, for a logit difference.")
     wrong: str | None = Field(None, max_length=200, description="The other.")
     controls: int = Field(10, ge=10, le=100, description="Random draws of as many heads.")
@@ -148,10 +149,9 @@ def _loss_scalars(losses: dict[str, Tensor], control: list[float]) -> dict[str, 
     means = {name: float(of.mean()) for name, of in losses.items()}
     means["change"] = means["after"] - means["before"]
     scalars = {f"nll_{name}": Scalar(value=value, unit="nats/token") for name, value in means.items()}
-    if control:
-        note = f"± {np.std(control):.3g}, {len(control)} draws"
-        scalars["nll_control"] = Scalar(value=float(np.mean(control)), unit="nats/token", note=note)
-    return scalars
+    note = f"± {np.std(control):.3g}, {len(control)} draws" if control else None
+    mean = {"nll_control": Scalar(value=float(np.mean(control)), unit="nats/token", note=note)} if control else {}
+    return scalars | mean
 
 
 def _answer_scalars(spec: AblationSpec, subject: StudiedModel, last: dict[str, Tensor]) -> dict[str, Scalar]:
@@ -168,6 +168,8 @@ def _continuation_tables(
     spec: AblationSpec, subject: StudiedModel, ids: list[int], heads: list[Head], z: dict[str, Any]
 ) -> list[Table]:
     if not spec.continuation:
+        if spec.phase == "decode":
+            raise InvalidOption("phase=decode needs a continuation.", field="phase")
         return []
     if spec.kind not in {"uniform", "zero", "scale"}:
         detail = f"A continuation under {spec.kind} has no values of its own; it exists for uniform, zero and scale."
@@ -177,6 +179,9 @@ def _continuation_tables(
     for edits in ([], _build_edits(spec, heads, len(ids), z)):
         tokens = list(ids)
         for _ in range(spec.continuation):
+            if edits and spec.phase == "decode":
+                late = spec.model_copy(update={"positions": list(range(len(ids) - 1, len(tokens)))})
+                edits = _build_edits(late, heads, len(tokens), z)  # noqa: PLW2901  # they grow with the text
             logits = trace(subject.model, subject.tensor([tokens]), edits=edits, keep=1).logits
             tokens.append(int(logits[0, -1].argmax()))
         texts.append(subject.tokenizer.decode(tokens[len(ids) :]))

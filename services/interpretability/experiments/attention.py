@@ -96,8 +96,7 @@ def read_rows(
     index = {query: i for i, query in enumerate(queries)}
 
     def visit(layer: int, start: int, rows: Tensor) -> None:
-        inside = [t for t in range(rows.shape[2]) if start + t in index]
-        if inside:
+        if inside := [t for t in range(rows.shape[2]) if start + t in index]:
             kept = take_rows(take_rows(rows[0], heads), inside, 1).float().cpu().numpy()
             table[layers.index(layer)][:, [index[start + t] for t in inside], : rows.shape[3]] = kept
 
@@ -126,8 +125,7 @@ def _name_maps(
 
 
 def _encode_input(spec: AttentionPatternsSpec, subject: StudiedModel) -> list[int]:
-    given = [name for name in ("text", "ids", "messages") if getattr(spec, name) is not None]
-    if len(given) != 1:
+    if sum(getattr(spec, name) is not None for name in ("text", "ids", "messages")) != 1:
         raise InvalidOption("Give one of text, ids and messages.", field="text")
     if spec.ids is not None:
         if not spec.ids or not all(0 <= i < subject.model.config.vocab for i in spec.ids):

@@ -131,9 +131,7 @@ def _table(table: Table) -> str:
 
 
 def _format_value(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _manifest_section(report: Report) -> str:

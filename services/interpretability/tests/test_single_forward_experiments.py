@@ -16,7 +16,7 @@ from services.interpretability.experiments.logit_lens import LogitLens
 from services.interpretability.rendering.render import render
 from services.interpretability.tests.conftest import arrays, artefact, ask, probing
 from shared.lm.decoder import Decoder
-from shared.lm.taps import trace
+from shared.lm.taps import Scale, trace
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,7 @@ from shared.lm.taps import trace
         (Ablation, {"correct": "m"}, "wrong"),
         (Ablation, {"correct": "12", "wrong": "15"}, "wrong"),
         (Ablation, {"positions": [99], "continuation": 0}, "positions"),
+        (Ablation, {"phase": "decode", "continuation": 0}, "phase"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_by_name(context, study, options, field):
@@ -183,6 +184,24 @@ def test_the_last_position_of_a_text_stays_that_while_it_goes_on(context, tiny):
     last = len(tiny.encode(text)) - 1
     found = [ask(Ablation, context, kind="zero", positions=[at], continuation=6) for at in (-1, last)]
     assert found[0].tables == found[1].tables
+
+
+def test_heads_are_hidden_in_the_continuation_alone(context, tiny):
+    """As a cache would have it: the text is read whole, then each token with the heads hidden."""
+    facts = {"kind": "zero", "heads": [[1, 1], [1, 2], [0, 3]], "text": "kqzwxm kqzwxm kqzwxm", "continuation": 5}
+    found = {phase: ask(Ablation, context, **facts, phase=phase) for phase in ("all", "decode")}
+    ids = tiny.encode(facts["text"])
+    cache, made = tiny.model.new_cache(room=64), list[int]()
+    trace(tiny.model, tiny.tensor([ids[:-1]]), cache=cache, keep=1)
+    for _ in range(5):
+        fed = made[-1] if made else ids[-1]
+        edits = [Scale(f"z.{l}", 0.0, heads=h) for l, h in facts["heads"]]
+        made.append(
+            int(trace(tiny.model, tiny.tensor([[fed]]), cache=cache, keep=1, edits=edits).logits[0, -1].argmax())
+        )
+    after = {phase: report.tables[0].rows[0][1] for phase, report in found.items()}
+    assert after["decode"] == tiny.tokenizer.decode(made) != after["all"]
+    assert found["decode"].scalars["kl"] == found["all"].scalars["kl"]
 
 
 def test_a_long_text_is_read_out_some_positions_at_a_time(context, tiny, monkeypatch):

@@ -8,7 +8,7 @@ they are named, because some load torch.
 from importlib import import_module
 from typing import Any
 
-_ROOMS = {
+_MODULES = {
     "samples.generation": ("generate",),
     "samples.placement": ("DEPTHS", "cwe_rule", "fit", "fwe_counts", "place"),
     "samples.sample": ("render",),
@@ -21,7 +21,7 @@ _ROOMS = {
 
 def __getattr__(name: str) -> Any:
     """The public name of one of the modules."""
-    room = next((room for room, names in _ROOMS.items() if name in names), None)
+    room = next((room for room, names in _MODULES.items() if name in names), None)
     if room is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{room}"), name)
