@@ -1,14 +1,18 @@
 """Jobs over HTTP, on a queue that keeps the contract in memory."""
 
 import asyncio
+import contextlib
+import http.client
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from fovea.api.job import Job
 from fovea.errors import Conflict, NotReady, QueueFull
 from services.gateway.routes import jobs
+from services.gateway.tests.conftest import ROUTES
 from services.gateway.tests.stage import ForgetfulQueue
 from shared.jobs.queue import Result
 
@@ -112,6 +116,21 @@ async def test_what_nobody_serves_is_refused_before_it_is_accepted_and_what_is_d
     assert queue.jobs == {}
     scene.announce("http://127.0.0.1:1", service="down", name="d", models=("m",), routes=("/v1/plan",), ready=False)
     assert (await scene.client.post("/v1/plan", headers=ASYNC)).status_code == 202
+
+
+@pytest.mark.parametrize("dots", ["..", "%2e%2e", ".%2E"])
+async def test_no_job_climbs_out_of_its_path_to_where_its_key_may_not_go(served, queue, ring, dots):
+    scene = await served(queue, auth="keys")
+    _, key = ring.add("ann", ("infer", "jobs"))
+    scene.announce(scene.upstream.url, routes=(*ROUTES, "/v1/lora-adapters"))
+    for path in (f"/v1/models/{dots}/steering-vectors", f"/v1/models/{dots}/{dots}/v2/repository/models/pranet/unload"):
+        with contextlib.closing(http.client.HTTPConnection(urlsplit(scene.url).netloc)) as sent:  # clients of a library resolve the dots themselves
+            sent.putrequest("POST", path)
+            for name, value in {**ASYNC, "x-api-key": key, "content-length": "0"}.items():
+                sent.putheader(name, value)
+            await asyncio.to_thread(sent.endheaders)
+            assert (await asyncio.to_thread(sent.getresponse)).status == 404
+    assert queue.payloads == {}
 
 
 async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene, queue):
