@@ -190,6 +190,22 @@ async def test_a_tenant_follows_so_many_jobs_at_a_time(scene, queue, monkeypatch
     assert (answer.status_code, scene.app.state.gateway.followed.total()) == (200, 0)
 
 
+async def test_jobs_that_are_asked_for_at_once_are_not_followed_beyond_the_limit(scene, queue, monkeypatch):
+    monkeypatch.setattr(jobs, "MAX_FOLLOWED", 2)
+    await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
+    queue.finish("job-1", Result(200, "text/plain", b""))
+    know = queue.get
+
+    async def ask_redis(*given):
+        await asyncio.sleep(0.1)
+        return await know(*given)
+
+    monkeypatch.setattr(queue, "get", ask_redis)
+    answers = await asyncio.gather(*(scene.client.get("/v1/jobs/job-1/events") for _ in range(6)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 4
+    assert scene.app.state.gateway.followed.total() == 0
+
+
 async def test_cancel_retry_and_delete(scene, queue):
     client = scene.client
     await client.post("/v1/echo", content=b"x", headers=ASYNC)
