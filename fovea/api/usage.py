@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import date
+from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import BaseModel, Field
@@ -15,6 +16,9 @@ answered. Callers don't get it."""
 USAGE_FIELDS: Final = (
     "requests", "tokens_in", "tokens_out", "cached_tokens", "kv_byte_seconds", "pictures", "cpu_seconds",
 )  # fmt: skip
+
+USAGE_COMMENT: Final = re.compile(rb"^: usage \{[^\n]*\n\n", re.MULTILINE)
+"""Comment of a replica's stream: what the request has consumed so far, as in the header. Callers don't get it."""
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 _PIECE: Final = re.compile(rb'"choices": ?\[\{|\.delta"|"content_block_delta"')
@@ -75,10 +79,13 @@ def read_header(text: str | None) -> dict[str, float]:
 
 
 class UsageScanner:
-    """Collects the tokens of an answer in OpenAI's form while it passes: one JSON document, or events of a stream."""
+    """Collects the tokens of an answer in OpenAI's form while it passes: one JSON document, or events of a stream.
 
-    def __init__(self, *, is_stream: bool) -> None:
-        self.model = ""
+    What the replica states apart, in its header (`told`) or in comments of the stream, is exact.
+    """
+
+    def __init__(self, *, is_stream: bool, told: Mapping[str, float] = MappingProxyType({})) -> None:
+        self.model, self._told = "", told
         self._is_stream = is_stream
         self._tail = b""
         self._events = 0
@@ -93,7 +100,9 @@ class UsageScanner:
         *lines, self._tail = (self._tail + chunk).split(b"\n")
         self._tail = self._tail[-_MAX_EVENT_BYTES:]
         for line in lines:
-            if line.startswith(b"data: {"):
+            if line.startswith(b": usage {"):
+                self._told = read_header(line[8:].decode("utf-8", "replace"))
+            elif line.startswith(b"data: {"):
                 self._events += _PIECE.search(line) is not None
                 if b'"usage"' in line:
                     self._read_usage(line[6:])
@@ -116,7 +125,7 @@ class UsageScanner:
         known = _only_numbers(found)
         if "cache_read_input_tokens" in usage:  # Anthropic's input tokens leave these out
             known["tokens_in"] = known.get("tokens_in", 0) + known.get("cached_tokens", 0)
-        return known
+        return {**known, **self._told}
 
     def _read_usage(self, document: bytes) -> None:
         if (at := document.rfind(b'"usage"')) < 0:

@@ -164,10 +164,13 @@ async def _event_lines(
     def line(event: BaseModel) -> str:
         return f"data: {event.model_dump_json(exclude_unset=True, exclude=hidden)}\n\n"
 
+    def usage() -> str:  # for the gateway alone, which counts and drops it (`fovea.api.usage`)
+        return "" if run.scopes is None else f": usage {json.dumps(run.usage)}\n\n"
+
     try:
         while not await _wait_for_first(first):
             yield f": {run.note or 'waiting'}\n\n"
-        yield line(first.result())
+        yield line(first.result()) + usage()
         async for event in rest:
             yield line(event)
     except Exception as error:  # noqa: BLE001  # the status is sent already: the error goes into the stream
@@ -176,4 +179,4 @@ async def _event_lines(
         return
     finally:
         first.cancel()
-    yield "data: [DONE]\n\n"
+    yield usage() + "data: [DONE]\n\n"
