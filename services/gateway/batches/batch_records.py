@@ -99,8 +99,7 @@ class BatchRecords:
 
     def list_ids(self, tenant: str) -> list[str]:
         """Ids of a tenant's batches, newest first."""
-        found = self._below(tenant).list_objects()
-        begun = [facts for facts in found if facts.path.endswith("/begin.json")]
+        begun = (facts for facts in self._below(tenant).list_objects() if facts.path.endswith("/begin.json"))
         newest = sorted(begun, key=lambda facts: facts.modified, reverse=True)
         return [facts.path.partition("/")[0] for facts in newest]
 

@@ -105,12 +105,9 @@ async def _count_followed(request: Request) -> AsyncGenerator[None, None]:
 
 
 @router.get(
-    "/{job_id}/events",
-    response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {}}}},
-    dependencies=[Depends(_count_followed)],
+    "/{job_id}/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}}
 )
-async def events(request: Request, job_id: JobId) -> StreamingResponse:
+async def events(request: Request, job_id: JobId, _: Annotated[None, Depends(_count_followed)]) -> StreamingResponse:
     """The job now and after every change, as server-sent events whose data is the job; ends with its final state."""
     queue, tenant = get_queue(request), get_caller(request).tenant
     await queue.get(job_id, tenant)

@@ -124,7 +124,8 @@ async def test_no_job_climbs_out_of_its_path_to_where_its_key_may_not_go(served,
     _, key = ring.add("ann", ("infer", "jobs"))
     scene.announce(scene.upstream.url, routes=(*ROUTES, "/v1/lora-adapters"))
     for path in (f"/v1/models/{dots}/steering-vectors", f"/v1/models/{dots}/{dots}/v2/repository/models/pranet/unload"):
-        with contextlib.closing(http.client.HTTPConnection(urlsplit(scene.url).netloc)) as sent:  # clients of a library resolve the dots themselves
+        # Other clients resolve the dots themselves.
+        with contextlib.closing(http.client.HTTPConnection(urlsplit(scene.url).netloc)) as sent:
             sent.putrequest("POST", path)
             for name, value in {**ASYNC, "x-api-key": key, "content-length": "0"}.items():
                 sent.putheader(name, value)

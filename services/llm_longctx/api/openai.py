@@ -159,10 +159,9 @@ async def _event_lines(
     first: asyncio.Future[BaseModel], rest: AsyncIterator[BaseModel], run: CallContext, with_usage: bool
 ) -> AsyncIterator[str]:
     """Server-sent events; until the first chunk, comments give the place in the queue, which clients skip."""
-    hidden = None if with_usage else {"usage"}
 
     def line(event: BaseModel) -> str:
-        return f"data: {event.model_dump_json(exclude_unset=True, exclude=hidden)}\n\n"
+        return f"data: {event.model_dump_json(exclude_unset=True, exclude=None if with_usage else {'usage'})}\n\n"
 
     def usage() -> str:  # for the gateway alone, which counts and drops it (`fovea.api.usage`)
         return "" if run.scopes is None else f": usage {json.dumps(run.usage)}\n\n"

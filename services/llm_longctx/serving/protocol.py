@@ -143,9 +143,8 @@ class _ChunkBuilder(Generic[ChunkT]):
         self._protocol: CompletionProtocol[Any, ChunkT, Any] = protocol
         self._adapter, self._generation, self._warnings = adapter, generation, warnings
         self._has_logprobs = generation.requests[0].top_logprobs is not None
-        options = request.stream_options
-        wants_usage = options is not None and options.include_usage and options.continuous_usage_stats
-        self._has_usage = request.stream and wants_usage
+        options = request.stream_options if request.stream else None
+        self._has_usage = options is not None and options.include_usage and options.continuous_usage_stats
         self._stamp: dict[str, Any] = {
             "id": f"{protocol.id_prefix}-{uuid4().hex}",
             "object": protocol.object_name,
@@ -166,12 +165,9 @@ class _ChunkBuilder(Generic[ChunkT]):
         if piece.captured or piece.reason is not None:
             for one in self._generation.extensions:
                 captured += await asyncio.to_thread(one.capture, piece)
+        is_first = piece.index not in self._begun
         choices = self._protocol.to_choices(
-            piece,
-            self._adapter.tokenizer,
-            is_first=piece.index not in self._begun,
-            has_logprobs=self._has_logprobs,
-            captured=captured,
+            piece, self._adapter.tokenizer, is_first=is_first, has_logprobs=self._has_logprobs, captured=captured
         )
         self._begun.add(piece.index)
         stamp = self._stamp | self._protocol.fields_of(piece, self._adapter.tokenizer)

@@ -58,8 +58,7 @@ def charge_jobs(handler: Handler, ledger: UsageLedger, limits: JobKeyLimits) -> 
         started = time.monotonic()
         result = await handler(payload, ticket)
         if result.status < 400:
-            told = result.headers.get(USAGE_HEADER, "")
-            is_stream = result.content_type.startswith("text/event-stream")
+            told, is_stream = result.headers.get(USAGE_HEADER, ""), result.content_type.startswith("text/event-stream")
             scanner = UsageScanner(is_stream=is_stream, told=read_header(told))
             scanner.feed(result.body)
             spent = scanner.sum_up(time.monotonic() - started)
