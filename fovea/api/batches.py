@@ -40,8 +40,8 @@ class BatchRequest(BaseModel, extra="allow"):
     """The batch to run: a file of requests, a line each."""
 
     input_file_id: str
-    endpoint: str = Field(description="Where the requests go, for example `/v1/chat/completions`.")
-    completion_window: str = Field("24h", description="Taken and ignored: jobs run as soon as they can.")
+    endpoint: ShortText = Field(description="Where the requests go, for example `/v1/chat/completions`.")
+    completion_window: ShortText = Field("24h", description="Taken and ignored: jobs run as soon as they can.")
     metadata: dict[ShortText, ShortText] | None = Field(None, max_length=16)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date
 from typing import Any, Final
 
@@ -15,6 +16,9 @@ answered. Callers don't get it."""
 USAGE_FIELDS: Final = (
     "requests", "tokens_in", "tokens_out", "cached_tokens", "kv_byte_seconds", "pictures", "cpu_seconds",
 )  # fmt: skip
+
+USAGE_COMMENT: Final = re.compile(rb"^: usage \{[^\n]*\n\n", re.MULTILINE)
+"""Comment of a replica's stream: what the request has consumed so far, as in the header. Callers don't get it."""
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 _PIECE: Final = re.compile(rb'"choices": ?\[\{|\.delta"|"content_block_delta"')
@@ -29,7 +33,7 @@ class UsageRecord(BaseModel):
     model: str = Field(description="Empty where no model was named: jobs that failed, documents, lists.")
     requests: int = 0
     tokens_in: int = Field(0, description="Tokens of prompts.")
-    tokens_out: int = Field(0, description="Tokens of answers; for a stream without usage, its events.")
+    tokens_out: int = Field(0, description="Tokens of answers; for a stream that broke off, its events.")
     cached_tokens: int = Field(0, description="Tokens of prompts that came from the prefix cache.")
     kv_byte_seconds: float = Field(0.0, description="Bytes of the KV cache times seconds of the request.")
     pictures: int = 0
@@ -77,11 +81,11 @@ def read_header(text: str | None) -> dict[str, float]:
 class UsageScanner:
     """Collects the tokens of an answer in OpenAI's form while it passes: one JSON document, or events of a stream."""
 
-    def __init__(self, *, is_stream: bool) -> None:
-        self.model = ""
+    def __init__(self, *, is_stream: bool, told: Mapping[str, float] | None = None) -> None:
+        """Begin an answer; what its replica states apart, in its header (`told`) or in `USAGE_COMMENT`, wins."""
+        self.model, self._told = "", told or {}
         self._is_stream = is_stream
-        self._tail = b""
-        self._events = 0
+        self._tail, self._events = b"", 0
         self._usage: Mapping[str, Any] = {}
 
     def feed(self, chunk: bytes) -> None:
@@ -93,7 +97,9 @@ class UsageScanner:
         *lines, self._tail = (self._tail + chunk).split(b"\n")
         self._tail = self._tail[-_MAX_EVENT_BYTES:]
         for line in lines:
-            if line.startswith(b"data: {"):
+            if line.startswith(b": usage {"):
+                self._told = read_header(line[8:].decode("utf-8", "replace"))
+            elif line.startswith(b"data: {"):
                 self._events += _PIECE.search(line) is not None
                 if b'"usage"' in line:
                     self._read_usage(line[6:])
@@ -101,32 +107,26 @@ class UsageScanner:
     def sum_up(self, seconds: float) -> dict[str, float]:
         """Tokens and KV byte-seconds of an answer that took `seconds`."""
         usage = self._usage
-        details, longctx = usage.get("prompt_tokens_details"), usage.get("longctx")
+        parts = (usage.get(name) for name in ("prompt_tokens_details", "longctx"))
+        details, longctx = (part if isinstance(part, Mapping) else {} for part in parts)
+        cached = details.get("cached_tokens") or usage.get("cache_read_input_tokens") or longctx.get("cached_tokens")
         found = {
             # An answer without tokens of its own, such as a rerank, states only their total.
             "tokens_in": usage.get("prompt_tokens", usage.get("input_tokens", usage.get("total_tokens", 0))),
             "tokens_out": usage.get("completion_tokens", usage.get("output_tokens") or self._events),
-            "cached_tokens": details.get("cached_tokens", 0)
-            if isinstance(details, Mapping)
-            else usage.get("cache_read_input_tokens", 0),
-            "kv_byte_seconds": (longctx.get("kv_bytes") or 0) * seconds if isinstance(longctx, Mapping) else 0,
+            "cached_tokens": cached or 0,
+            "kv_byte_seconds": (longctx.get("kv_bytes") or 0) * seconds,
         }
-        if isinstance(longctx, Mapping) and not found["cached_tokens"]:
-            found["cached_tokens"] = longctx.get("cached_tokens") or 0
         known = _only_numbers(found)
         if "cache_read_input_tokens" in usage:  # Anthropic's input tokens leave these out
             known["tokens_in"] = known.get("tokens_in", 0) + known.get("cached_tokens", 0)
-        return known
+        return {**known, **self._told}
 
     def _read_usage(self, document: bytes) -> None:
-        if (at := document.rfind(b'"usage"')) < 0:
-            return
-        try:
-            found, _ = json.JSONDecoder().raw_decode(document[at + 7 :].decode("utf-8", "replace").lstrip(" :"))
-        except ValueError:
-            return
-        if isinstance(found, Mapping):
-            self._usage = found
+        with suppress(ValueError):  # it has none, or one that was cut
+            text = document[document.rindex(b'"usage"') + 7 :].decode("utf-8", "replace").lstrip(" :")
+            found, _ = json.JSONDecoder().raw_decode(text)
+            self._usage = found if isinstance(found, Mapping) else self._usage
 
 
 def _only_numbers(document: object) -> dict[str, float]:

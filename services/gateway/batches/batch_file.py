@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fovea.api.batches import ShortText
 from fovea.errors import InvalidOption, Malformed, TooLarge
 from services.gateway.http.bounded_json import parse_json
 from shared.jobs.queue import Result
@@ -20,7 +21,7 @@ class BatchLine(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    custom_id: str
+    custom_id: ShortText
     method: str = "POST"
     url: str
     body: dict[str, Any]

@@ -17,6 +17,9 @@ from fovea.api.batches import Batch
 from fovea.errors import NotFound
 from shared.storage import ObjectStore
 
+MAX_BATCHES = 1000
+"""Batches of one tenant; the oldest make room."""
+
 _ID = re.compile(r"batch-[0-9a-f]{32}")
 
 
@@ -54,8 +57,10 @@ class BatchRecords:
         self._objects = objects
 
     def add(self, tenant: str, record: BatchRecord) -> None:
-        """Store a new batch."""
+        """Store a new batch; of too many, the oldest go."""
         self._of(tenant, record.batch.id).put("begin.json", record.model_dump_json().encode())
+        for batch_id in self.list_ids(tenant)[MAX_BATCHES:]:
+            self._of(tenant, batch_id).delete_all()
 
     def load(self, tenant: str, batch_id: str) -> tuple[BatchRecord, Lines]:
         """The batch as it ended, or else as it was created, and the lines of what is over.
@@ -94,8 +99,7 @@ class BatchRecords:
 
     def list_ids(self, tenant: str) -> list[str]:
         """Ids of a tenant's batches, newest first."""
-        found = self._below(tenant).list_objects()
-        begun = [facts for facts in found if facts.path.endswith("/begin.json")]
+        begun = (facts for facts in self._below(tenant).list_objects() if facts.path.endswith("/begin.json"))
         newest = sorted(begun, key=lambda facts: facts.modified, reverse=True)
         return [facts.path.partition("/")[0] for facts in newest]
 

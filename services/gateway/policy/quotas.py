@@ -206,13 +206,11 @@ def _token_limits(limits: KeyLimits) -> list[tuple[RateLimitItem, str]]:
 def _require_within(status: RateLimitStatus, unit: str) -> None:
     if status.used > status.limit:
         detail = f"{status.limit} {unit} are allowed, and all are used."
-        hint = f"Try again in {math.ceil(status.wait_s)} s."
-        raise QuotaSpent(detail, status, hint=hint)
+        raise QuotaSpent(detail, status, hint=f"Try again in {math.ceil(status.wait_s)} s.")
 
 
 def _require_room(status: RateLimitStatus, requests: int, unit: str) -> None:
     left = max(status.limit - status.used, 0)
     if requests > left:
         detail = f"These are {requests} requests; {left} of {status.limit} {unit} are left."
-        hint = "Send fewer at a time, or try again later."
-        raise QuotaSpent(detail, status, hint=hint)
+        raise QuotaSpent(detail, status, hint="Send fewer at a time, or try again later.")

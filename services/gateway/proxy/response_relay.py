@@ -10,7 +10,7 @@ import json
 import aiohttp
 
 from fovea.api.replica import AUDIT_HEADER
-from fovea.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
+from fovea.api.usage import USAGE_COMMENT, USAGE_HEADER, UsageScanner, find_model, read_header
 from fovea.errors import Fault, FoveaError
 from services.gateway.http.errors import add_security_headers, find_error_format
 from services.gateway.http.request_context import RequestContext, build_response_headers
@@ -33,14 +33,12 @@ async def relay_response(ctx: RequestContext, response: aiohttp.ClientResponse) 
     if length is not None and length <= MAX_BUFFERED_BYTES:
         whole = await response.read()
         await _send_start(ctx, response)
-        _scan(ctx, whole)
-        await ctx.send({"type": "http.response.body", "body": whole})
+        await ctx.send({"type": "http.response.body", "body": _scan(ctx, whole)})
         return
     chunk = await response.content.readany()
     await _send_start(ctx, response)
     while chunk:
-        _scan(ctx, chunk)
-        await ctx.send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await ctx.send({"type": "http.response.body", "body": _scan(ctx, chunk), "more_body": True})
         ctx.extend()
         chunk = await response.content.readany()
     await ctx.send({"type": "http.response.body", "body": b""})
@@ -72,11 +70,15 @@ def _read_audit(text: str | None) -> dict[str, str]:
     return {str(k): str(v)[:500] for k, v in found.items()} if isinstance(found, dict) else {}
 
 
-def _scan(ctx: RequestContext, chunk: bytes) -> None:
+def _scan(ctx: RequestContext, chunk: bytes) -> bytes:
+    """Note what a chunk says; returns what the caller gets of it."""
     if ctx.scanner is not None:
         ctx.scanner.feed(chunk)
+    if ctx.streams_events:
+        chunk = USAGE_COMMENT.sub(b"", chunk)
     if ctx.recorder is not None:
         ctx.recorder.feed(chunk)
+    return chunk
 
 
 async def _send_start(ctx: RequestContext, response: aiohttp.ClientResponse) -> None:
@@ -88,5 +90,5 @@ async def _send_start(ctx: RequestContext, response: aiohttp.ClientResponse) -> 
     ctx.usage, ctx.told_model = read_header(told), find_model(told.encode())
     ctx.audit = _read_audit(response.headers.get(AUDIT_HEADER))
     if ctx.streams_events or response.content_type == "application/json":
-        ctx.scanner = UsageScanner(is_stream=ctx.streams_events)
+        ctx.scanner = UsageScanner(is_stream=ctx.streams_events, told=ctx.usage)
     await ctx.send({"type": "http.response.start", "status": response.status, "headers": headers})

@@ -5,11 +5,11 @@ Knows nothing about how jobs are run.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Annotated
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from fovea.api.job import Job, JobList
@@ -90,18 +90,28 @@ async def get(request: Request, job_id: JobId) -> Job:
     return await get_queue(request).get(job_id, get_caller(request).tenant)
 
 
-@router.get(
-    "/{job_id}/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}}
-)
-async def events(request: Request, job_id: JobId) -> StreamingResponse:
-    """The job now and after every change, as server-sent events whose data is the job; ends with its final state."""
-    queue, tenant = get_queue(request), get_caller(request).tenant
+async def _count_followed(request: Request) -> AsyncGenerator[None, None]:
+    """Count a followed job until its stream ends. Raises QueueFull: the tenant follows too many."""
+    tenant = get_caller(request).tenant
     followed: Counter[str] = request.app.state.gateway.followed
     if followed[tenant] >= MAX_FOLLOWED:
         detail = f"{MAX_FOLLOWED} jobs of this tenant are followed at a time, which is the limit."
         raise QueueFull(detail, hint="Ask for each job's state instead: GET /v1/jobs/{id}.", retry_after=1)
+    followed[tenant] += 1
+    try:
+        yield
+    finally:
+        followed -= Counter({tenant: 1})
+
+
+@router.get(
+    "/{job_id}/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}}
+)
+async def events(request: Request, job_id: JobId, _: Annotated[None, Depends(_count_followed)]) -> StreamingResponse:
+    """The job now and after every change, as server-sent events whose data is the job; ends with its final state."""
+    queue, tenant = get_queue(request), get_caller(request).tenant
     await queue.get(job_id, tenant)
-    stream = _format_events(queue.events(job_id, tenant), EVENT_HEARTBEAT_S, followed, tenant)
+    stream = _format_events(queue.events(job_id, tenant), EVENT_HEARTBEAT_S)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
@@ -136,13 +146,10 @@ async def retry(request: Request, job_id: JobId) -> Job:
     return await queue.retry(job_id, caller.tenant, caller.job_headers)
 
 
-async def _format_events(
-    jobs: AsyncIterator[Job], heartbeat_s: float, followed: Counter[str], tenant: str
-) -> AsyncIterator[bytes]:
-    """Format each state of a job as a server-sent event; comments while nothing happens. Counts while it is open."""
+async def _format_events(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIterator[bytes]:
+    """Format each state of a job as a server-sent event; comments while nothing happens."""
     source = aiter(jobs)
     pending: asyncio.Future[Job] | None = None
-    followed[tenant] += 1
     try:
         while True:
             pending = pending or asyncio.ensure_future(anext(source))
@@ -155,7 +162,6 @@ async def _format_events(
     except (StopAsyncIteration, FoveaError):
         return
     finally:
-        followed -= Counter({tenant: 1})
         if pending is not None:
             pending.cancel()
 

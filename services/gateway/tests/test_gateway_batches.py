@@ -12,7 +12,8 @@ import openai
 import pytest
 
 from fovea.api.batches import BatchRequest
-from fovea.errors import Conflict, InvalidOption, RateLimited, StorageFull
+from fovea.errors import Conflict, InvalidOption, NotFound, RateLimited, StorageFull
+from services.gateway.batches import batch_records
 from services.gateway.batches.batch_file import parse_lines
 from services.gateway.batches.batch_records import BatchRecords
 from services.gateway.batches.batch_service import BatchService
@@ -106,6 +107,8 @@ def test_the_client_s_pages_reach_the_oldest_file_and_batch(client):
         (jsonl(line("a", body={"stream": True})), "stream"), (b"\n".join([jsonl(line("a"))] * 501), "501"),
         (b"\r\n\n" + jsonl(line("a"), {"custom_id": "b"}), "Line 4"),
         (b"\n" + jsonl(line("a"), line("b", url="/v1/embeddings")), "Line 3 is"),
+        (jsonl(line("a" * 513)), "Line 1 is no request: custom_id String should have at most 512"),
+        (jsonl(line("\ud800")), "Line 1 is no request: custom_id"),
     ],
 )  # fmt: skip
 def test_files_that_hold_no_requests_are_refused(client, data, told):
@@ -133,6 +136,8 @@ def test_bad_calls_are_refused_before_a_job_is_queued(stage, client):
         (json.dumps({"input_file_id": "../../keys", "endpoint": chat}), 404, None),
         (body % '{"a": "\\ud800"}', 400, "metadata.a"), (body % '{"a": 1}', 400, "metadata.a"),
         (body % ('{"a": ' + "[" * 300 + "]" * 300 + "}"), 400, "metadata.a"),
+        (body % ('null, "completion_window": "%s"' % ("h" * 513)), 400, "completion_window"),
+        (body % 'null, "completion_window": "\\ud800"', 400, "completion_window"),
     ):  # fmt: skip
         answer = httpx2.post(f"{stage.url}/v1/batches", content=content, headers={"content-type": "application/json"})
         error = answer.json()["error"]
@@ -259,6 +264,17 @@ async def test_a_batch_that_steers_is_audited(tmp_path, more, path):
     stored = gateways.files[0].add("ann", "x", "batch", jsonl(line("a", {"prompt": "x", **more}, url=path)))
     await gateways.begin(stored.id, path, audit=lambda: audited.append("queued"))
     assert audited == ["queued"] * (bool(more) or "steering" in path)
+
+
+async def test_the_oldest_batches_make_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_records, "MAX_BATCHES", 2)
+    gateways = Gateways(tmp_path)
+    made = [await gateways.create("a") for _ in range(3)]
+    kept = await gateways.one.list_batches("ann", 10)
+    assert [batch.id for batch in kept.data] == [made[2].id, made[1].id]
+    with pytest.raises(NotFound):
+        await gateways.read(gateways.two, made[0])
+    await gateways.wait_for_jobs()
 
 
 async def test_each_line_goes_to_the_service_that_has_its_model(tmp_path):

@@ -1,14 +1,18 @@
 """Jobs over HTTP, on a queue that keeps the contract in memory."""
 
 import asyncio
+import contextlib
+import http.client
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from fovea.api.job import Job
 from fovea.errors import Conflict, NotReady, QueueFull
 from services.gateway.routes import jobs
+from services.gateway.tests.conftest import ROUTES
 from services.gateway.tests.stage import ForgetfulQueue
 from shared.jobs.queue import Result
 
@@ -114,6 +118,22 @@ async def test_what_nobody_serves_is_refused_before_it_is_accepted_and_what_is_d
     assert (await scene.client.post("/v1/plan", headers=ASYNC)).status_code == 202
 
 
+@pytest.mark.parametrize("dots", ["..", "%2e%2e", ".%2E"])
+async def test_no_job_climbs_out_of_its_path_to_where_its_key_may_not_go(served, queue, ring, dots):
+    scene = await served(queue, auth="keys")
+    _, key = ring.add("ann", ("infer", "jobs"))
+    scene.announce(scene.upstream.url, routes=(*ROUTES, "/v1/lora-adapters"))
+    for path in (f"/v1/models/{dots}/steering-vectors", f"/v1/models/{dots}/{dots}/v2/repository/models/pranet/unload"):
+        # Other clients resolve the dots themselves.
+        with contextlib.closing(http.client.HTTPConnection(urlsplit(scene.url).netloc)) as sent:
+            sent.putrequest("POST", path)
+            for name, value in {**ASYNC, "x-api-key": key, "content-length": "0"}.items():
+                sent.putheader(name, value)
+            await asyncio.to_thread(sent.endheaders)
+            assert (await asyncio.to_thread(sent.getresponse)).status == 404
+    assert queue.payloads == {}
+
+
 async def test_a_queue_that_is_away_or_full_says_when_to_come_back(scene, queue):
     queue.room = 0
     full = await scene.client.post("/v1/echo", headers=ASYNC)
@@ -169,6 +189,22 @@ async def test_a_tenant_follows_so_many_jobs_at_a_time(scene, queue, monkeypatch
     assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
     answer = await scene.client.get("/v1/jobs/job-1/events")
     assert (answer.status_code, scene.app.state.gateway.followed.total()) == (200, 0)
+
+
+async def test_jobs_that_are_asked_for_at_once_are_not_followed_beyond_the_limit(scene, queue, monkeypatch):
+    monkeypatch.setattr(jobs, "MAX_FOLLOWED", 2)
+    await scene.client.post("/v1/echo", content=b"x", headers=ASYNC)
+    queue.finish("job-1", Result(200, "text/plain", b""))
+    know = queue.get
+
+    async def ask_redis(*given):
+        await asyncio.sleep(0.1)
+        return await know(*given)
+
+    monkeypatch.setattr(queue, "get", ask_redis)
+    answers = await asyncio.gather(*(scene.client.get("/v1/jobs/job-1/events") for _ in range(6)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 4
+    assert scene.app.state.gateway.followed.total() == 0
 
 
 async def test_cancel_retry_and_delete(scene, queue):

@@ -381,6 +381,29 @@ async def test_tokens_are_counted_against_the_key(gateway, toy, ring):
     assert (limit["unit"], limit["used"]) == ("tokens per minute", 12)
 
 
+async def test_a_stream_without_usage_counts_its_prompt_and_its_tokens(gateway, toy, ring):
+    event = b'data: {"choices": [{"delta": {"content": "several tokens"}}]}\n\n'
+    comments = [b': usage {"tokens_in": 900.0}\n\n', b': usage {"tokens_in": 900.0, "tokens_out": 7.0}\n\n']
+
+    async def stream(_request: Any) -> StreamingResponse:
+        async def parts() -> Any:
+            for piece in (event + comments[0], event, comments[1] + b"data: [DONE]\n\n"):
+                yield piece
+                await asyncio.sleep(0.02)
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    key = ring.add("alice", ("infer",), tokens_per_day=1000)[1]
+    scene = await gateway(auth="keys")
+    scene.announce((await toy(extra=[Route("/v1/stream", stream, methods=["POST"])])).url, routes=("/v1/stream",))
+    scene.client.headers["x-api-key"] = key
+    answers = [await scene.client.post("/v1/stream") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert answers[0].content == event * 2 + b"data: [DONE]\n\n"
+    (record,) = (await scene.client.get("/v1/usage")).json()["usage"]
+    assert (record["tokens_in"], record["tokens_out"]) == (1800, 14)
+
+
 async def test_what_a_caller_read_before_it_hung_up_counts_too(gateway, toy, ring):
     async def stream(_request: Any) -> StreamingResponse:
         async def parts() -> Any:

@@ -159,15 +159,17 @@ async def _event_lines(
     first: asyncio.Future[BaseModel], rest: AsyncIterator[BaseModel], run: CallContext, with_usage: bool
 ) -> AsyncIterator[str]:
     """Server-sent events; until the first chunk, comments give the place in the queue, which clients skip."""
-    hidden = None if with_usage else {"usage"}
 
     def line(event: BaseModel) -> str:
-        return f"data: {event.model_dump_json(exclude_unset=True, exclude=hidden)}\n\n"
+        return f"data: {event.model_dump_json(exclude_unset=True, exclude=None if with_usage else {'usage'})}\n\n"
+
+    def usage() -> str:  # for the gateway alone, which counts and drops it (`fovea.api.usage`)
+        return "" if run.scopes is None else f": usage {json.dumps(run.usage)}\n\n"
 
     try:
         while not await _wait_for_first(first):
             yield f": {run.note or 'waiting'}\n\n"
-        yield line(first.result())
+        yield line(first.result()) + usage()
         async for event in rest:
             yield line(event)
     except Exception as error:  # noqa: BLE001  # the status is sent already: the error goes into the stream
@@ -176,4 +178,4 @@ async def _event_lines(
         return
     finally:
         first.cancel()
-    yield "data: [DONE]\n\n"
+    yield usage() + "data: [DONE]\n\n"

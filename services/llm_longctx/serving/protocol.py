@@ -80,6 +80,7 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
                 with span.span.activate():
                     for one in variants:
                         await asyncio.to_thread(self.begin, generation, adapter, one, state)
+                run.consume(tokens_in=sum(len(one.prompt_ids) for one in generation.requests))
                 chunks = _ChunkBuilder(self, adapter, generation, request, warnings)
                 sent: list[ChunkT] = []
                 while (piece := await generation.read()) is not None:
@@ -91,6 +92,7 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
                 for extension in extensions:
                     added |= await extension.finish(generation.requests)
             last: list[ChunkT] = await chunks.end(span, added)
+            run.consume(tokens_out=chunks.produced)
             if state is not None:  # what the last chunks report must be true when they are read
                 await state.commit(self.gather(sent + last).model_dump_json())
             wants_usage = not request.stream or (request.stream_options and request.stream_options.include_usage)
@@ -141,9 +143,8 @@ class _ChunkBuilder(Generic[ChunkT]):
         self._protocol: CompletionProtocol[Any, ChunkT, Any] = protocol
         self._adapter, self._generation, self._warnings = adapter, generation, warnings
         self._has_logprobs = generation.requests[0].top_logprobs is not None
-        options = request.stream_options
-        wants_usage = options is not None and options.include_usage and options.continuous_usage_stats
-        self._has_usage = request.stream and wants_usage
+        options = request.stream_options if request.stream else None
+        self._has_usage = options is not None and options.include_usage and options.continuous_usage_stats
         self._stamp: dict[str, Any] = {
             "id": f"{protocol.id_prefix}-{uuid4().hex}",
             "object": protocol.object_name,
@@ -152,24 +153,21 @@ class _ChunkBuilder(Generic[ChunkT]):
             "system_fingerprint": adapter.fingerprint,
         }
         self._begun: set[int] = set()
-        self._produced = 0
+        self.produced = 0
         self._so_far: dict[int, int] = {}
         self._held: ChunkT | None = None
 
     async def add(self, piece: OutputChunk) -> list[ChunkT]:
         """The chunks that can be sent once this piece is there."""
-        self._produced += piece.produced
+        self.produced += piece.produced
         self._so_far[piece.index] = max(piece.produced, piece.so_far, self._so_far.get(piece.index, 0))
         captured: list[Captured] = []
         if piece.captured or piece.reason is not None:
             for one in self._generation.extensions:
                 captured += await asyncio.to_thread(one.capture, piece)
+        is_first = piece.index not in self._begun
         choices = self._protocol.to_choices(
-            piece,
-            self._adapter.tokenizer,
-            is_first=piece.index not in self._begun,
-            has_logprobs=self._has_logprobs,
-            captured=captured,
+            piece, self._adapter.tokenizer, is_first=is_first, has_logprobs=self._has_logprobs, captured=captured
         )
         self._begun.add(piece.index)
         stamp = self._stamp | self._protocol.fields_of(piece, self._adapter.tokenizer)
@@ -194,7 +192,7 @@ class _ChunkBuilder(Generic[ChunkT]):
         payload = await adapter.extra_payload(requests[0])
         extra = added if payload is None else {"longctx": payload, **added}
         extra |= {"warnings": self._warnings} if self._warnings else {}
-        usage = build_usage(requests, self._produced, adapter, self._generation.unenforced)
+        usage = build_usage(requests, self.produced, adapter, self._generation.unenforced)
         span.describe_answer(self._stamp["id"], usage, requests)
         last: list[ChunkT] = [] if self._held is None else [self._held.model_copy(update=extra)]
         last.append(self._protocol.chunk_type(**self._stamp, **extra, choices=[], usage=usage))

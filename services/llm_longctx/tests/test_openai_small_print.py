@@ -9,6 +9,8 @@ import numpy as np
 import openai
 import pytest
 
+from fovea.api.replica import SCOPES_HEADER
+from fovea.api.usage import read_header
 from services.llm_longctx.api import embeddings
 from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, say, write_folder
@@ -45,6 +47,20 @@ def test_small_print(server, client):
     assert say(client, n=2).usage.longctx["context_left"] is None
     assert server.http.get("/health").status_code == 200
     assert server.http.get("/version").json()["version"]
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_a_gateway_learns_the_tokens_of_a_stream_that_does_not_state_them(server, route):
+    chat = {"messages": [{"role": "user", "content": "Hello"}]} if "chat" in route else {"prompt": "Hello"}
+    body = {**chat, "max_tokens": 3, "ignore_eos": True}
+    usage = server.http.post(route, json=body).json()["usage"]
+    alone = server.http.post(route, json={**body, "stream": True})
+    asked = server.http.post(route, json={**body, "stream": True}, headers={SCOPES_HEADER: "infer"})
+    assert ": usage" not in alone.text
+    first, last = (read_header(one[8:]) for one in asked.text.split("\n") if one.startswith(": usage {"))
+    assert (first["tokens_in"], "tokens_out" in first) == (usage["prompt_tokens"], False)
+    assert (last["tokens_in"], last["tokens_out"]) == (usage["prompt_tokens"], 3)
+    assert asked.text.endswith("}\n\ndata: [DONE]\n\n")
 
 
 def test_a_decoders_embeddings_are_means_of_its_states(client):

@@ -12,7 +12,7 @@ from services.relevance_judge.metrics.agreement import Qrels
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import number_lines, parse_object
 
-MAX_BATCH_PAIRS = 200_000
+MAX_BATCH_PAIRS, _ID = 200_000, re.compile(r"\S{1,256}")  # an id is stored with each of its pairs
 _HEAD = re.compile(r"(?i)\W?(|q|p|query[_-]?|doc[_-]?)id\W?\t\W?(text|query|passage|question)\W?")  # of a table
 
 
@@ -88,8 +88,8 @@ def drop_labelled(pairs: list[BatchPair], labels: Qrels) -> list[BatchPair]:
 
 
 def _check_id(name: str, number: int, source: str) -> None:
-    if len(name.split()) != 1:
-        raise Malformed(f"Line {number} of {source}: the id {name[:80]!r} holds white space, which TREC files can't.")
+    if not _ID.fullmatch(name):
+        raise Malformed(f"Line {number} of {source}: the id {name[:80]!r} has more than 256 characters or white space.")
 
 
 def _text_of(name: str, texts: Mapping[str, str], where: str, field: str) -> str:

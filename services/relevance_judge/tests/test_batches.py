@@ -158,6 +158,7 @@ def test_invalid_answers_are_counted_and_not_zero(stage):
         ({"topics": TOPICS, "passages": PASSAGES, "runs": "1 Q0 zz 1 1 s"}, 422, "passages"),
         ({"topics": "1 2\tq", "passages": PASSAGES}, 400, "white space"),
         ({"pairs": '{"qid": "1 2", "docid": "a", "query": "q", "passage": "p"}'}, 400, "white space"),
+        ({"topics": TOPICS, "passages": f"{'d' * 257}\ttext"}, 400, "256 characters"),  # a batch holds it per topic
         ({"pairs": '{"qid": "1"}'}, 400, "lacks"),
         ({"topics": TOPICS, "passages": PASSAGES, "depth": 0}, 422, "depth"),
         ({"topics": TOPICS, "passages": PASSAGES, "model": "oracle"}, 404, "oracle"),

@@ -58,11 +58,11 @@ def charge_jobs(handler: Handler, ledger: UsageLedger, limits: JobKeyLimits) -> 
         started = time.monotonic()
         result = await handler(payload, ticket)
         if result.status < 400:
-            scanner = UsageScanner(is_stream=result.content_type.startswith("text/event-stream"))
+            told, is_stream = result.headers.get(USAGE_HEADER, ""), result.content_type.startswith("text/event-stream")
+            scanner = UsageScanner(is_stream=is_stream, told=read_header(told))
             scanner.feed(result.body)
             spent = scanner.sum_up(time.monotonic() - started)
-            told = result.headers.get(USAGE_HEADER, "")
-            ledger.add(payload.tenant, scanner.model or find_model(told.encode()), read_header(told) | spent)
+            ledger.add(payload.tenant, scanner.model or find_model(told.encode()), spent)
             await limits.spend(payload.headers, int(spent.get("tokens_in", 0) + spent.get("tokens_out", 0)))
         return result
 
