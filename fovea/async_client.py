@@ -1,7 +1,7 @@
 """Asynchronous client: `Client`, method for method, for asyncio."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -55,7 +55,7 @@ class AsyncClient(ClientMethods):
 
     def chat_stream(
         self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
-    ) -> AsyncIterator[ChatPiece]:
+    ) -> AsyncGenerator[ChatPiece, None]:
         """See `Client.chat_stream`; use it with `async for`."""
         return self.stream(endpoints.chat_stream(messages, model=model, system=system, **options))
 
@@ -72,7 +72,7 @@ class AsyncClient(ClientMethods):
         accept: str | None = None,
     ) -> Any:
         """See `Client.run`."""
-        call = endpoints.task(task, options or {}, pictures or {}, accept=accept)
+        call = await asyncio.to_thread(endpoints.task, task, options or {}, pictures or {}, accept=accept)
         answer = await self.send(endpoints.allow_job(call))
         if not isinstance(answer, Job):
             return answer
@@ -85,7 +85,7 @@ class AsyncClient(ClientMethods):
             response = await self._send_with_retries(call, stream=False)
         return call.parse(response)
 
-    async def stream(self, stream: StreamCall[Item]) -> AsyncIterator[Item]:
+    async def stream(self, stream: StreamCall[Item]) -> AsyncGenerator[Item, None]:
         """Send a call that is answered by events; closing the iterator closes the connection."""
         with translate_errors(self.url):
             async with self._open_stream(stream.call) as response:
@@ -124,7 +124,7 @@ class AsyncJobs(JobMethods, AsyncPart):
         super().__init__(client)
         self._stream = client.stream
 
-    async def events(self, job_id: str) -> AsyncIterator[Job]:
+    async def events(self, job_id: str) -> AsyncGenerator[Job, None]:
         """See `Jobs.events`."""
         absence = Absence()
         while True:

@@ -3,9 +3,11 @@
 `Client` and `AsyncClient` both send these values, so that neither repeats the other.
 """
 
+import asyncio
 import functools
+import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -32,7 +34,7 @@ class Call(Generic[Answer]):
         json: Body sent as JSON.
         content: Body sent as it is.
         files: Parts sent as multipart: field → (file name, bytes, content type).
-        form: Further multipart fields.
+        form: Further multipart fields: text as it is, everything else as JSON.
         params: Query parameters; `None` values are left out.
         headers: Headers of this call only.
     """
@@ -43,15 +45,16 @@ class Call(Generic[Answer]):
     json: Any = None
     content: bytes | None = None
     files: Mapping[str, tuple[str, bytes, str]] = field(default_factory=dict)
-    form: Mapping[str, str] = field(default_factory=dict)
+    form: Mapping[str, Any] = field(default_factory=dict)
     params: Mapping[str, str | int | None] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def build_request(self, client: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
         """Build the HTTP request, with the client's base URL, key and timeouts."""
+        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in self.form.items()}
         return client.build_request(
-            self.method, self.path, json=self.json, content=self.content, files=self.files or None,
-            data=self.form or None, headers=self.headers,
+            self.method, self.path, json=self.json, content=self.content, files=self.files or None, data=form or None,
+            headers=self.headers,
             params={name: value for name, value in self.params.items() if value is not None},
         )  # fmt: skip
 
@@ -114,27 +117,31 @@ class AsyncSender(Protocol):
 class Sends(Generic[Options, Answer]):
     """A method of both clients that sends what a function builds, with the parameters and description of the function.
 
-    The method of a `Client` returns the answer; that of an `AsyncClient` must be awaited.
+    The method of a `Client` returns the answer; that of an `AsyncClient` must be awaited, and reads
+    files in a thread.
     """
 
-    def __init__(self, build: Callable[Options, Call[Answer]]) -> None:
-        self._build = build
+    def __init__(self, build: Callable[Options, Call[Answer]], *, reads_files: bool = False) -> None:
+        self._build, self._reads_files = build, reads_files
 
     @overload
     def __get__(self, sender: None, kind: type) -> Callable[Options, Call[Answer]]: ...
     @overload
     def __get__(self, sender: Sender, kind: type) -> Callable[Options, Answer]: ...
     @overload
-    def __get__(self, sender: AsyncSender, kind: type) -> Callable[Options, Awaitable[Answer]]: ...
+    def __get__(self, sender: AsyncSender, kind: type) -> Callable[Options, Coroutine[Any, Any, Answer]]: ...
     def __get__(self, sender: Any, kind: type) -> Any:
         if sender is None:
             return self._build
 
-        @functools.wraps(self._build)
         def send(*args: Options.args, **options: Options.kwargs) -> Any:
             return sender.send(self._build(*args, **options))
 
-        return send
+        async def read_and_send(*args: Options.args, **options: Options.kwargs) -> Any:
+            return await sender.send(await asyncio.to_thread(self._build, *args, **options))
+
+        reads_apart = self._reads_files and inspect.iscoroutinefunction(sender.send)
+        return functools.wraps(self._build)(read_and_send if reads_apart else send)
 
 
 class Part:

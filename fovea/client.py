@@ -1,7 +1,7 @@
 """Synchronous client: sends the calls of `fovea.endpoints` with httpx2."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -26,7 +26,7 @@ class ClientMethods:
     models = Sends(endpoints.models)
     model = Sends(endpoints.model)
     example = Sends(endpoints.example)
-    segment = Sends(endpoints.segment)
+    segment = Sends(endpoints.segment, reads_files=True)
     chat = Sends(endpoints.chat)
     sweep = Sends(endpoints.sweep)
 
@@ -78,7 +78,7 @@ class Client(ClientMethods):
 
     def chat_stream(
         self, messages: Messages, *, model: str | None = None, system: str | None = None, **options: Unpack[ChatOptions]
-    ) -> Iterator[ChatPiece]:
+    ) -> Generator[ChatPiece, None, None]:
         """Stream an answer: `for piece in client.chat_stream("…"): print(piece.text, end="")`."""
         return self.stream(endpoints.chat_stream(messages, model=model, system=system, **options))
 
@@ -118,7 +118,7 @@ class Client(ClientMethods):
             response = self._send_with_retries(call, stream=False)
         return call.parse(response)
 
-    def stream(self, stream: StreamCall[Item]) -> Iterator[Item]:
+    def stream(self, stream: StreamCall[Item]) -> Generator[Item, None, None]:
         """Send a call that is answered by events; closing the iterator closes the connection."""
         with translate_errors(self.url), self._open_stream(stream.call) as response:
             for event in httpx2.EventSource(response):
@@ -164,7 +164,7 @@ def submit(
 class JobMethods:
     """Methods of queued requests that both clients have."""
 
-    submit = Sends(submit)
+    submit = Sends(submit, reads_files=True)
     list = Sends(endpoints.jobs)
     get = Sends(endpoints.job)
     result = Sends(endpoints.result)
@@ -179,7 +179,7 @@ class Jobs(JobMethods, Part):
         super().__init__(client)
         self._stream = client.stream
 
-    def events(self, job_id: str) -> Iterator[Job]:
+    def events(self, job_id: str) -> Generator[Job, None, None]:
         """Follow a job: its state now and after every change, until it is final; a broken stream is taken up again."""
         absence = Absence()
         while True:

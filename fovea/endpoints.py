@@ -3,7 +3,6 @@
 A task's request is JSON, or multipart when it has pictures, so that they are sent as they are and not as base64.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
@@ -58,7 +57,7 @@ def task(
     parts = {field: read_picture(source) for field, source in pictures.items() if source is not None}
     if not parts:
         return Call("POST", task_path(name), read, json=options, headers=headers)
-    return Call("POST", task_path(name), read, files=parts, form=_build_form(options), headers=headers)
+    return Call("POST", task_path(name), read, files=parts, form=options, headers=headers)
 
 
 def allow_job(call: Call[Any]) -> Call[Any]:
@@ -181,8 +180,3 @@ def retry(job_id: str) -> Call[Job]:
 
 def _job_path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
-
-
-def _build_form(options: Mapping[str, Any]) -> dict[str, str]:
-    """Build form fields of options: text as it is, everything else as JSON."""
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}

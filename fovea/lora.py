@@ -48,7 +48,7 @@ def delete_adapter(name: str) -> Call[LoraAdapterDeleted]:
 
 
 class _Methods:
-    add = Sends(add_adapter)
+    add = Sends(add_adapter, reads_files=True)
     list = Sends(list_adapters)
     delete = Sends(delete_adapter)
 

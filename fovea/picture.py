@@ -13,17 +13,19 @@ PictureLike = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes
 def read_picture(source: PictureLike) -> tuple[str, bytes, str]:
     """Read a picture from bytes, a path or an open file, as a multipart part: file name, bytes and media type.
 
-    Raises NotFound: there is no such file; UnsupportedMedia: the file was opened as text.
+    Raises NotFound: there is no such file; UnsupportedMedia: it is an array, or a file opened as text.
     """
     name: Any = "picture"
+    data: Any
     if isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
     elif isinstance(source, str | os.PathLike):
         name, data = source, read_path(Path(source))
     else:
-        name, data = getattr(source, "name", name), source.read()
+        name, data = getattr(source, "name", name), getattr(source, "read", lambda: source)()
     if not isinstance(data, bytes):
-        raise UnsupportedMedia("The picture was opened as text.", hint="Open it with mode 'rb'.")
+        hint = "Give encoded bytes, a path, or a file opened with mode 'rb'."
+        raise UnsupportedMedia(f"The picture is not encoded: it is {type(data).__name__!r}.", hint=hint)
     return Path(str(name)).name.encode(errors="replace").decode(), data, detect_media_type(data)
 
 

@@ -40,7 +40,7 @@ class SweepOptions(TypedDict, total=False):
     model: str | None
 
 
-class ModelCard(ModelEntry, extra="allow"):
+class ModelCard(ModelEntry, extra="allow", populate_by_name=True):
     """The card of one model; facts that this version does not know are kept as attributes."""
 
     summary: str = ""

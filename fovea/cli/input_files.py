@@ -101,7 +101,8 @@ def _stem_of(name: str) -> str:
     if name == "-":
         return "stdin"
     stem = PurePosixPath(urlsplit(name).path).stem if _is_url(name) else Path(name).stem
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in stem) or "picture"
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem)
+    return safe.encode()[:200].decode(errors="ignore") or "picture"  # file systems take 255 bytes, endings included
 
 
 def make_unique(stem: str, taken: set[str]) -> str:

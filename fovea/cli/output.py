@@ -78,9 +78,9 @@ class Screen:
         self.err.print(text)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, head: bool = True) -> None:
-        """Write a table; cells may hold rich markup. In a pipe: whole cells between tabs, with a head where asked."""
+        """Write a table; cells may hold rich markup. In a pipe: whole cells between tabs; CSV has a head."""
         if self.is_tsv:
-            if head:
+            if head or self.form == "csv":
                 self._write_tsv([columns])
             self._write_tsv(tuple(Text.from_markup(cell).plain for cell in row) for row in rows)
             return

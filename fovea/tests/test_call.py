@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import grpc
 import httpcore2
 import httpx2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,9 +25,9 @@ from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.api.model import ModelEntry
 from fovea.api.problem import oip_error, openai_error, problem
 from fovea.api.sweeps import SweepRequest
-from fovea.api.text import ChatMessage
+from fovea.api.text import ChatMessage, ChatRequest
 from fovea.call import Call, StreamCall, read_json
-from fovea.chat import ChatPiece, build_messages
+from fovea.chat import ChatOptions, ChatPiece, build_messages
 from fovea.error_responses import parse_error, parse_stream_error, read_retry_after, translate_errors
 from fovea.errors import InvalidOption, by_status
 from fovea.lora import add_adapter
@@ -64,10 +66,58 @@ def test_a_task_that_is_asked_to_stream_is_answered_by_bytes():
 
 @pytest.mark.parametrize(
     ("options", "request_type", "own"),
-    [(SegmentOptions, SegmentIn, {"image", "model"}), (SweepOptions, SweepRequest, {"prompt", "tokens"})],
+    [
+        (SegmentOptions, SegmentIn, {"image", "model"}),
+        (SweepOptions, SweepRequest, {"prompt", "tokens"}),
+        (ChatOptions, ChatRequest, {"messages", "model", "stream", "stream_options"}),
+    ],
 )
 def test_the_options_of_a_method_are_those_of_its_request(options, request_type, own):
     assert options.__annotations__.keys() == request_type.model_fields.keys() - own
+
+
+TYPED = """
+import asyncio
+from fovea import AsyncClient, ChatPiece, Client
+
+async def main(client: AsyncClient) -> str:
+    asked = asyncio.create_task(client.chat("a", max_completion_tokens=4, min_tokens=1))
+    async with asyncio.TaskGroup() as group:
+        listed = group.create_task(client.jobs.list())
+    pieces = client.chat_stream("b")
+    first: ChatPiece = await anext(pieces)
+    await pieces.aclose()
+    await client.jobs.events(listed.result()[0].id).aclose()
+    return first.text + (await asked).text
+
+def both(client: Client) -> None:
+    client.chat_stream("a").close()
+    client.jobs.events("1").close()
+    print(asyncio.run(main(AsyncClient())))
+"""
+
+
+def test_tasks_groups_and_closed_streams_pass_a_strict_type_check(tmp_path):
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\nfollow_imports = silent\n")
+    (tmp_path / "user.py").write_text(TYPED)
+    command = (sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "user.py")
+    search = {**os.environ, "MYPYPATH": str(Path(__file__).parents[2])}
+    checked = subprocess.run(command, cwd=tmp_path, env=search, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_numbers_that_json_does_not_know_are_refused_with_and_without_a_picture():
+    with Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(200))) as client:
+        for pictures in ({}, {"image": b"x"}):
+            with pytest.raises(errors.Malformed, match="not JSON serializable"):
+                client.run("classify", {"top_k": np.int64(3)}, pictures=pictures)
+
+
+def test_a_card_that_was_written_as_json_is_read_again_with_its_schemas():
+    facts = {"id": "a", "task": "t", "service": "s", "ready": True, "created": 1}
+    card = ModelCard.model_validate({**facts, "schema": {"type": "object"}})
+    for written in (card.model_dump_json(), card.model_dump_json(by_alias=True)):
+        assert ModelCard.model_validate_json(written).request_schema == {"type": "object"}
 
 
 def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_odd_names_are_quoted(tmp_path):
@@ -232,8 +282,10 @@ def test_a_picture_or_an_adapter_that_is_none_says_so(tmp_path):
         read_picture(tmp_path / "none.png")
     with pytest.raises(errors.NotFound, match="can't be read"):
         read_picture(tmp_path)
-    with pytest.raises(errors.UnsupportedMedia, match="as text"):
+    with pytest.raises(errors.UnsupportedMedia, match="it is 'str'"):
         read_picture(io.StringIO("x"))  # type: ignore[arg-type]
+    with pytest.raises(errors.UnsupportedMedia, match="it is 'ndarray'"):
+        read_picture(np.zeros((8, 8, 3), np.uint8))  # type: ignore[arg-type]
     (tmp_path / "adapter_config.json").write_text("{")
     for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
         with pytest.raises(errors.NotFound, match="no folder of an adapter"):

@@ -1,5 +1,6 @@
 """The command line as people use it: against a real gateway, with files, pipes, JSON and mistakes."""
 
+import csv
 import errno
 import json
 import sys
@@ -96,6 +97,21 @@ def test_one_bad_picture_does_not_stop_the_others_in_words_or_json_lines(fovea, 
     assert (code, err, told.keys()) == (1, "", {"a.jpg", "b.jpeg", "broken.png"})
     assert told["broken.png"]["error"]["code"] == "bad_input"
     assert told["a.jpg"]["written"][0].endswith("out/a.json")
+
+
+def test_names_of_files_may_be_as_long_as_files_may_have_them(fovea, folder):
+    for name in ("x" * 251, "x" * 250 + "y", "ü" * 125):
+        (folder / f"{name}.jpg").write_bytes(photograph())
+    code, out, _ = fovea("segment", str(folder), "-o", str(folder / "out"))
+    assert (code, len(out.splitlines()), len(list((folder / "out").iterdir()))) == (0, 5, 15)
+
+
+def test_csv_has_a_head_and_a_command_about_pictures_refuses_it(fovea, folder):
+    listed = list(csv.DictReader(fovea("models", "--format", "csv")[1].splitlines()))
+    assert {"model": "disc", "task": "segment"}.items() <= next(row for row in listed if row["model"] == "disc").items()
+    for form in ("csv", "tsv"):
+        code, out, said = fovea("segment", str(folder / "a.jpg"), "--format", form)
+        assert (code, out, "--format json" in said) == (2, "", True)
 
 
 def test_a_folder_that_can_not_be_written_is_one_line(fovea, folder):

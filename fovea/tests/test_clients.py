@@ -1,7 +1,9 @@
 """Both clients against a real gateway on real sockets, deed for deed."""
 
 import inspect
+import io
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import httpx2
@@ -252,6 +254,23 @@ async def test_the_async_client_segments_runs_anything_and_chats(aclient):
     assert "".join([piece.text async for piece in aclient.chat_stream("hi")]) == "You said: hi"
     with pytest.raises(errors.BadInput):
         await anext(aclient.chat_stream("hi", temperature=9))
+
+
+async def test_async_client_reads_files_in_a_thread(aclient, tmp_path):
+    (tmp_path / "p.jpg").write_bytes(PICTURE)
+    readers: list[bool] = []
+
+    class File(io.BytesIO):
+        def read(self, *size: int) -> bytes:
+            readers.append(threading.current_thread() is threading.main_thread())
+            return super().read(*size)
+
+    await aclient.segment(File(PICTURE))
+    await aclient.run("segment", pictures={"image": File(PICTURE)})
+    await aclient.jobs.submit("segment", pictures={"image": File(PICTURE)})
+    assert readers == [False] * 3
+    with pytest.raises(errors.NotFound):
+        await aclient.segment(tmp_path / "none.jpg")
 
 
 async def test_async_client_waits_for_what_a_service_makes_a_job_of(aclient, stage):

@@ -76,19 +76,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _on_http(request: Request, raised: Exception) -> NoReturn:
     """Turn Starlette's errors into ours; `GatewayMiddleware` renders them."""
     error = cast("HTTPException", raised)
-    registry = request.app.state.gateway.registry
     path = request.url.path[:200]
     if error.status_code == 405:
         methods = _allowed_methods(request)
         raise MethodNotAllowed(f"{path} accepts {', '.join(methods)}.", allowed=methods)
     if error.status_code != 404:
         raise BadInput(str(error.detail))
-    if request.method == "POST" and not registry.is_complete:
+    if request.method == "POST" and not request.app.state.gateway.registry.is_complete:
         detail = f"No service answers {path} yet: not all of them have announced themselves."
         raise NotReady(detail, hint="`/readyz` shows which services are ready.", retry_after=2)
     if missing := plugins.explain_missing("paths", path, path):
         raise missing
-    raise NotFound(f"There is no {path}.", hint="`/docs` lists everything.")
+    of_triton = "Shared memory, trace and log settings are up to the operator."
+    raise NotFound(f"There is no {path}.", hint=of_triton if path.startswith("/v2/") else "`/docs` lists everything.")
 
 
 def _allowed_methods(request: Request) -> tuple[str, ...]:

@@ -166,7 +166,7 @@ class Console:
         options = [
             {
                 "name": f.name,
-                "default_text": f.default_text or (f.fallback if f.fallback is not None else ""),
+                "default_text": f.default_text or ("" if f.fallback is None else str(f.fallback)),
                 "help": f.help,
                 "required": f.required,
                 "type_words": model_view.describe_type(f),

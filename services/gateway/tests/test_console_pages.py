@@ -171,6 +171,14 @@ def test_a_card_shows_facts_and_snippets_lists_only_limits_that_apply_and_what_i
     assert "javascript:" not in text
 
 
+@pytest.mark.parametrize(("stands_for", "shown"), [(0.71, "<code>0.71</code>"), (0, "<code>0</code>")])
+def test_a_card_shows_the_numbers_that_stand_for_empty_options(site, stage, monkeypatch, stands_for, shown):
+    monkeypatch.setitem(stage.stub.cards["disc"], "details", {"defaults": {"min_peak": stands_for}})
+    answer = site.get("/console/models/disc")
+    assert answer.status_code == 200
+    assert shown in answer.text.partition("<code>min_peak</code>")[2].partition("</tr>")[0]
+
+
 def test_without_a_service_the_home_page_says_what_to_do(tmp_path):
     with running(tmp_path) as stage:
         stage.stub.cards.clear()

@@ -112,8 +112,8 @@ def _parts(report: Report) -> Iterator[str]:
 
 def _scalars(report: Report) -> str:
     rows = "".join(
-        f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{'undefined' if s.value is None else f'{s.value:.4g}'} "
-        f"{escape(s.unit)}</td><td>{escape(s.note)}</td></tr>"
+        f"<tr><th>{escape(name.replace('_', ' '))}</th><td title='{plots.format_number(s.value, 9)} {escape(s.unit)}'>"
+        f"{plots.format_number(s.value, 4)} {escape(s.unit)}</td><td>{escape(s.note)}</td></tr>"
         for name, s in report.scalars.items()
     )
     return f"<table><tbody>{rows}</tbody></table>" if rows else ""
@@ -121,17 +121,16 @@ def _scalars(report: Report) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(_format_value(value))}</td>" for value in row) + "</tr>"
-        for row in table.rows[:MAX_TABLE_ROWS]
-    )
+    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows[:MAX_TABLE_ROWS])
     more = f"<p>{left} more rows are in the JSON.</p>" if (left := len(table.rows) - MAX_TABLE_ROWS) > 0 else ""
     heading = f"<h3>{escape(table.name.replace('_', ' '))}</h3><p>{escape(table.caption)}</p>"
     return f"{heading}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
 
 
-def _format_value(value: object) -> str:
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+def _cell(value: object) -> str:
+    if isinstance(value, float):  # the tooltip is the whole number, which the console's CSV has
+        return f'<td title="{value:.9g}">{value:.4g}</td>'
+    return f"<td>{'–' if value is None else escape(str(value))}</td>"
 
 
 def _manifest_section(report: Report) -> str:

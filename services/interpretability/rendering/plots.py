@@ -45,7 +45,7 @@ def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
     paint = svg.diverging if data.scale == "diverging" else svg.sequential
     for r, row in enumerate(data.values):
         for c, value in enumerate(row):
-            title = f"{data.rows.ticks[r]} / {data.columns.ticks[c]}: {_number(value)}"
+            title = f"{data.rows.ticks[r]} / {data.columns.ticks[c]}: {format_number(value, 9)}"
             fill = paint(None if value is None else value / largest)
             box = (MARGIN_LEFT + c * cell_w, MARGIN_TOP + r * cell_h, cell_w - 0.5, cell_h - 0.5)
             drawing.add(Rect(*box, fill, title, link(data, r, c) if link else ""))
@@ -97,16 +97,16 @@ def draw_bars(data: Bars) -> Drawing:
     def y(value: float) -> float:
         return MARGIN_TOP + height * (1 - (value - low) / span)
 
-    listed = ", ".join(f"{bar.label} {_number(bar.value)}" for bar in data.bars[:6])
+    listed = ", ".join(f"{bar.label} {format_number(bar.value)}" for bar in data.bars[:6])
     drawing = _start_drawing(data.name, data.caption, MARGIN_TOP + height + 36, f"{data.name}: {listed}.")
     for value in (low, high) if low < 0 else (0.0, high / 2, high):
         drawing.add(Line(MARGIN_LEFT, y(value), MARGIN_LEFT + step * count, y(value), (225, 227, 232)))
-        drawing.add(Text(MARGIN_LEFT - 6, y(value) + 4, _number(value), 10, GREY, "end"))
+        drawing.add(Text(MARGIN_LEFT - 6, y(value) + 4, format_number(value), 10, GREY, "end"))
     for i, bar in enumerate(data.bars):
         x = MARGIN_LEFT + i * step
         if bar.value is not None:
             top, bottom = sorted((y(bar.value), y(0)))
-            title = f"{bar.label}: {_number(bar.value)} {data.unit}"
+            title = f"{bar.label}: {format_number(bar.value, 9)} {data.unit}"
             colour = BLUE if bar.value >= 0 else ORANGE
             drawing.add(Rect(x + step * 0.12, top, step * 0.76, max(bottom - top, 1), colour, title))
         if bar.low is not None and bar.high is not None:
@@ -117,7 +117,7 @@ def draw_bars(data: Bars) -> Drawing:
         if step > 40 and bar.value is not None:
             beside = bar.high is not None  # the interval's line stands in the middle
             label_x, anchor = (x + step / 2 + 4, "start") if beside else (x + step / 2, "middle")
-            drawing.add(Text(label_x, y(max(bar.value, 0)) - 4, _number(bar.value), 10, INK, anchor))
+            drawing.add(Text(label_x, y(max(bar.value, 0)) - 4, format_number(bar.value), 10, INK, anchor))
     drawing.add(Text(MARGIN_LEFT, MARGIN_TOP - 14, data.unit, 10, GREY))
     return _add_caption(drawing, data.caption)
 
@@ -137,12 +137,12 @@ def draw_strip(data: Strip) -> Drawing:
         if "\n" in token.text:
             x, y = 12.0, y + 24
     ranked = sorted(zip(data.tokens, data.values, strict=True), key=lambda pair: -abs(pair[1] or 0))[:3]
-    listed = ", ".join(f"{token.text!r} {_number(value)}" for token, value in ranked)
+    listed = ", ".join(f"{token.text!r} {format_number(value)}" for token, value in ranked)
     drawing = _start_drawing(data.name, data.caption, y + 34, f"{data.name}: {listed}.")
     for left, top, width, shown, value in placed:
         share = None if value is None else value / largest
         fill = paint(share)
-        drawing.add(Rect(left, top, width, 20, fill, f"{shown}: {_number(value)}"))
+        drawing.add(Rect(left, top, width, 20, fill, f"{shown}: {format_number(value, 9)}"))
         dark = sum(fill) < 380
         drawing.add(Text(left + 2, top + 14, shown, 11, (255, 255, 255) if dark else INK))
     return _add_caption(drawing, data.caption)
@@ -161,21 +161,23 @@ def draw_graph(data: Graph) -> Drawing:
     edges = [edge for edge in data.edges if edge.value is not None and edge.source in positions]
     largest = max((abs(edge.value or 0) for edge in edges), default=0.0) or 1.0
     ranked = sorted(edges, key=lambda edge: -abs(edge.value or 0))[:3]
-    listed = ", ".join(f"{edge.source} to {edge.target} {_number(edge.value)}" for edge in ranked)
+    listed = ", ".join(f"{edge.source} to {edge.target} {format_number(edge.value)}" for edge in ranked)
     height, alt = MARGIN_TOP + 50 + len(layers) * 46, f"{data.name}: {listed or 'no edge'}."
     drawing = _start_drawing(data.name, data.caption, height, alt)
     for edge in edges:
         target = positions.get(edge.target) or positions.get(edge.target.split("…")[0])
         if target:
             (x1, y1), (x2, y2), value = positions[edge.source], target, edge.value or 0.0
-            colour, title = BLUE if value >= 0 else ORANGE, f"{edge.source} → {edge.target}: {_number(value)}"
+            colour, title = BLUE if value >= 0 else ORANGE, f"{edge.source} → {edge.target}: {format_number(value, 9)}"
             drawing.add(Line(x1, y1, x2, y2, colour, 0.8 + 5 * abs(value) / largest, title))
     for layer in layers:
         y = next(positions[node.id][1] for node in data.nodes if node.layer == layer)
         drawing.add(Text(12, y + 4, "input" if layer < 0 else f"layer {layer}", 10, GREY))
     for node in data.nodes:
         x, y = positions[node.id]
-        drawing.add(Rect(x - 46, y - 14, 92, 28, (238, 241, 246), f"{node.id} {node.kind}: {_number(node.value)}"))
+        drawing.add(
+            Rect(x - 46, y - 14, 92, 28, (238, 241, 246), f"{node.id} {node.kind}: {format_number(node.value, 9)}")
+        )
         drawing.add(Text(x, y - 2, node.id, 11, INK, "middle"), Text(x, y + 10, node.kind, 9, GREY, "middle"))
     x, y = positions["output"]
     drawing.add(Rect(x - 40, y - 12, 80, 24, INK), Text(x, y + 4, "answer", 11, (255, 255, 255), "middle"))
@@ -228,9 +230,10 @@ def _add_colour_bar(drawing: Drawing, data: HeatMap, largest: float, x: float) -
         drawing.add(Rect(x, MARGIN_TOP + i * height / steps, 14, height / steps + 0.5, colour))
     for share in (ends[1], (ends[0] + ends[1]) / 2, ends[0]):
         y = MARGIN_TOP + height * (ends[1] - share) / (ends[1] - ends[0])
-        drawing.add(Text(x + 18, y + 4, _number(share * largest), 10, GREY))
+        drawing.add(Text(x + 18, y + 4, format_number(share * largest), 10, GREY))
     drawing.add(Text(x, MARGIN_TOP - 8, data.unit, 10, GREY))
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3g}"
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Format a number to so many digits."""
+    return "undefined" if value is None else f"{value:.{digits}g}"

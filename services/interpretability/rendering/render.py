@@ -1,6 +1,7 @@
 """Rendering of a report as a page, a picture or arrays; the plots are in `plots`."""
 
 import re
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -31,20 +32,19 @@ def render(report: Report, media_type: str) -> bytes | None:
 def to_npz(report: Report) -> bytes:
     """Return heat maps, bars and strips as arrays by name, undefined as NaN: the same numbers as in the JSON.
 
-    Where a report is about arrays of its own, `activations.npz`, those are returned instead.
+    Equal keys are numbered (`grid.c_`, `grid.c_2`). A report's own arrays, `activations.npz`, are returned instead.
     """
     for artefact in report.artefacts:
         if artefact.name == ACTIVATIONS:
             return artefact.data()
-    values: dict[str, Any] = {f"grid.{_key(grid.name)}": grid.values for grid in report.grids}
-    values |= {f"bars.{_key(bars.name)}": [bar.value for bar in bars.bars] for bars in report.bars}
-    values |= {f"strip.{_key(strip.name)}": strip.values for strip in report.strips}
-    values |= {f"scalar.{name}": scalar.value for name, scalar in report.scalars.items()}
+    found: list[tuple[str, str, Any]] = [("grid", grid.name, grid.values) for grid in report.grids]
+    found += [("bars", bars.name, [bar.value for bar in bars.bars]) for bars in report.bars]
+    found += [("strip", strip.name, strip.values) for strip in report.strips]
+    values: dict[str, Any] = {f"scalar.{name}": scalar.value for name, scalar in report.scalars.items()}
+    for kind, name, numbers in found:
+        key = kind + "." + re.sub(r"\W+", "_", name)
+        values[key if key not in values else next(f"{key}{n}" for n in count(2) if f"{key}{n}" not in values)] = numbers
     return pack_arrays({name: np.array(value, np.float64) for name, value in values.items()})
-
-
-def _key(name: str) -> str:
-    return re.sub(r"\W+", "_", name)
 
 
 def _draw_all(report: Report) -> Drawing:

@@ -126,6 +126,27 @@ def test_permalinks_hold_what_is_given_and_arrays_the_numbers_of_the_json():
     assert link.endswith("?model=attention&spec=%7B%22text%22%3A%20%22a%20%26%20b%22%2C%20%22layers%22%3A%20%5B1%5D%7D")
 
 
+def test_arrays_whose_names_differ_in_signs_only_are_all_there():
+    (bars,) = whole_report().bars
+    named = [
+        bars.model_copy(update={"name": name, "bars": [bar]})
+        for name, bar in zip(("c++", "c#"), bars.bars, strict=True)
+    ]
+    with np.load(io.BytesIO(to_npz(whole_report().model_copy(update={"bars": named}))), allow_pickle=False) as found:
+        assert [found[key].tolist() for key in ("bars.c_", "bars.c_2")] == [[-1], [2]]
+
+
+def test_what_the_pointer_shows_is_the_whole_number():
+    (grid,) = whole_report().grids
+    table = reports.Table(name="t", columns=["a", "b"], rows=[["x", 0.123456789], [None, 1]])
+    scalar = reports.Scalar(value=1234567.0, unit="ms")
+    shown = {"grids": [grid.model_copy(update={"values": [[0.123456789, None], [0.3, -2.0]]})], "tables": [table]}
+    made = render_page(whole_report().model_copy(update={**shown, "scalars": {"n": scalar}}))
+    assert "0 / 0: 0.123456789</title>" in made
+    assert '<td title="0.123456789">0.1235</td>' in made
+    assert "title='1234567 ms'" in made
+
+
 def test_maps_of_long_texts_are_drawn_to_their_last_token():
     axes = ("query", range(4)), ("key", range(400))
     drawing = plots.draw_heat_map(reports.heat_map("wide", np.eye(4, 400), *axes, "How to read it."))

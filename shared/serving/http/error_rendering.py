@@ -23,12 +23,9 @@ from shared.serving.http.errors import NotAcceptable, to_safe_error
 from shared.validation_errors import list_errors
 
 _FORMS: Mapping[str, ErrorForm] = {
-    "/v2": "oip",
-    "/v1/chat/": "openai",
-    "/v1/completions": "openai",
-    "/v1/embeddings": "openai",
-    "/v1/messages": "anthropic",
-}
+    "/v2": "oip", "/v1/messages": "anthropic", "/v1/chat/": "openai", "/v1/completions": "openai",
+    "/v1/embeddings": "openai", "/v1/models": "openai", "/v1/responses": "openai",
+}  # fmt: skip
 """Path prefix → form, for requests that match no route."""
 
 # Pydantic's names of the forms that a value may have, in the place of a field: `str`, `constrained-str`, `list[float]`

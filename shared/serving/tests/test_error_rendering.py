@@ -101,6 +101,7 @@ def test_an_error_of_ours_is_as_it_was_and_another_names_what_failed():
     [
         (scope("/v1/segment"), "problem"), (scope("/v2/models/x/infer"), "oip"),
         (scope("/v1/chat/completions"), "openai"), (scope("/v1/completions"), "openai"),
+        (scope("/v1/models/org/none"), "openai"), (scope("/v1/responses/x/cancel"), "openai"),
         (scope("/anything", route=SimpleNamespace(openapi_extra={"x-error-form": "openai"})), "openai"),
         (scope("/anything", route=object()), "problem"),
     ],
@@ -283,7 +284,7 @@ async def test_who_does_not_know_the_secret_can_be_no_tenant(start_replica):
         for headers in ({}, {SECRET_HEADER: "wrong"}, {SECRET_HEADER: "new,old"}, {SECRET_HEADER: ""}):
             answer = await client.get("/v1/models", headers={"x-fovea-tenant": "alice", **headers})
             assert answer.status_code == 401
-            assert "gateway only" in answer.json()["detail"]
+            assert "gateway only" in answer.json()["error"]["message"]
         for secret in ("new", "old"):
             assert (await client.get("/v1/models", headers={SECRET_HEADER: secret})).status_code == 200
         assert (await client.get("/livez")).status_code == 200

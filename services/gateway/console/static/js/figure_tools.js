@@ -68,8 +68,8 @@ async function toPng(svg) {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
-/** A table as CSV; the one of a report's numbers has no head. */
+/** A table as CSV, with whole numbers, which are in the titles; the one of a report's numbers has no head. */
 function readTable(table) {
-  const rows = [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent.trim()));
+  const rows = [...table.rows].map((row) => [...row.cells].map((cell) => cell.title.trim() || cell.textContent.trim()));
   return writeCells(table.tHead ? rows : [["name", "value", "note"], ...rows]);
 }
