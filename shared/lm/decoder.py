@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         return x * torch.tensor(self.config.width**0.5, dtype=x.dtype, device="cpu")
 
     def check_positions(self, end: int) -> None:
-        """Raise ValueError: GPT-2's table ends before `end`. Of `positions`, which lie on a device, callers check it."""
+        """Raise ValueError: GPT-2's table ends before `end`. Callers check explicit positions, which devices hold."""
         if self.config.path == "gpt2" and end > self.config.positions:
             raise ValueError(f"this GPT-2 knows {self.config.positions} positions, not {end}")
 

@@ -96,19 +96,19 @@ def power_of_two(n: int, least: int = 1) -> int:
     return max(1 << max(n - 1, 0).bit_length(), least)
 
 
-_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+_COUNTERS: dict[tuple[torch.device, int], list[Tensor]] = {}
 
 
 def counters(device: torch.device, n: int) -> Tensor:
     """Return n counters that are zero whenever no kernel of the current stream runs: who uses them resets them.
 
-    They stay where they are, so a captured graph may hold them; more than ever before are a new tensor.
+    Tensors of older, smaller ones stay where they are: a captured graph may hold them.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" and torch.cuda.is_available() else 0
-    held = _COUNTERS.get((device, stream))
-    if held is None or len(held) < n:
-        held = _COUNTERS[device, stream] = torch.zeros(power_of_two(n, 4096), dtype=torch.int32, device=device)
-    return held
+    held = _COUNTERS.setdefault((device, stream), [])
+    if not held or len(held[-1]) < n:
+        held.append(torch.zeros(power_of_two(n, 1 << 16), dtype=torch.int32, device=device))
+    return held[-1]
 
 
 def with_near_rows(x: Tensor) -> Tensor:
