@@ -3,13 +3,15 @@
 import threading
 import time
 import weakref
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from services.llm_longctx.engine.device.graph_steps import CudaRecorder
-from services.llm_longctx.kernels.device.launch import counters
+from services.llm_longctx.kernels.device.launch import Launch, counters
 from tests.device.pretend_cuda import CUDA, PretendCuda
 
 
@@ -109,3 +111,18 @@ def test_counters_that_graphs_hold_outlive_larger_ones():
     assert len(counters(device, more)) >= more
     assert held() is not None
     assert counters(device, 1) is counters(device, more), "all kernels of a stream share the newest"
+
+
+def test_a_kernel_runs_on_its_tensors_card_whichever_is_the_threads(monkeypatch):
+    """Triton launches on the thread's current device: with `FOVEA_DEVICE=cuda:1` that is another one."""
+    current, seen = [0], []
+
+    def exchange(index: int) -> int:
+        before, current[0] = current[0], index
+        return before
+
+    monkeypatch.setattr(torch.cuda, "_exchange_device", exchange)
+    monkeypatch.setattr(torch.cuda, "_maybe_exchange_device", exchange)
+    kernel = defaultdict(lambda: lambda *_, **__: seen.append(current[0]))
+    Launch(kernel, {})((1,), SimpleNamespace(is_cuda=True, get_device=lambda: 1))
+    assert (seen, current) == ([1], [0])

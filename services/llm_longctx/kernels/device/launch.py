@@ -35,9 +35,11 @@ class Launch:
     stages: int = 3
     registers: int | None = None
 
-    def __call__(self, grid: tuple[int, ...], *arguments: object) -> None:
-        """Run it over a grid."""
-        self.kernel[grid](*arguments, **self.constants, **self.options)
+    def __call__(self, grid: tuple[int, ...], first: Tensor, *rest: object) -> None:
+        """Run it over a grid, on the device of its first argument: Triton takes the thread's own."""
+        cuda: Any = torch.cuda  # torch leaves its contexts without annotations
+        with cuda.device_of(first):
+            self.kernel[grid](first, *rest, **self.constants, **self.options)
 
     @property
     def options(self) -> dict[str, int | bool]:
