@@ -96,6 +96,7 @@ class Decoder(nn.Module):
             attend = DenseAttention(cache, pad, self.config.windows)
         if positions is None:
             positions = _count_positions(ids, offset, pad)
+            self.check_positions(offset + ids.shape[1] if pad is None else int(positions.max()) + 1)
         x = self._embed(ids, positions)
         rotations = self.rotations(positions, x.dtype)
         x = tap("embed", -1, x if self.config.path == "gpt2" else ops.widen(x))
@@ -106,8 +107,7 @@ class Decoder(nn.Module):
                 x = _run_block(block, layer, x, rotations[layer], attend, offset, tap, ops)
         if cache is not None:
             cache.length += ids.shape[1]
-        x = tap("final", -1, x)
-        x = tap("normed", -1, self._norm(x, ops))
+        x = tap("normed", -1, self._norm(tap("final", -1, x), ops))
         if keep is None:
             return ops.logits(x, self.output_matrix)
         # As plain rows: of a slice [B,keep,D] torch makes a batched product, and copies the matrix for it.
@@ -153,17 +153,17 @@ class Decoder(nn.Module):
 
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         if self.config.path == "gpt2":
-            return cast("Tensor", self.transformer.wte(ids) + self.transformer.wpe(self._check_positions(positions)))
+            return cast("Tensor", self.transformer.wte(ids) + self.transformer.wpe(positions))
         x = cast("Tensor", self.model.embed_tokens(ids))
         # Gemma's factor is rounded in the model's dtype, as its authors did.
         if self.config.path != "gemma3":
             return x
         return x * torch.tensor(self.config.width**0.5, dtype=x.dtype, device="cpu")
 
-    def _check_positions(self, positions: Tensor) -> Tensor:
-        if positions.numel() and int(positions.max()) >= self.config.positions:
-            raise ValueError(f"this GPT-2 knows {self.config.positions} positions, not {int(positions.max()) + 1}")
-        return positions
+    def check_positions(self, end: int) -> None:
+        """Raise ValueError: GPT-2's table ends before `end`. Callers check explicit positions, which devices hold."""
+        if self.config.path == "gpt2" and end > self.config.positions:
+            raise ValueError(f"this GPT-2 knows {self.config.positions} positions, not {end}")
 
     def _norm(self, x: Tensor, ops: Ops) -> Tensor:
         if self.config.path == "gpt2":

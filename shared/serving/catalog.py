@@ -67,9 +67,8 @@ class Catalog:
             raise NotFound(f"The model {name!r} has version {slot.card.version}, not {version!r}.", field="version")
         if slot.servable is None or slot.batcher is None:
             why = f": {slot.reason}" if slot.reason else ""
-            retry_after = 2 if slot.state in {"waiting", "on_demand", "loading"} else None
-            detail = f"The model {name!r} is {_STATE_TEXTS[slot.state]}{why}."
-            raise NotReady(detail, retry_after=retry_after, field="model")
+            wait_s = 2 if slot.state in {"waiting", "on_demand", "loading"} else None
+            raise NotReady(f"The model {name!r} is {_STATE_TEXTS[slot.state]}{why}.", retry_after=wait_s, field="model")
         return slot.servable, slot.batcher
 
     def servable_type(self, name: str) -> type[Servable[Any, Any]]:
@@ -189,8 +188,7 @@ class Catalog:
         )  # fmt: skip
 
     def _limits(self, slot: ModelSlot) -> dict[str, Any]:
-        settings = self.settings
-        own = slot.card.limits
+        settings, own = self.settings, slot.card.limits
         return {
             **own.model_dump(mode="json"), "max_body_bytes": settings.max_body_bytes,
             "max_pixels": min(settings.max_pixels, own.max_pixels or settings.max_pixels),

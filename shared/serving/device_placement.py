@@ -4,6 +4,7 @@ Loads no deep-learning library unless the NVIDIA driver is there.
 """
 
 import ctypes
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -81,11 +82,22 @@ def list_gpus() -> list[str]:
     return found
 
 
+def find_cuda() -> Any:
+    """`torch.cuda`, if torch is here and CUDA was begun with: who only looks must not be what begins it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+def free_gpu_memory() -> None:
+    """Give back what closed models held: engines hold themselves in circles, and torch keeps what a GPU gave it."""
+    if (cuda := find_cuda()) is not None:
+        gc.collect()
+        cuda.empty_cache()
+
+
 def _library_sees_gpu() -> bool:
     if importlib.util.find_spec("torch") is not None:
-        torch: Any = importlib.import_module("torch")
-        return bool(torch.cuda.is_available())
+        return bool(importlib.import_module("torch").cuda.is_available())
     if importlib.util.find_spec("onnxruntime") is not None:
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-        return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        return "CUDAExecutionProvider" in importlib.import_module("onnxruntime").get_available_providers()
     return False

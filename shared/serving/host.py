@@ -23,7 +23,7 @@ from shared.rpc.tensors import require_finite
 from shared.serving import servable_schema
 from shared.serving.batching import Batcher, Work
 from shared.serving.catalog import Catalog, ModelSlot
-from shared.serving.device_placement import load_context
+from shared.serving.device_placement import free_gpu_memory, load_context
 from shared.serving.http.errors import to_safe_error
 from shared.serving.memory_guard import read_resident_bytes
 from shared.serving.oip import tensors
@@ -172,6 +172,8 @@ class Host(Catalog):
             await batcher.close(seconds)
         if servable is not None:
             await asyncio.to_thread(servable.close)
+            del servable, batcher
+            await asyncio.to_thread(free_gpu_memory)
 
     @property
     def ready(self) -> bool:

@@ -5,8 +5,8 @@ For a Prometheus that the network lets in. Runs on threads of its own, so that i
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from prometheus_client import REGISTRY, start_http_server
@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from shared import telemetry
+from shared.serving.device_placement import find_cuda
 
 _RETRY_S = 1.0  # between two tries to get the port
 
@@ -44,8 +45,7 @@ class MetricsServer:
             self._server.server_close()
 
     async def _listen(self) -> None:
-        host, port = self._address
-        is_told = False
+        (host, port), is_told = self._address, False
         while True:
             try:
                 self._server, _thread = start_http_server(port, host)
@@ -68,10 +68,9 @@ class GpuMemory(Collector):
         """Used and free bytes of each device, by whomever, and those that tensors of this process hold."""
         used = GaugeMetricFamily("fovea_gpu_memory_used_bytes", "Memory of a GPU that is in use.", labels=["device"])
         free = GaugeMetricFamily("fovea_gpu_memory_free_bytes", "Memory of a GPU that is free.", labels=["device"])
-        held = GaugeMetricFamily(
-            "fovea_gpu_memory_allocated_bytes", "Memory of a GPU in tensors of this process.", labels=["device"]
-        )
-        cuda = self._cuda or _find_cuda()
+        told = "Memory of a GPU in tensors of this process."
+        held = GaugeMetricFamily("fovea_gpu_memory_allocated_bytes", told, labels=["device"])
+        cuda = self._cuda or find_cuda()
         for device in range(cuda.device_count()) if cuda is not None and cuda.is_available() else ():
             left, total = cuda.mem_get_info(device)
             used.add_metric([str(device)], total - left)
@@ -80,17 +79,7 @@ class GpuMemory(Collector):
         return (used, free, held) if used.samples else ()
 
 
+@cache
 def watch_gpu_memory() -> None:
     """Show GPU memory in this process's metrics from now on; may be called again."""
-    if not _watched:
-        _watched.append(GpuMemory())
-        REGISTRY.register(_watched[0])
-
-
-_watched: list[GpuMemory] = []
-
-
-def _find_cuda() -> Any:
-    """`torch.cuda`, if torch is here and CUDA was begun with: a scrape must not be what begins it."""
-    torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+    REGISTRY.register(GpuMemory())

@@ -167,6 +167,8 @@ class _Operations(TorchDispatchMode):
             return
         if func in _INDEXED and any(isinstance(i, Tensor) and self._device.device_of(i).type == "cpu" for i in args[1]):
             raise DeviceFault(f"a tensor on the device is indexed by one on the host, at {_place()}")
+        if func is _aten.where.self:  # of a number in the host's memory; one of Python's is made on the device
+            self._device.copy("sends a number that torch.where may choose")
         pointwise = torch.Tag.pointwise in func.tags or func in _INDEXED or func in _FILLS
         stray = [x for x, place in zip(tensors, places, strict=True) if place == "cpu" and (x.dim() or not pointwise)]
         if stray:
@@ -194,6 +196,8 @@ class _Calls(TorchFunctionMode):
                 return x  # pinned memory is the host's
             if torch.is_inference_mode_enabled() and self._device.device_of(x).type == "cuda":
                 self._see_in_inference_mode(func, name, args, kwargs)
+            if func is Tensor.__setitem__ and _sends_a_number(self._device, x, *args[1:]):
+                self._device.copy("sends a number for rows by an index")
             if func in _READS and self._device.device_of(x).type == "cuda":
                 self._read(func)
             if name == "new_tensor" and "device" not in kwargs:
@@ -258,6 +262,13 @@ class _Calls(TorchFunctionMode):
         with _disable_current_modes():
             made = func(*args, **kwargs)
         return self._device.put(made)
+
+
+def _sends_a_number(device: PretendCuda, x: Tensor, index: Any, value: Any) -> bool:
+    """Whether x[index] = value copies a number to the device, where torch would fill a slice or a mask."""
+    parts = index if isinstance(index, tuple) else (index,)
+    rows = any(isinstance(i, Tensor) and i.dtype is not torch.bool and i.dim() for i in parts)
+    return rows and not isinstance(value, Tensor) and device.device_of(x).type == "cuda"
 
 
 def _is_masked(func: Any, args: Any) -> bool:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import onnx
 import psutil
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from loadtests.gpu import __main__ as command
 from loadtests.gpu.decode import LLAMA, fit_batch, time_decode
 from loadtests.gpu.timing import Row, card_named, row_of
+from loadtests.gpu.vision import time_graph
 from services.llm_longctx.kernels.device.shapes import ModelShape
 from tests.device.test_engine import net
 from tests.gpu import checks
@@ -41,6 +43,22 @@ def test_a_case_that_fails_is_a_row_that_says_why(monkeypatch):
     shape = ModelShape("tiny", 2, 32, 4, 2, 16, 48, 64)
     ours, vllm = time_decode(CPU, None, shape, 2, 40, torch.float32, "cpu_torch")
     assert (ours.by, ours.note, vllm.by) == ("ours", f"failed: {note}", "vLLM")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider'")
+def test_a_runtime_without_cuda_is_not_timed_as_a_card(tmp_path):
+    """ONNX Runtime goes to the processor silently, and its time would be the card's in the report."""
+    axes = ["n", 3, "h", "w"]
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, axes) for name in "xy")
+    made = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
+    onnx.save(
+        onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9),
+        tmp_path / "a.onnx",
+    )
+    plain, *ours = time_graph("relu", tmp_path / "a.onnx", torch.device("cuda", 0), tmp_path, 8)
+    assert (plain.by, plain.measured_ms) == ("ONNX Runtime", None)
+    assert "CUDAExecutionProvider did not start" in plain.note
+    assert [row.measured_ms for row in ours] == [None] * 3
 
 
 @pytest.mark.parametrize(

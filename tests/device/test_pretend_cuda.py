@@ -59,6 +59,8 @@ WAITS = {
     "a new tensor": lambda: torch.tensor([1, 2], device="cuda"),
     "a tensor that is moved": lambda: torch.ones(2).to("cuda"),
     "a tensor that is copied": lambda: x().copy_(torch.ones(3, 4)),
+    "a number for rows by an index": lambda: x().__setitem__(torch.arange(2, device="cuda"), 0.0),
+    "a choice of a number on the host": lambda: torch.where(x() > 0, x(), torch.tensor(0.0)),
 }
 
 

@@ -24,6 +24,9 @@ from services.llm_longctx.engine.requests.waiting_queue import WaitingQueue
 from services.llm_longctx.engine.sequence import S, Sequence
 from services.llm_longctx.kv_cache import PoolExhausted
 
+_NO_ROOM = (PoolExhausted, torch.OutOfMemoryError)
+"""Pages ran out, or a GPU's memory besides them."""
+
 
 class Scheduler(Generic[S]):
     """Serves requests on one backend, once it was started.
@@ -145,7 +148,7 @@ class Scheduler(Generic[S]):
         observations.observe_decode_step(batch)
         try:
             logits = self.backend.decode_batch(batch)
-        except PoolExhausted:
+        except _NO_ROOM:
             if self._most_running == 0 and len(batch) == 1:  # alone, and not for the first time
                 self._end(batch[0], too_large())
                 return
@@ -180,7 +183,7 @@ class Scheduler(Generic[S]):
                 left -= sequence.num_computed - begin
                 if sequence.is_prefilled:
                     break
-        except PoolExhausted:
+        except _NO_ROOM:
             self._requeue_prefill(sequence)
         except Exception as error:  # noqa: BLE001  # whatever it is, it ends alone
             self._end(sequence, error)
@@ -197,7 +200,7 @@ class Scheduler(Generic[S]):
             try:
                 self.backend.allocate(sibling, parent=sequence)
                 begun.append(sibling)
-            except PoolExhausted:
+            except _NO_ROOM:
                 self._requeue_preempted(sibling)
         self.running += begun
         self._append_tokens(begun, [logits] * len(begun))

@@ -3,6 +3,7 @@
 Subclasses say which files; `text_model` answers requests. Knows nothing about HTTP.
 """
 
+import gc
 from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from functools import cached_property
@@ -166,6 +167,8 @@ def choose_room(device: str, cache_bits: int) -> tuple[int, int]:
     """
     if not device.startswith("cuda"):
         return _HOST_BYTES, _HOST_BATCH
+    gc.collect()  # an engine that was closed may hold its pages still, in a circle
+    torch.cuda.empty_cache()  # and torch its memory, which is free, too
     free, _ = torch.cuda.mem_get_info(device)
     return int(_DEVICE_SHARE * free) // (1 if cache_bits == 16 else 2), _DEVICE_BATCH
 

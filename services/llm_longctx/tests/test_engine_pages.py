@@ -1,5 +1,7 @@
 """The engine by hand: bytes by formula, its room, refusals, steps that do not fit, and layers whose windows slide."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -140,9 +142,28 @@ def test_a_budget_of_bytes_is_met_by_heads_and_not_by_rounding(tiny):
     s.close()
 
 
+class Circle:
+    """Holds itself, as an engine with recorded steps does."""
+
+    itself: object
+
+
 def test_a_host_has_what_it_always_had_and_a_gpu_gives_pages_what_is_free(monkeypatch):
     assert choose_room("cpu", 16) == choose_room("cpu", 4) == (2 * 2**30, 8)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: ({"cuda:1": 50 * 2**30}[device], 80 * 2**30))
+    closed = Circle()
+    seen, closed.itself = weakref.ref(closed), closed
+    del closed
+    cached = [20 * 2**30]
+
+    def empty_cache():
+        assert seen() is None, "a closed engine that still holds its pages"
+        cached.clear()
+
+    def free(device):
+        return {"cuda:1": 50 * 2**30}[device] - sum(cached), 80 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
     assert choose_room("cuda:1", 16) == (40 * 2**30, 64)
     assert choose_room("cuda:1", 4) == (20 * 2**30, 64)
 

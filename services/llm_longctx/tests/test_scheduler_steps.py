@@ -214,14 +214,19 @@ def test_a_prompt_in_hand_gives_way_first_and_is_read_again(scheduler, backend):
     assert step(scheduler) == ["decode a", "allocate b", "prefill b", "prefill b"]
 
 
+NO_ROOM = pytest.mark.parametrize("error", [PoolExhausted, torch.OutOfMemoryError])
+"""Pages ran out, or a GPU's other memory."""
+
+
+@NO_ROOM
 @pytest.mark.parametrize("fails", ["allocate a", "prefill a"])
-def test_a_prompt_alone_is_tried_once_more_with_all_memory_and_then_refused(scheduler, backend, fails):
+def test_a_prompt_alone_is_tried_once_more_with_all_memory_and_then_refused(scheduler, backend, fails, error):
     request, ear = ask("a")
     scheduler.add_request(request)
-    backend.failing[fails] = PoolExhausted()
+    backend.failing[fails] = error()
     assert step(scheduler)[-2:] == ["release a", "reclaim"]
     assert scheduler.in_flight == 1
-    backend.failing[fails] = PoolExhausted()
+    backend.failing[fails] = error()
     assert step(scheduler)[-1] == "release a"
     assert isinstance(ear.reason, TooLarge)
     assert ear.reason.detail == "The request needs more memory for keys and values than this model has."
@@ -248,11 +253,12 @@ def test_the_last_that_runs_is_refused_where_it_has_no_room(scheduler, backend):
     assert not scheduler.in_flight
 
 
-def test_a_batch_that_runs_out_of_room_is_read_again(scheduler, backend):
+@NO_ROOM
+def test_a_batch_that_runs_out_of_room_is_read_again(scheduler, backend, error):
     asked = [ask(letter, new=3) for letter in "abc"]
     start(scheduler, *asked[:2])
     scheduler.add_request(asked[2][0])
-    backend.failing["decode"] = PoolExhausted()
+    backend.failing["decode"] = error()
     events = [*step(scheduler)]
     assert events[:3] == ["decode ab", "release a", "release b"]
     assert [request.stats.preempted for request, _ in asked] == [1, 1, 0]

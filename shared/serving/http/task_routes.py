@@ -97,8 +97,7 @@ async def _answer_many(
 ) -> Response:
     """Answer a list of pictures: results in their order, each an answer or a problem."""
     if media != "application/json":
-        detail = f"Several pictures are answered as JSON only, not as {media}."
-        raise NotAcceptable(detail, hint="Send one picture at a time.")
+        raise NotAcceptable(f"Several pictures are answered as JSON only, not as {media}.", hint="Send one at a time.")
     answers = await asyncio.gather(*(_attempt(host, name, call, run) for call in calls))
     results = ",".join(_json(answer) for answer in answers)
     return Response(f'{{"results":[{results}]}}', media_type=media)

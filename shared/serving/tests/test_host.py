@@ -5,9 +5,11 @@ import math
 import re
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
+import torch
 
 import shared.registry.servable
 import shared.serving.host
@@ -340,3 +342,21 @@ async def test_model_that_fails_at_its_first_request_says_why(start):
     with pytest.raises(NotReady, match="not available"):
         await host.predict("toy/broken", Text(text="x"), CallContext())
     assert list(host.missing()) == ["toy/broken"]
+
+
+async def test_an_unloaded_model_leaves_no_memory_on_a_gpu(start, monkeypatch):
+    class Circle(Echo):
+        """Holds itself, as an engine with recorded steps does."""
+
+        card = toys.card("circle")
+
+        def __init__(self):
+            super().__init__()
+            self.itself = self
+
+    host = await start({"circle": Circle})
+    held, emptied = weakref.ref(host.servable("circle")), []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held()))
+    await host.unload("circle")
+    assert emptied == [None]

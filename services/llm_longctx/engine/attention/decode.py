@@ -25,7 +25,7 @@ from services.llm_longctx.kernels import (
 from services.llm_longctx.kernels.dispatch import choose
 from services.llm_longctx.methods.core.hook_inputs import AttentionOutput, CacheView, DecodeView
 from services.llm_longctx.methods.core.hook_results import Compact, DecodePlan, Pages, Ranges
-from shared.lm.host_transfer import take_rows
+from shared.lm.host_transfer import take_rows, to_device
 
 _Gathered = tuple[Tensor, Tensor, Tensor | None]
 """Keys and values [n,d] and log-weights [n] that a row reads in the place of its run."""
@@ -91,7 +91,7 @@ class StepAttention:
         """Merge what lies in shared or packed pages into the rows of sequences that have some."""
         if group.rows is None:
             return merge((out, lse), self._read(layer, group, rows))
-        mine = group.rows_at(rows.device)
+        mine = to_device(group.rows, rows.device) if group.rows_sent is None else group.rows_sent
         more = self._read(layer, group, rows[mine])
         mixed, sums = merge((out[mine], lse[mine]), more)
         return out.index_copy(0, mine, mixed), lse.index_copy(0, mine, sums)

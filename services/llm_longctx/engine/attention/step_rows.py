@@ -31,6 +31,7 @@ class RowRuns:
         start, n: First entry in the store and entries [L,r] int64.
         weighted: Whether log-weights count [L,r].
         changed: Layers whose arrays were changed since they were sent.
+        rows_sent: The rows on a device, once they were sent.
     """
 
     rows: np.ndarray | None
@@ -39,7 +40,7 @@ class RowRuns:
     n: np.ndarray
     weighted: np.ndarray
     changed: set[int] = field(default_factory=set)
-    _rows_sent: Tensor | None = None
+    rows_sent: Tensor | None = None
     _sent: tuple[Tensor, Tensor, Tensor] | None = None
     _longest: int = 0
     _any_weighted: bool = True
@@ -54,7 +55,7 @@ class RowRuns:
         (L, r), size = self.start.shape, int(self.start.size)
         first = 0 if self.rows is None else r
         start, n, weighted = sent[first : first + 3 * size].view(3, L, r).unbind()
-        self._rows_sent = None if self.rows is None else sent[:r]
+        self.rows_sent = None if self.rows is None else sent[:r]
         self._sent, self._longest = (start, n, weighted.bool()), int(self.n.max(initial=0))
         self._any_weighted = bool(self.weighted.any())
         return int(first + 3 * size)
@@ -66,17 +67,6 @@ class RowRuns:
             return DeviceRuns(start, n, weighted.bool(), int(self.n[layer].max(initial=0)))
         start, n, weighted = self._sent
         return DeviceRuns(start[layer], n[layer], weighted[layer], self._longest, self._any_weighted)
-
-    def rows_at(self, device: torch.device) -> Tensor:
-        """Its rows [r] on a device.
-
-        Raises:
-            ValueError: It has all of them.
-        """
-        if self.rows is None:
-            message = "runs of all rows need no index"
-            raise ValueError(message)
-        return to_device(self.rows, device) if self._rows_sent is None else self._rows_sent
 
 
 class StepRows:

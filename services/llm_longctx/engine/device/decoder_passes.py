@@ -84,8 +84,9 @@ class DecoderPasses:
     def step(self, seam: StepAttention, additions: Sequence[Addition], tap: Tap) -> Tensor:
         """Logits [B,V] of a decode step: one call of C++, a recorded graph, or layer by layer; tapped, always that.
 
-        Additions are for a step in C++.
+        Additions are for a step in C++. Raises ValueError: a GPT-2 position behind its table.
         """
+        self._model.check_positions(max(seam.rows.positions) + 1)
         if tap is not ignore_taps:
             return self.run_layers(seam, tap)
         rows, adapters = seam.rows, seam.rows.adapters

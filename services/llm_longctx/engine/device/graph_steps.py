@@ -5,6 +5,7 @@ recorded. A step that can't be recorded runs unrecorded from then on. Knows shap
 nor how a device records.
 """
 
+import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 MOST_GRAPHS = 64
 """Recordings that are held; the one that was used longest ago goes."""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held by the model that records."""
 
 Outputs = tuple[Tensor, Tensor]
 """Logits [B,V] and tokens float64 [B] of a step."""
@@ -55,9 +59,12 @@ class CudaRecorder:
 
     def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """Record a function: what replays it, and its outputs; see `GraphRecorder`."""
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile, for example to compare answers or to segment pictures.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        cuda: Any = torch.cuda
+        graph = cuda.CUDAGraph()
+        # Other threads may use the device meanwhile, but none may record: it begins by waiting for the whole device.
+        # Where a capture ends in an error torch leaves its stream the thread's, so it is set around it, too.
+        how = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        with _ONE_AT_A_TIME, cuda.stream(self._stream), cuda.graph(graph, **how):
             outputs = run()
         self._pool = self._pool or graph.pool()
         return graph.replay, outputs

@@ -44,8 +44,8 @@ class StepDraws:
     def __init__(self, settings: Sequence[RowSettings], backend: str) -> None:
         self.rows = SamplingRows.of(settings)
         self._backend = backend
-        self._logits: tuple[Tensor, ...] = ()
-        self._tokens: Tensor | None = None
+        self._logits: tuple[Tensor, ...]
+        self._tokens: Tensor
 
     def words(self) -> np.ndarray:
         """Sent values: the settings, as int64 numbers of the same bits."""
@@ -66,14 +66,7 @@ class StepDraws:
         self._logits, self._tokens = logits.unbind(), tokens
 
     def row(self, b: int) -> DrawnRow:
-        """One row, once the step was drawn.
-
-        Raises:
-            RuntimeError: It was not.
-        """
-        if self._tokens is None:
-            message = "the step's tokens were not drawn yet"
-            raise RuntimeError(message)
+        """One row, once the step was drawn."""
         return DrawnRow(self._logits[b], self.rows[b], Choice(self._tokens, b, 1), self._backend)
 
 
