@@ -88,7 +88,7 @@ def decode_device_runs(
     q: Tensor, stores: tuple[Tensor, Tensor, Tensor], runs: DeviceRuns, parts: Parts | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `decode_device_runs`: nothing is read by the host."""
-    keys, values, log_weights = stores
+    (keys, values), log_weights = _equal_rows(stores[:2], q.shape[2]), stores[2]
     weights_at = torch.where(runs.weighted, runs.start, -1)
     row = keys.stride(0)
     where = _Where(keys, values, log_weights, runs.start, runs.start, weights_at, runs.n, row, values.stride(0), row)
@@ -191,7 +191,7 @@ def _launch(dtype: torch.dtype, G: int, d: int, *, page: int, unit: int, weighte
     """Shape a launch: tiles shrink as rows of keys grow, so that a few programs fit on a processor of any card."""
     wide, rows = power_of_two(d, 16), power_of_two(G, 16)
     row_bytes = wide * dtype.itemsize
-    keys = min(max(_TILE_BYTES // row_bytes, 32), 128) if rows <= 32 else 32
+    keys = min(max(_TILE_BYTES // row_bytes, 16), 128 if rows <= 32 else 32)
     constants = {
         "PAGE": page,
         "UNIT": unit,
@@ -210,13 +210,13 @@ def _launch(dtype: torch.dtype, G: int, d: int, *, page: int, unit: int, weighte
 
 
 def variants(card: GpuCard) -> Iterator[Variant]:
-    """Yield decode of the decoders that are served, from runs and from pages, and one in float32."""
+    """Yield decode of the decoders that are served, from runs and from pages, and two in float32."""
     pointers = {"k_at": "*i64", "v_at": "*i64", "weights_at": "*i64", "lengths": "*i64", "pages": "*i32"}
     floats = dict.fromkeys(("weights", "lse", "part_out", "part_lse"), "*fp32") | {"scale": "fp32"}
     aligned = frozenset(("k_row", "v_row", "page_stride", "span"))
     for name, G, d in DECODERS:
         for page, dtype in ((0, torch.bfloat16), (16, torch.bfloat16), (0, torch.float32)):
-            if dtype == torch.float32 and not name.startswith("Llama"):
+            if dtype == torch.float32 and not name.startswith(("Llama", "Gemma")):
                 continue
             kind = "bf16" if dtype == torch.bfloat16 else "fp32"
             types = pointers | floats | dict.fromkeys(("q", "k", "v", "out"), f"*{kind}") | {"arrived": "*i32"}

@@ -35,9 +35,10 @@ class Launch:
     stages: int = 3
     registers: int | None = None
 
-    def __call__(self, grid: tuple[int, ...], *arguments: object) -> None:
-        """Run it over a grid."""
-        self.kernel[grid](*arguments, **self.constants, **self.options)
+    def __call__(self, grid: tuple[int, ...], first: Tensor, *rest: object) -> None:
+        """Run it over a grid, on the device of its first argument: Triton would take the current one."""
+        with torch.cuda.device_of(first):
+            self.kernel[grid](first, *rest, **self.constants, **self.options)
 
     @property
     def options(self) -> dict[str, int | bool]:
@@ -96,19 +97,21 @@ def power_of_two(n: int, least: int = 1) -> int:
     return max(1 << max(n - 1, 0).bit_length(), least)
 
 
-_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+_COUNTERS: dict[tuple[torch.device, int], list[Tensor]] = {}
 
 
 def counters(device: torch.device, n: int) -> Tensor:
     """Return n counters that are zero whenever no kernel of the current stream runs: who uses them resets them.
 
-    They stay where they are, so a captured graph may hold them; more than ever before are a new tensor.
+    They stay where they are, so a captured graph may hold them; more than ever before are a new tensor, next to which
+    the old one lives on. The first are enough for any recorded step: a graph must not make them, as only its replay
+    would set them to zero.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" and torch.cuda.is_available() else 0
-    held = _COUNTERS.get((device, stream))
-    if held is None or len(held) < n:
-        held = _COUNTERS[device, stream] = torch.zeros(power_of_two(n, 4096), dtype=torch.int32, device=device)
-    return held
+    held = _COUNTERS.setdefault((device, stream), [])
+    if not held or len(held[-1]) < n:
+        held.append(torch.zeros(power_of_two(n, 1 << 16), dtype=torch.int32, device=device))
+    return held[-1]
 
 
 def with_near_rows(x: Tensor) -> Tensor:
