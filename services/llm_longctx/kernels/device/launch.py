@@ -103,9 +103,8 @@ _COUNTERS: dict[tuple[torch.device, int], list[Tensor]] = {}
 def counters(device: torch.device, n: int) -> Tensor:
     """Return n counters that are zero whenever no kernel of the current stream runs: who uses them resets them.
 
-    They stay where they are, so a captured graph may hold them; more than ever before are a new tensor, next to which
-    the old one lives on. The first are enough for any recorded step: a graph must not make them, as only its replay
-    would set them to zero.
+    They stay where they are and live on next to larger ones, as a captured graph may hold them. The first are enough
+    for any recorded step: counters that a graph makes become zero only when it is replayed.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" and torch.cuda.is_available() else 0
     held = _COUNTERS.setdefault((device, stream), [])
