@@ -109,14 +109,11 @@ def test_counters_that_a_graph_holds_outlive_larger_ones_and_are_enough_for_any_
     assert held() is not None
 
 
-@pytest.mark.parametrize("name", ["window_prefill", "block_sparse_prefill"])
-def test_grids_of_long_prompts_keep_a_gpus_limits(name, monkeypatch):
-    kernel, n = importlib.import_module(f"{KERNELS}{name}.triton"), 70_000
-    launched = Recorded()
+def test_blocks_of_a_long_prompt_keep_a_grids_limits(monkeypatch):
+    kernel, launched, n = importlib.import_module(f"{KERNELS}block_sparse_prefill.triton"), Recorded(), 70_000
     monkeypatch.setattr(kernel, "_launch", lambda *_: Launch(launched, {}))
-    q, k = torch.zeros(64, n, 1), torch.zeros(1, n, 1)
-    blocks = kernels.BlockCsr(torch.zeros(1, n + 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), 1, 1)
-    kernel.prefill(q, k, k, *((4, 8) if name == "window_prefill" else (blocks,)))
+    q = torch.zeros(1, n, 1)
+    kernel.prefill(q, q, q, kernels.BlockCsr(torch.zeros(1, n + 1).int(), torch.zeros(0).int(), 1, 1))
     (grid,) = launched
     assert grid[0] > 2**16 > max(grid[1:])
 

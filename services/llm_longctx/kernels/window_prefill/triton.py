@@ -29,7 +29,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, sink: int, window: int) -> tuple[Te
     tiles = _tiles(card_for(q.device), q.dtype, d, share * T, N)
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
     settings = T, N, d**-0.5 * LOG2E, min(sink, N), min(window, N)
-    _launch(tiles, d, share)((triton.cdiv(share * T, tiles.rows), G), q, k, v, out, lse, *strides, *settings)
+    _launch(tiles, d, share)((G, triton.cdiv(share * T, tiles.rows)), q, k, v, out, lse, *strides, *settings)
     return out, lse
 
 
@@ -78,7 +78,7 @@ def _window(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    tile, kv = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    kv, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     # Row r is a query of head r % SHARE of the group: the rows of a tile are neighbours in the sequence.
     row = tile * ROWS + tl.arange(0, ROWS)
     at = row // SHARE
