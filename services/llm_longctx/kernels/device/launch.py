@@ -37,7 +37,7 @@ class Launch:
 
     def __call__(self, grid: tuple[int, ...], first: Tensor, *rest: object) -> None:
         """Run it over a grid, on the device of its first argument: Triton would take the current one."""
-        with torch.cuda.device_of(first):
+        with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]  # torch leaves it without annotations
             self.kernel[grid](first, *rest, **self.constants, **self.options)
 
     @property
