@@ -33,7 +33,7 @@ BACKENDS: tuple[Backend, ...] = ("reference", "cpu_torch", "cpu_ext", "triton")
 
 _HINTS = {
     "cpu_ext": "`fovea build-kernels` builds it where a C++ compiler is installed.",
-    "triton": "It runs on a GPU; set TRITON_INTERPRET=1 to try it slowly on a CPU.",
+    "triton": "It runs on a GPU of compute capability 8.0 or higher; set TRITON_INTERPRET=1 to try it slowly on a CPU.",
 }
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
@@ -98,9 +98,12 @@ def _absent(name: Backend) -> str:
 def _without_triton() -> str:
     if importlib.util.find_spec("triton") is None:
         return "it is not installed"
-    if torch.cuda.is_available() or is_interpreted():
+    if is_interpreted():
         return ""
-    return "there is no GPU, and TRITON_INTERPRET is not set"
+    if not torch.cuda.is_available():
+        return "there is no GPU, and TRITON_INTERPRET is not set"
+    major, minor = torch.cuda.get_device_capability()
+    return "" if major >= 8 else f"the GPU has compute capability {major}.{minor}, and the kernels need 8.0"
 
 
 def is_interpreted() -> bool:

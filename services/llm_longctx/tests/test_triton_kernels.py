@@ -1,6 +1,8 @@
 """The Triton kernels against the oracles, in Triton's interpreter: few tokens, shapes that nothing divides."""
 
+import contextlib
 import importlib
+import weakref
 
 import numpy as np
 import pytest
@@ -8,11 +10,15 @@ import torch
 
 from fovea.errors import NotReady
 from services.llm_longctx import kernels
+from services.llm_longctx.engine.device.graph_steps import BATCHES
 from services.llm_longctx.kernels import layer_ops, merge
+from services.llm_longctx.kernels.device import launch as launching
+from services.llm_longctx.kernels.device.launch import Launch
+from services.llm_longctx.kernels.device.shapes import MODELS
 from services.llm_longctx.kernels.fp8_linear import pack_fp8
 from services.llm_longctx.kernels.fp8_linear import reference as fp8_reference
 from services.llm_longctx.kernels.merge_lse.reference import softmax_of_all
-from services.llm_longctx.kernels.packed_pages.layout import CACHE_FORMATS
+from services.llm_longctx.kernels.packed_pages.layout import CACHE_FORMATS, R4
 from services.llm_longctx.kernels.packed_pages.reference import pack as pack_reference
 from services.llm_longctx.kernels.quantized_linear import pack
 from services.llm_longctx.kernels.quantized_linear import reference as multiply_reference
@@ -68,13 +74,48 @@ def calls(backend: str) -> float:
     return sum(one.value for one in samples if one.labels["backend"] == backend)
 
 
-def test_without_a_gpu_the_back_end_is_absent_and_says_what_to_try(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+@pytest.mark.parametrize(("capability", "told"), [(None, "no GPU"), ((7, 5), "capability 7.5")])
+def test_without_a_gpu_of_its_own_the_back_end_is_absent_and_says_what_to_try(capability, told, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     with interpreted(on=False):
         assert "triton" not in kernels.backends()
-        with pytest.raises(NotReady, match="no GPU") as caught:
+        with pytest.raises(NotReady, match=told) as caught:
             kernels.decode(torch.zeros(1, 1, 4), [torch.zeros(2, 4)], [torch.zeros(2, 4)], backend="triton")
         assert "TRITON_INTERPRET" in caught.value.hint
+
+
+class Recorded(dict):
+    """A kernel whose launches are noted, by grid."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **_: self.update({grid: arguments})
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    places, kernel, x = [], Recorded(), torch.zeros(1)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda one: contextlib.nullcontext(places.append(one)))
+    Launch(kernel, {})((3,), x, 7)
+    assert kernel == {(3,): (x, 7)}
+    assert places == [x]
+
+
+def test_counters_that_a_graph_holds_outlive_larger_ones_and_are_enough_for_any_step(monkeypatch):
+    monkeypatch.setattr(launching, "_COUNTERS", {})
+    held = weakref.ref(launching.counters(torch.device("cpu"), 1))
+    most = max(-(-model.vocab // 64) for model in MODELS) * -(-max(BATCHES) // 16)  # programs of the logits' product
+    assert len(held()) >= most > 1 << 14
+    assert len(launching.counters(torch.device("cpu"), 1 << 17)) == 1 << 17
+    assert held() is not None
+
+
+def test_blocks_of_a_long_prompt_keep_a_grids_limits(monkeypatch):
+    kernel, launched, n = importlib.import_module(f"{KERNELS}block_sparse_prefill.triton"), Recorded(), 70_000
+    monkeypatch.setattr(kernel, "_launch", lambda *_: Launch(launched, {}))
+    q = torch.zeros(1, n, 1)
+    kernel.prefill(q, q, q, kernels.BlockCsr(torch.zeros(1, n + 1).int(), torch.zeros(0).int(), 1, 1))
+    (grid,) = launched
+    assert grid[0] > 2**16 > max(grid[1:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -124,9 +165,11 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs():
         logs[first : first + len(k)] = 0 if w is None else w
     wanted = in_tensors(q, keys, values, weights, "reference")
     runs = kernels.DeviceRuns(start, n, torch.tensor([w is not None for w in weights]), longest=1000)
-    for backend in ("triton", "cpu_torch"):
-        found = kernels.decode_device_runs(q, (*stores, logs), runs, backend=backend)
-        agree(q, found, wanted)
+    apart = torch.nn.functional.pad(stores[1], (0, 3))[:, :64]  # its rows are farther apart than those of the keys
+    for backend in {"triton", "cpu_torch", "cpu_ext"} & set(kernels.backends()):
+        for values in (stores[1], apart):
+            found = kernels.decode_device_runs(q, (stores[0], values, logs), runs, backend=backend)
+            agree(q, found, wanted)
 
 
 @pytest.mark.parametrize("bits", CACHE_FORMATS)
@@ -140,8 +183,9 @@ def test_packed_pages_are_read_as_they_lie(bits, d, group, dtype):
     whole = torch.randn(2, 9, 16, d) * torch.tensor([1.0, 30.0])[:, None, None, None] - 2
     pages = pack_reference(layout, *whole, torch.full((9,), 23))
     logs = torch.randn(9 * 16)
-    start, n = np.array([0, 5, 40, 16, 100]), np.array([64, 90, 0, 1, 44])
+    start, n = np.array([0, 5, 144, 16, 100]), np.array([64, 90, 0, 1, 44])
     weighted = np.array([True, False, True, True, True])
+    logs[96:100] = torch.nan  # of nobody
     exact = 1e-4 if layout.is_rotated else 6e-5  # of outputs up to 60
     q, tolerance = torch.randn(5, group, d).to(dtype), exact
     if dtype == torch.bfloat16:
@@ -151,6 +195,14 @@ def test_packed_pages_are_read_as_they_lie(bits, d, group, dtype):
     kernel = importlib.import_module(f"{KERNELS}packed_pages.triton")
     runs = kernels.DeviceRuns(*(torch.from_numpy(x) for x in (start, n, weighted)), longest=90)
     agree(q, kernel.decode_packed(q, (layout, pages, logs), runs, kernel.Parts(4, 32)), wanted, tolerance)
+
+
+def test_queries_of_empty_runs_are_rotated_without_reading_beyond_the_pages():
+    layout = kernels.PackedLayout(R4, 24)
+    pages = pack_reference(layout, *torch.randn(2, 2, 16, 24), torch.tensor([23, 5]))[:1]
+    turn, x = importlib.import_module(f"{KERNELS}packed_pages.rotated.triton").turn, torch.randn(1, 1, 24)
+    wanted, *found = (turn(layout, x, pages, torch.tensor([at]), back=False) for at in (0, 16, -1))
+    assert all(torch.equal(one, wanted) for one in found)
 
 
 def packed(rows, columns, bits):
@@ -316,8 +368,9 @@ def test_draws_are_those_of_the_oracle(limits, backend, monkeypatch):
     assert torch.equal(sample(logits, rows, backend=backend), sample(logits, rows, backend="reference"))
 
 
-def test_the_first_and_the_last_share_take_tokens_that_are_left():
-    logits = torch.tensor([[1.0, 4.0, 2.0, 3.0, -torch.inf]])
+def test_the_first_and_the_last_share_take_tokens_that_are_left(monkeypatch):
+    monkeypatch.setattr(importlib.import_module(f"{KERNELS}sampling.triton"), "_BLOCK", 16)
+    logits = torch.nn.functional.pad(torch.tensor([[1.0, 4.0, 2.0, 3.0]]), (0, 30), value=-torch.inf)
     for share, wanted in ((0.0, 1), (1 - 2**-53, 3)):  # in float32 the share is 1
         assert sample(logits, rows_of({"top_k": 2}, [share]), backend="triton").tolist() == [wanted]
 

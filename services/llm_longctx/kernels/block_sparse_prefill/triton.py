@@ -31,7 +31,7 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr) -> tuple[Tensor, 
     tiles = prefill_tiles(card_for(q.device), q.dtype, d, share * blocks.block, blocks.key_block)
     launch = _launch(tiles, d, share, blocks.block, blocks.key_block)
     launch(
-        (blocks.heads, blocks.rows, triton.cdiv(share * blocks.block, tiles.rows)),
+        (blocks.rows, blocks.heads, triton.cdiv(share * blocks.block, tiles.rows)),
         q,
         k,
         v,
@@ -107,7 +107,7 @@ def _prefill(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    head, block_row, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    block_row, head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     # Row r of the task is query r % BLOCK of the block, of head r // BLOCK of those that share it.
     row = tile * ROWS + tl.arange(0, ROWS)
     position = (first + block_row) * BLOCK + row % BLOCK

@@ -41,14 +41,15 @@ def decode(
 def decode_runs(
     q: Tensor, stores: tuple[Tensor, Tensor, Tensor], start: np.ndarray, n: np.ndarray, weighted: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """See `decode_runs`; the stores' rows are contiguous and their log-weights float32."""
+    """See `decode_runs`."""
     q, (keys, values, log_weights) = q.contiguous(), stores
     R, G, d = q.shape
     out, lse = torch.empty_like(q), q.new_empty(R, G, dtype=torch.float32)
     words = np.zeros((R, 6), np.int64)
-    begin = start * (d * q.element_size())
-    words[:, 0], words[:, 1] = keys.data_ptr() + begin, values.data_ptr() + begin
-    words[:, 2:4], words[:, 4] = d, n
+    keys, values = (x if x.stride(1) == 1 else x.contiguous() for x in (keys, values))
+    for at, x in enumerate((keys, values)):
+        words[:, at], words[:, 2 + at] = x.data_ptr() + start * (x.stride(0) * x.element_size()), x.stride(0)
+    words[:, 4] = n
     if weighted.any():
         words[weighted, 5] = log_weights.data_ptr() + log_weights.element_size() * start[weighted]
     bindings.decode(q, words, (R, G, d), out, lse)

@@ -69,8 +69,9 @@ class Part {
           score_packed<FORMAT, many()>(page, pages, g);
       });
       for (int g = 0; g < G; g++) {
-        for (int i = 0; i < from - first; i++) scores[g * TILE + i] = -INFINITY;
-        rescale(g, weigh(log_weights ? log_weights + first : nullptr, &scores[g * TILE], n, most[g], total[g]), out);
+        const int hidden = int(std::max<int64_t>(from - first, 0));
+        rescale(g, weigh(log_weights ? log_weights + first : nullptr, &scores[g * TILE], n, most[g], total[g], hidden),
+                out);
       }
       with_rows([&](auto many, int g) {
         if constexpr (is_rotated)
@@ -284,11 +285,13 @@ class Part {
     }
   }
 
-  // Scores become weights relative to the largest so far; returns what earlier ones are multiplied by.
-  float weigh(const float* log_weights, float* s, int n, float& most, float& total) {
+  // Scores become weights relative to the largest so far, 0 for the first `hidden`; returns what earlier ones are
+  // multiplied by.
+  float weigh(const float* log_weights, float* s, int n, float& most, float& total, int hidden = 0) {
     for (int i = 0; i < n; i += LANES) store(s + i, load(s + i) * broadcast(scale));
     if (log_weights)
-      for (int i = 0; i < n; i++) s[i] += log_weights[i] * LOG2E;
+      for (int i = hidden; i < n; i++) s[i] += log_weights[i] * LOG2E;
+    std::fill(s, s + hidden, -INFINITY);
     for (int i = n; i < round_up(n, LANES); i++) s[i] = -INFINITY;
     vec top = load(s);
     for (int i = LANES; i < n; i += LANES) top = maximum(top, load(s + i));

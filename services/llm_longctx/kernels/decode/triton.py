@@ -19,14 +19,7 @@ from torch import Tensor
 from services.llm_longctx.kernels.decode.device_runs import DeviceRuns
 from services.llm_longctx.kernels.decode.pages import PageTable
 from services.llm_longctx.kernels.device.cards import GpuCard
-from services.llm_longctx.kernels.device.launch import (
-    Launch,
-    Variant,
-    card_for,
-    counters,
-    power_of_two,
-    precision,
-)
+from services.llm_longctx.kernels.device.launch import Launch, Variant, card_for, counters, power_of_two, precision
 from services.llm_longctx.kernels.device.shapes import DECODERS
 from services.llm_longctx.kernels.device.triton import LOG2E, absorb, finish
 from services.llm_longctx.kernels.dispatch import is_interpreted
@@ -68,8 +61,7 @@ def decode(
     parts: Parts | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `decode`; the LSE is float32."""
-    d = q.shape[2]
-    keys, values = (_equal_rows(held, d) for held in (keys, values))
+    keys, values = (_equal_rows(held) for held in (keys, values))
     weights = [None if one is None else one.to(torch.float32).contiguous() for one in log_weights]
     k, k_at, k_row = _offsets(keys, q)
     v, v_at, v_row = _offsets(values, q)
@@ -88,7 +80,7 @@ def decode_device_runs(
     q: Tensor, stores: tuple[Tensor, Tensor, Tensor], runs: DeviceRuns, parts: Parts | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `decode_device_runs`: nothing is read by the host."""
-    keys, values, log_weights = stores
+    (keys, values), log_weights = _equal_rows(stores[:2]), stores[2]
     weights_at = torch.where(runs.weighted, runs.start, -1)
     row = keys.stride(0)
     where = _Where(keys, values, log_weights, runs.start, runs.start, weights_at, runs.n, row, values.stride(0), row)
@@ -133,7 +125,7 @@ class _Pages(NamedTuple):
     size: int
 
 
-def _equal_rows(held: Sequence[Tensor], d: int) -> list[Tensor]:
+def _equal_rows(held: Sequence[Tensor]) -> list[Tensor]:
     """The same entries, all with one distance between rows."""
     if len({x.stride(0) for x in held if len(x) > 1}) <= 1 and all(x.stride(1) == 1 for x in held):
         return list(held)
@@ -206,23 +198,25 @@ def _launch(dtype: torch.dtype, G: int, d: int, *, page: int, unit: int, weighte
         "PRECISION": precision(dtype),
         "WIDEN": is_interpreted(),  # the interpreter multiplies bfloat16 as if it were whole numbers
     }
+    if row_bytes > 512:  # two stages would be more than an L4 has
+        return Launch(_decode, constants, 8, 1)
     return Launch(_decode, constants, stages=2 if dtype == torch.float32 else 3)
 
 
 def variants(card: GpuCard) -> Iterator[Variant]:
-    """Yield decode of the decoders that are served, from runs and from pages, and one in float32."""
+    """Yield decode of the decoders that are served, from runs and from pages, and two in float32."""
     pointers = {"k_at": "*i64", "v_at": "*i64", "weights_at": "*i64", "lengths": "*i64", "pages": "*i32"}
     floats = dict.fromkeys(("weights", "lse", "part_out", "part_lse"), "*fp32") | {"scale": "fp32"}
     aligned = frozenset(("k_row", "v_row", "page_stride", "span"))
     for name, G, d in DECODERS:
         for page, dtype in ((0, torch.bfloat16), (16, torch.bfloat16), (0, torch.float32)):
-            if dtype == torch.float32 and not name.startswith("Llama"):
+            if dtype == torch.float32 and not name.startswith(("Llama", "Gemma")):
                 continue
             kind = "bf16" if dtype == torch.bfloat16 else "fp32"
             types = pointers | floats | dict.fromkeys(("q", "k", "v", "out"), f"*{kind}") | {"arrived": "*i32"}
             where = f"pages of {page}" if page else "runs"
             launch = _launch(dtype, G, d, page=page, unit=16, weighted=True)
-            yield Variant("decode", f"{name}, {kind}, {where}", launch, types, aligned)
+            yield Variant("decode", f"{name}, {kind}, {where}", launch, types, aligned, copies=launch.stages > 1)
 
 
 @triton.jit
@@ -301,26 +295,8 @@ def _decode(
             scores += tl.load(weights + entry, entry < weighted_end, 0.0)[None, :] * 1.4426950408889634
         scores = tl.where(there[None, :], scores, float("-inf"))
         most, total, mixed = absorb(scores, values, most, total, mixed, PRECISION)
-    finish(
-        most,
-        total,
-        mixed,
-        out,
-        lse,
-        part_out,
-        part_lse,
-        arrived,
-        problem,
-        part,
-        parts,
-        tl.num_programs(1),
-        G,
-        D,
-        ROWS,
-        WIDE,
-        GROUP,
-        AT_ONCE,
-    )
+    finish(most, total, mixed, out, lse, part_out, part_lse, arrived, problem, part, parts, tl.num_programs(1), G, D,
+           ROWS, WIDE, GROUP, AT_ONCE)  # fmt: skip
 
 
 @triton.jit

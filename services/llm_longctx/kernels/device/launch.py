@@ -36,9 +36,8 @@ class Launch:
     registers: int | None = None
 
     def __call__(self, grid: tuple[int, ...], first: Tensor, *rest: object) -> None:
-        """Run it over a grid, on the device of its first argument: Triton takes the thread's own."""
-        cuda: Any = torch.cuda  # torch leaves its contexts without annotations
-        with cuda.device_of(first):
+        """Run it over a grid, on the device of its first argument: Triton would take the current one."""
+        with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]  # torch leaves it without annotations
             self.kernel[grid](first, *rest, **self.constants, **self.options)
 
     @property
@@ -104,7 +103,8 @@ _COUNTERS: dict[tuple[torch.device, int], list[Tensor]] = {}
 def counters(device: torch.device, n: int) -> Tensor:
     """Return n counters that are zero whenever no kernel of the current stream runs: who uses them resets them.
 
-    Tensors of older, smaller ones stay where they are: a captured graph may hold them.
+    They stay where they are and live on next to larger ones, as a captured graph may hold them. The first are enough
+    for any recorded step: counters that a graph makes become zero only when it is replayed.
     """
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" and torch.cuda.is_available() else 0
     held = _COUNTERS.setdefault((device, stream), [])

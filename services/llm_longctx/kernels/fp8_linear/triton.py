@@ -1,6 +1,6 @@
 """Products with FP8 matrices on a GPU, or in Triton's interpreter: x is rounded in a launch before, row by row.
 
-Products of tensor cores are added up in float32; scales come last. Long rows are cut into parts of columns, which the
+Tiles of products are added up in float32; scales come last. Long rows are cut into parts of columns, which the
 program that comes last adds up in order. Imported only where Triton is installed. Knows nothing about other back ends.
 """
 
@@ -187,9 +187,11 @@ def _multiply(
         inside = k < WIDTH
         rows = tl.load(x + m[None, :] * WIDTH + k[:, None], (m < M)[None, :] & inside[:, None], 0.0)
         some = (n < N)[:, None] & inside[None, :]
-        acc = tl.dot(tl.load(codes + at[:, None] + k[None, :], some, 0.0), rows, acc)
+        # An H100's tensor cores add FP8 products up in some 14 bits: a tile's sum goes to float32 before the next.
+        acc = tl.dot(tl.load(codes + at[:, None] + k[None, :], some, 0.0), rows, acc, max_num_imprecise_acc=COLUMNS)
         if GATED:
-            other = tl.dot(tl.load(second_codes + at[:, None] + k[None, :], some, 0.0), rows, other)
+            held = tl.load(second_codes + at[:, None] + k[None, :], some, 0.0)
+            other = tl.dot(held, rows, other, max_num_imprecise_acc=COLUMNS)
     is_last = True
     if parts > 1:
         task = block * tl.num_programs(1) + chunk

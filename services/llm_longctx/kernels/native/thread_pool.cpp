@@ -24,8 +24,6 @@ inline void pause_briefly() {
 #endif
 }
 
-inline uint64_t tagged(uint32_t number, uint32_t count) { return uint64_t(number) << 32 | count; }
-
 }  // namespace
 
 class ThreadPool {
@@ -137,9 +135,9 @@ void Job::work(uint32_t number, int thread) {
 int Job::claim(int phase, uint32_t number) {
   uint64_t now = claims[phase].value.load(std::memory_order_acquire);
   for (;;) {
-    uint32_t at = uint32_t(now);
-    if (now >> 32 != number || int(at) >= counts[phase].load()) return -1;
-    if (claims[phase].value.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel)) return int(at);
+    const uint64_t count = counts[phase].load();
+    if (now >> 32 != number || count >> 32 != number || now >= count) return -1;
+    if (claims[phase].value.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel)) return int(uint32_t(now));
   }
 }
 
@@ -148,7 +146,7 @@ bool Job::wait(int phase, uint32_t number) const {
   for (int spins = 0;; spins++) {
     uint64_t now = dones[phase].value.load(std::memory_order_acquire);
     if (now >> 32 != number) return false;
-    if (int(uint32_t(now)) >= counts[phase].load()) return true;
+    if (now >= counts[phase].load()) return true;
     pause_briefly();
     if (spins % SPINS == SPINS - 1) std::this_thread::yield();
   }

@@ -13,12 +13,12 @@ namespace fovea {
 
 class Job {
  public:
-  explicit Job(int phases) : claims(new Count[phases]), dones(new Count[phases]), counts(new std::atomic<int>[phases]) {}
+  explicit Job(int phases) : claims(new Count[phases]), dones(new Count[phases]), counts(new std::atomic<uint64_t>[phases]) {}
   virtual ~Job();
   Job(const Job&) = delete;
 
-  // Says how many chunks a phase of the next runs has.
-  void cut(int phase, int chunks) { counts[phase].store(chunks); }
+  // Says how many chunks a phase of the next run has. Tagged: a late thread of the last run may still look for chunks.
+  void cut(int phase, int chunks) { counts[phase].store(tagged(running.load() + 1, chunks)); }
   // Computes one chunk. `first` says that it is this thread's first of the phase.
   virtual void compute(int phase, int chunk, int thread, bool first) = 0;
 
@@ -31,12 +31,13 @@ class Job {
     std::atomic<uint64_t> value{0};  // the run's number in the upper half, a count in the lower
   };
 
+  static uint64_t tagged(uint32_t number, uint32_t count) { return uint64_t(number) << 32 | count; }
   void work(uint32_t number, int thread);
   int claim(int phase, uint32_t number);
   bool wait(int phase, uint32_t number) const;
 
   std::unique_ptr<Count[]> claims, dones;
-  std::unique_ptr<std::atomic<int>[]> counts;
+  std::unique_ptr<std::atomic<uint64_t>[]> counts;
   std::atomic<uint32_t> running{0};  // number of the last run
   std::atomic<int> first{0}, last{0}, threads{1}, visitors{0};
 };

@@ -171,7 +171,7 @@ def _sample(
     k = tl.load(settings + stride).to(tl.int32)
     p = tl.load(settings + 2 * stride).to(tl.float32)
     min_p = tl.load(settings + 3 * stride).to(tl.float32)
-    share = tl.load(settings + 4 * stride).to(tl.float32)
+    share = tl.minimum(tl.load(settings + 4 * stride).to(tl.float32), 0.99999994)  # rounded, it may be 1
     token = _likeliest(logits, V, BLOCK)
     if heat >= GREEDY_BELOW:
         top = tl.load(logits + token).to(tl.float32)

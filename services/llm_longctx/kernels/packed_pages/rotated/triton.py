@@ -22,7 +22,7 @@ def turn(layout: PackedLayout, x: Tensor, pages: Tensor, start: Tensor, *, back:
     R, G, _ = x.shape
     out = torch.empty_like(x)
     matrix = hadamard(layout.head_dim, x.device)
-    launch_turn(layout, G, back=back)((R * G,), x, pages.view(torch.int16), start, matrix, out)
+    launch_turn(layout, G, back=back)((R * G,), x, pages.view(torch.int16), start, matrix, out, len(pages))
     return out
 
 
@@ -49,6 +49,7 @@ def _turn(
     start,
     matrix,
     out,
+    pages,
     HALVES: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -58,7 +59,8 @@ def _turn(
     COLUMNS: tl.constexpr,
 ):
     row = tl.program_id(0)
-    page = tl.load(start + row // G).to(tl.int64) // PAGE
+    # An empty run may begin behind the last page, or nowhere.
+    page = tl.maximum(tl.minimum(tl.load(start + row // G).to(tl.int64) // PAGE, pages - 1), 0)
     bit = tl.arange(0, 2 * PAGE)
     scales = tl.load(halves + (page + 1) * HALVES - 2 * PAGE + bit).to(tl.int32)
     head = tl.sum(((scales >> 15) & 1) << bit, 0)
