@@ -16,7 +16,7 @@ from tests.device.pretend_cuda import CUDA, PretendCuda
 
 
 class Driver:
-    """What torch asks of CUDA around a capture: streams per thread, and captures that a waiting device ends."""
+    """CUDA as torch asks it around a capture: streams per thread, and captures that a waiting device ends."""
 
     def __init__(self) -> None:
         self.local = threading.local()

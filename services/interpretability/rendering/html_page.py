@@ -102,8 +102,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield _scalars(report)
     for drawing in draw_report(report):
         yield f"<figure>{drawing.svg()}</figure>"
-    for table in report.tables:
-        yield _table(table)
+    yield from map(_table, report.tables)
     for artefact in report.artefacts:
         label = f"{escape(artefact.name)}, {artefact.bytes:,} bytes, sha256 {(digest := artefact.sha256)[:12]}…"
         yield f'<p>Artefact: <a href="/v1/probe/artefacts/{digest}" data-artefact="{digest}">{label}</a></p>'

@@ -175,9 +175,8 @@ def draw_graph(data: Graph) -> Drawing:
         drawing.add(Text(12, y + 4, "input" if layer < 0 else f"layer {layer}", 10, GREY))
     for node in data.nodes:
         x, y = positions[node.id]
-        drawing.add(
-            Rect(x - 46, y - 14, 92, 28, (238, 241, 246), f"{node.id} {node.kind}: {format_number(node.value, 9)}")
-        )
+        title = f"{node.id} {node.kind}: {format_number(node.value, 9)}"
+        drawing.add(Rect(x - 46, y - 14, 92, 28, (238, 241, 246), title))
         drawing.add(Text(x, y - 2, node.id, 11, INK, "middle"), Text(x, y + 10, node.kind, 9, GREY, "middle"))
     x, y = positions["output"]
     drawing.add(Rect(x - 40, y - 12, 80, 24, INK), Text(x, y + 4, "answer", 11, (255, 255, 255), "middle"))
