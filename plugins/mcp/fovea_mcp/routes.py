@@ -113,7 +113,7 @@ async def _call_tool(params: Mapping[str, Any], request: Request) -> dict[str, A
     path: str = tool.path
     body: dict[str, Any] | None = {**arguments, "stream": False} if tool.name == "chat" else arguments
     if tool is JOB:
-        path, body = f"{path}/{quote(str(arguments.get('id')), safe='')}/result", None
+        path, body = f"{path}/{quote(str(arguments.get('id')), safe='', errors='replace')}/result", None
     ctx = get_context(request)
     await request.app.state.gateway.limits.count_many(ctx.caller, -1)  # the tool's own request is counted instead
     async with DisconnectGuard(ctx):  # an assistant that hangs up stops its tool
