@@ -8,10 +8,10 @@ import gc
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
 
 from fovea.errors import NotReady
 from shared.registry import LoadContext
+from shared.serving.metrics_server import find_cuda
 from shared.settings import Settings
 from shared.storage import open_object_store
 
@@ -80,12 +80,6 @@ def list_gpus() -> list[str]:
         driver.cuDeviceGetName(name, len(name), index)
         found.append(name.value.decode("utf-8", "replace") or f"GPU {index}")
     return found
-
-
-def find_cuda() -> Any:
-    """`torch.cuda`, if torch is here and CUDA was begun with: who only looks must not be what begins it."""
-    torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def free_gpu_memory() -> None:

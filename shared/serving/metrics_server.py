@@ -5,6 +5,7 @@ For a Prometheus that the network lets in. Runs on threads of its own, so that i
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -14,7 +15,6 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from shared import telemetry
-from shared.serving.device_placement import find_cuda
 
 _RETRY_S = 1.0  # between two tries to get the port
 
@@ -83,3 +83,9 @@ class GpuMemory(Collector):
 def watch_gpu_memory() -> None:
     """Show GPU memory in this process's metrics from now on; may be called again."""
     REGISTRY.register(GpuMemory())
+
+
+def find_cuda() -> Any:
+    """`torch.cuda`, if torch is here and CUDA was begun with: who only looks must not be what begins it."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None

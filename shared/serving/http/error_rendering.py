@@ -58,9 +58,7 @@ def render(scope: MutableMapping[str, Any], error: FoveaError, headers: Mapping[
 
 def _form(scope: Mapping[str, Any]) -> ErrorForm:
     stated: ErrorForm | None = (getattr(scope.get("route"), "openapi_extra", None) or {}).get("x-error-form")
-    if stated is not None:
-        return stated
-    return next((form for prefix, form in _FORMS.items() if scope["path"].startswith(prefix)), "problem")
+    return stated or next((form for prefix, form in _FORMS.items() if scope["path"].startswith(prefix)), "problem")
 
 
 def _find_cause(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

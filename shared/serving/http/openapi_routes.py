@@ -42,9 +42,10 @@ def describe_responses(host: Host, task: str) -> dict[int | str, dict[str, Any]]
     return {200: {"description": "The answer.", "content": content}, **problems(*_PROBLEMS)}
 
 
-def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """The problems that a route answers with, by status."""
-    content = {"application/problem+json": {"schema": servable_schema.inline_refs(Problem)}}
+def problems(*codes: int, is_openai: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The problems that a route answers with, by status; on OpenAI's paths also in its form."""
+    content: dict[str, Any] = {"application/problem+json": {"schema": servable_schema.inline_refs(Problem)}}
+    content |= {"application/json": {"schema": {"type": "object", "required": ["error"]}}} if is_openai else {}
     return {code: {"description": _PROBLEMS[code], "content": content} for code in codes}
 
 

@@ -66,14 +66,14 @@ async def metrics(request: Request) -> Response:
     return Response(text, headers={"content-type": content_type})
 
 
-@router.get("/v1/models", tags=["models"], responses=problems(422))
+@router.get("/v1/models", tags=["models"], responses=problems(422, is_openai=True))
 async def models(request: Request, host: HostOf, task: str | None = None) -> ModelList:
     """The models of this service, in OpenAI's form, with their Cards' facts, and the caller's variants of them."""
     entries = [*host.entries(), *await asyncio.to_thread(host.list_variants, get_tenant(request))]
     return ModelList(data=[entry for entry in entries if task in {None, entry.task}])
 
 
-@router.get("/v1/models/{name:path}/example", tags=["models"], responses=problems(404, 422, 503))
+@router.get("/v1/models/{name:path}/example", tags=["models"], responses=problems(404, 422, 503, is_openai=True))
 async def example(name: Name, host: HostOf) -> dict[str, Any]:
     """A request that can be sent as it is; its pictures are base64."""
     await host.wake(name)
@@ -88,17 +88,16 @@ class LintedClaim(BaseModel):
     findings: list[Finding] = Field(description="Rules of the claim that are open; empty when it is complete.")
 
 
-@router.get("/v1/models/{name:path}/sparsity", tags=["models"], responses=problems(404, 422))
+@router.get("/v1/models/{name:path}/sparsity", tags=["models"], responses=problems(404, 422, is_openai=True))
 async def sparsity(name: Name, host: HostOf) -> LintedClaim:
     """Sparsity of a model, its measurement and baselines, read by the lint."""
-    claim = host.servable_type(name).card.sparsity
-    if claim is None:
+    if (claim := host.servable_type(name).card.sparsity) is None:
         hint = "Attention methods of chat models claim by themselves: GET /v1/longctx/methods."
         raise NotFound(f"The model {name!r} does not claim to be sparse.", hint=hint)
     return LintedClaim(claim=claim, findings=lint(claim))
 
 
-@router.get("/v1/models/{name:path}", tags=["models"], responses=problems(404, 422))
+@router.get("/v1/models/{name:path}", tags=["models"], responses=problems(404, 422, is_openai=True))
 async def model(name: Name, host: HostOf) -> dict[str, Any]:
     """Everything about one model: its Card, tensors, limits in force and the schema of its requests."""
     await host.wake(name)
