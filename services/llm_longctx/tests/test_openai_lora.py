@@ -69,6 +69,8 @@ def test_an_uploaded_adapter_is_a_model_of_its_tenant(server, client):
     listed = {one.id: one for one in client.models.list().data}
     assert listed["mine"].parent == MODEL
     assert listed[MODEL].id
+    assert client.models.retrieve("mine").parent == MODEL
+    assert send(server, "GET", "/v1/models/mine", "other").status_code == 404
     plain, mine = text_of(client), say(client, model="mine")
     assert mine.model == "mine"
     assert mine.choices[0].message.content != plain

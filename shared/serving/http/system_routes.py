@@ -54,9 +54,8 @@ async def get_version() -> dict[str, str]:
 @router.get("/readyz", tags=["health"], responses={503: {"description": "Some models are not loaded; says which."}})
 async def readyz(host: HostOf) -> JSONResponse:
     """Whether every model is verified, loaded and warmed up."""
-    missing = host.missing()
-    status = "ready" if not missing else "not ready"
-    return JSONResponse({"status": status, "service": host.service, "missing": missing}, 503 if missing else 200)
+    status, code = ("not ready", 503) if (missing := host.missing()) else ("ready", 200)
+    return JSONResponse({"status": status, "service": host.service, "missing": missing}, code)
 
 
 @router.get("/metrics", tags=["health"], response_class=Response)
@@ -98,7 +97,10 @@ async def sparsity(name: Name, host: HostOf) -> LintedClaim:
 
 
 @router.get("/v1/models/{name:path}", tags=["models"], responses=problems(404, 422, is_openai=True))
-async def model(name: Name, host: HostOf) -> dict[str, Any]:
+async def model(request: Request, name: Name, host: HostOf) -> dict[str, Any]:
     """Everything about one model: its Card, tensors, limits in force and the schema of its requests."""
+    variants = await asyncio.to_thread(host.list_variants, get_tenant(request))
+    if found := [variant.model_dump(mode="json") for variant in variants if variant.id == name]:
+        return found[0]
     await host.wake(name)
     return host.card(name)
