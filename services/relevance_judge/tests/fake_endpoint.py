@@ -76,7 +76,7 @@ class FakeModel:
         return httpx2.Response(200, json={"model": "fake", "choices": [choice], "usage": {"total_tokens": 7}})
 
     def _tokenize(self, body: dict[str, Any]) -> httpx2.Response:
-        text = body.get("prompt") or "\n".join(m["content"] for m in body["messages"])
+        text = body["prompt"] if "prompt" in body else "\n".join(m["content"] for m in body["messages"])
         with self._lock:
             ids = [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in text.lower().split()]
         return httpx2.Response(200, json={"tokens": ids, "count": len(ids)})
