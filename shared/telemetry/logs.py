@@ -12,20 +12,14 @@ from shared.telemetry.context import context
 def configure_logs(level: str = "INFO", form: Literal["json", "console"] = "console") -> None:
     """Route structlog and the standard library to stderr in one form."""
     render: Any = structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=False)
-    chain: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _add_context,
-        structlog.processors.format_exc_info,
-    ]
     structlog.configure(
-        processors=[*chain, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=_PROCESSORS,
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=render, foreign_pre_chain=chain))
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=render, foreign_pre_chain=_CHAIN))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
 
 
@@ -44,3 +38,8 @@ def _add_context(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, A
         event.setdefault("trace_id", trace)
         event.setdefault("span_id", span)
     return event
+
+
+_CHAIN: list[Any] = [structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+_CHAIN += [_add_context, structlog.processors.format_exc_info]
+_PROCESSORS = [*_CHAIN, structlog.stdlib.ProcessorFormatter.wrap_for_formatter]  # one list: kept loggers hold it

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from fovea.errors import NotFound
 from shared import telemetry
@@ -150,4 +151,10 @@ def test_json_log_line_carries_the_context_trace_and_span(recorded_spans, capsys
     told = {"request_id": "r1", "service": "s", "model": "m", "event": "served", "ms": 3}
     assert line.items() >= told.items()
     assert span.traceparent.split("-")[2] in str(line)
+    kept = telemetry.log()
+    kept.info("used once, and kept by structlog")
+    telemetry.configure_logs("INFO", "console")
+    with capture_logs() as lines:
+        kept.info("heard")
+    assert [one["event"] for one in lines] == ["heard"]
     logging.getLogger().handlers.clear()
