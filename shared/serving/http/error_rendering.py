@@ -58,7 +58,8 @@ def render(scope: MutableMapping[str, Any], error: FoveaError, headers: Mapping[
 
 def _form(scope: Mapping[str, Any]) -> ErrorForm:
     stated: ErrorForm | None = (getattr(scope.get("route"), "openapi_extra", None) or {}).get("x-error-form")
-    return stated or next((form for prefix, form in _FORMS.items() if scope["path"].startswith(prefix)), "problem")
+    known: ErrorForm = next((form for prefix, form in _FORMS.items() if scope["path"].startswith(prefix)), "problem")
+    return stated or known
 
 
 def _find_cause(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

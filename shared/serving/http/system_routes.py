@@ -2,7 +2,7 @@
 
 import asyncio
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import JSONResponse
@@ -24,8 +24,7 @@ Name = Annotated[str, Path(description="Name of the model, as in `GET /v1/models
 
 def host_of(request: Request) -> Host:
     """The host of the app that got this request."""
-    host: Host = request.app.state.host
-    return host
+    return cast("Host", request.app.state.host)
 
 
 HostOf = Annotated[Host, Depends(host_of)]
