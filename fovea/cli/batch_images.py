@@ -68,7 +68,7 @@ class ImageBatch(ABC):
     def run(self, arguments: Sequence[str], concurrency: int, connection: Connection) -> None:
         """Process all pictures that the arguments name; ends the program with an exit code if any failed."""
         if self.screen.form in {"tsv", "csv"}:
-            raise InvalidOption("Findings are not rows.", hint="Use --format json; detect also has --also csv.")
+            raise InvalidOption("Findings can't be table rows.", hint="Use --format json; detect also has --also csv.")
         asyncio.run(self._run(list(arguments), concurrency, connection))
         if self.failed:
             if not self.screen.as_json:

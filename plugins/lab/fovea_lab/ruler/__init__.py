@@ -21,7 +21,7 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     """The public name of one of the modules."""
-    room = next((room for room, names in _MODULES.items() if name in names), None)
-    if room is None:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{room}"), name)
+    return getattr(import_module(f"{__name__}.{module}"), name)
