@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
+from redis import Redis
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as ToyRoute
 
-from fovea.api.replica import SCOPES_HEADER
+from fovea.api.replica import SCOPES_HEADER, replicas_key
 from fovea.errors import InvalidOption
 from fovea_rollouts import shadow
 from fovea_rollouts.answer_agreement import TooLargeToCompare, WholeAnswer, measure_agreement
@@ -224,6 +225,9 @@ async def test_an_answer_that_is_too_large_to_keep_is_counted_as_skipped(planned
 
 async def test_an_admin_sets_the_plan_for_all_gateways(planned, toy, redis_url):
     scene = await versions(planned, toy, {}, "next", redis_url=redis_url)
+    with Redis.from_url(redis_url) as redis:  # polls forget replicas that Redis does not hold
+        records = {one.id: one.record.model_dump_json() for one in scene.registry.list_alive("svc")}
+        redis.hset(replicas_key("svc"), mapping=records)
     other = await planned(redis_url=redis_url)
     for _ in range(2):
         put = await scene.client.put("/v1/admin/traffic/svc", json={"percent": {"next": 100}})
