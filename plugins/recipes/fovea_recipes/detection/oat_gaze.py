@@ -86,8 +86,8 @@ class OatGaze(Recipe, name="oat-gaze", weights="oat-gaze", builds="oat"):
     def _logits(self, network: nn.Module, fixations: Tensor, target: Tensor) -> Tensor:
         """Logits (m, t + 1, n + 2) of paths on covers that all look alike."""
         net = cast("ObjectAttention", network)
-        alike = torch.zeros(len(target), self.places, net.width)
-        cells = grid_cells(self.grid).expand(len(target), -1, -1)
+        alike = torch.zeros(len(target), self.places, net.width, device=target.device)
+        cells = grid_cells(self.grid).to(target.device).expand(len(target), -1, -1)
         return net.logits_from_features(alike, cells, target, fixations[:, None])[:, 0]
 
     @torch.no_grad()

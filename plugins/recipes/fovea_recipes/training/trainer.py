@@ -147,7 +147,8 @@ class _Loop:
 
     def validate(self) -> None:
         """Score the averaged weights, keep them if they are the best, and write a checkpoint."""
-        score = self.recipe.score(self.average)
+        score = self.recipe.score(self.average.cpu())  # where `measure` has it, too: recipes hold their data there
+        self.average.to(self.device)
         progress = self.progress
         progress.scores.append((progress.step, score))
         better = progress.best_step == 0 or score > progress.best

@@ -14,6 +14,7 @@ from fovea_recipes.training.checkpoint import flatten_optimizer, read_checkpoint
 from fovea_recipes.training.recipe import MultiScale, Recipe, Schedule
 from fovea_recipes.training.trainer import FitProgress, fit
 from shared.registry import CallContext
+from tests.device.pretend_cuda import PretendCuda
 
 
 def weights(fitted):
@@ -63,6 +64,14 @@ def test_an_interrupted_fit_ends_where_an_uninterrupted_one_does(line, tmp_path)
     assert seen[0] == 21  # the last checkpoint was after step 20
     assert_same(weights(whole), weights(resumed))
     assert resumed.progress.scores == whole.progress.scores
+
+
+def test_a_fit_on_a_gpu_is_scored_where_recipes_hold_their_data(line, tmp_path):
+    whole = fit(line(), tmp_path / "cpu")
+    with PretendCuda().active():
+        fitted = fit(line(), tmp_path / "gpu", device="cuda")
+    assert_same(weights(whole), weights(fitted))
+    assert fitted.progress.scores == whole.progress.scores
 
 
 @pytest.mark.parametrize("knobs", [{"seed": 9}, {"shift": 2.0}, {"width": 2}])
