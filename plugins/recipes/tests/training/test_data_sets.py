@@ -86,6 +86,7 @@ def test_every_format_says_the_same_without_hidden_files_and_another_encoding_is
     assert np.allclose(found.rows[1], [[1, 0, 0, 30, 40], [0, 60, 10, 90, 70]], atol=1e-4)
     assert found.counts == {"cat": 2, "dog": 1}
     file = file.rename(file.with_suffix(f".{ending.upper()}"))  # of a camera, or Windows
+    (pictures / "a.png.aux.xml").write_text("<PAMDataset/>")  # by QGIS, which showed the picture
     assert find_boxes(pictures).counts == found.counts
     file.write_bytes("Schlaglöcher".encode("utf-16"))
     with pytest.raises(InvalidOption, match=file.name):
@@ -267,6 +268,8 @@ def test_folders_of_a_split_may_be_capital_and_train_may_be_a_class(tmp_path):
     assert (found.counts, found.pictures[0].parts[-3]) == ({"car": 2, "train": 2}, "Train")
     assert held_out(found.pictures, tmp_path / "split").tolist() == [False, False, True, True]
     assert find_classes(tmp_path / "vehicles")[0].counts == {"car": 2, "train": 2}
+    tickets = [tmp_path / side / kind / "0.png" for side in ("train", "val") for kind in ("invalid", "valid")]
+    assert held_out(tickets, tmp_path).tolist() == [False, False, True, True]
 
 
 def test_near_copies_across_a_split_are_found(tmp_path):

@@ -86,7 +86,8 @@ def find_boxes(folder: Path, names: Sequence[str] = (), grow: int = 10) -> BoxSe
         NotFound: No labels of any of these formats.
         InvalidOption: A file of labels can't be read.
     """
-    if files := list_files(folder, {".xml"}):
+    files = list_files(folder, {".xml"})
+    if _pair(files, list_pictures(folder), folder)[0]:  # maps' programs write p.tif.aux.xml next to p.tif
         return _voc(folder, files, names)
     if held := read_coco_files(folder):
         return _coco(folder, held, names)

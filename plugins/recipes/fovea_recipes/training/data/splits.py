@@ -59,13 +59,18 @@ def _decided(paths: Sequence[Path], folder: Path, pattern: str) -> NDArray[np.bo
     if pattern:
         compiled = _compiled(pattern, "held_out")
         return np.array([bool(compiled.search(path.name)) for path in paths])
-    homes = [{part.lower() for part in path.relative_to(folder).parts[:-1]} for path in paths]
-    out = [not home.isdisjoint(HELD_OUT) for home in homes]
-    if any(out) and any(TRAIN in home for home in homes):
-        return np.array(out)
+    sides = [_side_of(path, folder) for path in paths]
+    if TRAIN in sides and set(sides) & {*HELD_OUT}:
+        return np.array([side in HELD_OUT for side in sides])
     if lists := [file for name in HELD_OUT if (file := folder / f"{name}.txt").exists()]:
         return _listed(paths, [line.strip() for file in lists for line in read_text(file).splitlines()])
     return None
+
+
+def _side_of(path: Path, folder: Path) -> str | None:
+    """The first of a picture's folders that names a side: one below it is a class, such as `train/valid`."""
+    names = (part.lower() for part in path.relative_to(folder).parts[:-1])
+    return next((name for name in names if name in {TRAIN, *HELD_OUT}), None)
 
 
 def _listed(paths: Sequence[Path], lines: Sequence[str]) -> NDArray[np.bool_]:
