@@ -22,7 +22,7 @@ from fovea_recipes.training.calibrate import ServingFacts
 from fovea_recipes.training.data.augment import Augment, warp_boxes, warp_picture
 from fovea_recipes.training.data.box_sets import BoxSet, check_boxes, find_boxes
 from fovea_recipes.training.data.survey import Survey, near_copies
-from fovea_recipes.training.folder_recipe import FolderRecipe
+from fovea_recipes.training.folder_recipe import FolderRecipe, swap_ends
 from fovea_recipes.training.intervals import bootstrap
 from fovea_recipes.training.recipe import Batch, MultiScale, decay_kernels, join_names
 from services.detection.boxes import letterbox, nms, unletterbox
@@ -75,7 +75,12 @@ class BoxRecipe(FolderRecipe):
         out = self.is_held_out(found.pictures)
         train, self._out = found.take(np.flatnonzero(~out)), found.take(np.flatnonzero(out))
         self.require(sum(map(len, self._out.rows)), 1, "boxes in held-out pictures", problems)
-        order, aside = np.random.default_rng(self.seed).permutation(len(train)), min(self.choose, len(train) // 4)
+        boxed = np.array([len(rows) > 0 for rows in train.rows])
+        self.require(int(boxed.sum()), 2, "pictures with boxes to train on", problems)
+        order = np.random.default_rng(self.seed).permutation(len(train))
+        aside = max(1, min(self.choose, len(train) // 4))
+        ends = swap_ends(boxed[order], aside)
+        order[ends] = order[ends[::-1]]
         self._choose, self._train = train.take(np.sort(order[:aside])), train.take(np.sort(order[aside:]))
         self._pixels = {path: self.read(path) for path in self._train.pictures}
         self._places = _find_places(self._train)
@@ -196,7 +201,8 @@ class BoxRecipe(FolderRecipe):
     def facts(self) -> dict[str, str]:
         return {
             **self.source_facts(len(self._out)),
-            "data": f"{len(self._train)} pictures to train on, {len(self._out)} held out",
+            "data": f"{len(self._train)} pictures to train on, {len(self._choose)} to choose by, "
+            f"{len(self._out)} held out",
             "names": join_names(self._train.names),
             "departures": "AdamW; averaged weights (EMA); mosaics of four",
         }

@@ -59,9 +59,12 @@ class ClassRecipe(FolderRecipe):
         self.require(len(whole), 2 * len(whole.names), "pictures", problems)
         out = self.is_held_out(whole.pictures)
         train, self._out = whole.take(np.flatnonzero(~out)), whole.take(np.flatnonzero(out))
-        order = np.random.default_rng(self.seed).permutation(len(train))
-        aside = max(len(train.names), round(self.choose * len(train)))
-        self._choose, self._train = train.take(order[:aside]), train.take(order[aside:])
+        order = np.random.default_rng(self.seed).permutation(len(train)).tolist()
+        stay = {*{int(train.labels[index]): index for index in order}.values()}  # one of each class is trained on
+        spare = [index for index in order if index not in stay]
+        aside = {*spare[: max(len(train.names), round(self.choose * len(train)))]}
+        self._choose = train.take([index for index in order if index in aside] or order)
+        self._train = train.take([index for index in order if index not in aside])
         bare = [name for name, count in self._train.counts.items() if not count]
         problems += [FileProblem(self.data / name, "has no picture to train on, so it is never found") for name in bare]
         self._pixels = self._train.load(round(self.side * 1.25))
@@ -148,7 +151,8 @@ class ClassRecipe(FolderRecipe):
     def facts(self) -> dict[str, str]:
         return {
             **self.source_facts(len(self._out)),
-            "data": f"{len(self._train)} pictures to train on, {len(self._out)} held out",
+            "data": f"{len(self._train)} pictures to train on, {len(self._choose)} to choose by, "
+            f"{len(self._out)} held out",
             "names": join_names(self._train.names),
         }
 
@@ -215,7 +219,7 @@ class StudentRecipe(ClassRecipe, dtype="int8"):
     @torch.no_grad()
     def _ask(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's features (n, 1280) and logits (n, classes)."""
-        teacher = cast("EfficientNetLite0", self._teacher).eval()
+        teacher = cast("EfficientNetLite0", self._teacher).eval().to(image.device)
         features = teacher.embed(teacher.features(image)[-1])
         return features.float(), teacher.classifier(features).float()
 

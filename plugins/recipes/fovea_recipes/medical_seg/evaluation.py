@@ -32,6 +32,8 @@ def normalise_frames(images: NDArray[np.uint8]) -> Tensor:
 
 def predict_maps(network: nn.Module, images: NDArray[np.uint8], batch: int = 16) -> Maps:
     """Polyp probability (n, h, w) of each pixel: the sigmoid of the served map."""
+    if not len(images):
+        return np.empty(images.shape[:3], np.float32)
     served = cast("PolypNetwork", network).prediction
     return np.asarray(predict_in_batches(network, images, normalise_frames, batch, served)[:, 0].sigmoid().numpy())
 

@@ -28,7 +28,7 @@ from fovea_recipes.training.calibrate import ServingFacts, reliability_facts
 from fovea_recipes.training.data.augment import Augment, Warp, warp_mask, warp_picture
 from fovea_recipes.training.data.mask_folders import MaskSet, find_masks, read_mask
 from fovea_recipes.training.data.survey import FileProblem, Survey, near_copies, picture_size, unreadable
-from fovea_recipes.training.folder_recipe import FolderRecipe, epoch, is_empty
+from fovea_recipes.training.folder_recipe import FolderRecipe, epoch, is_empty, swap_ends
 from fovea_recipes.training.imagenet import load_imagenet
 from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
 from fovea_recipes.training.score_calibration import fit_temperature
@@ -113,9 +113,8 @@ class PraNetLiteRecipe(
         self.require(
             sum(bool((read_mask(mask) > 128).any()) for mask in self._out.masks), 1, "held-out marks", problems
         )
-        if not marks[:aside].any():  # weights are chosen by pictures with a mark
-            ends = [0, int(marks.argmax())]
-            images[ends], masks[ends] = images[ends[::-1]], masks[ends[::-1]]
+        ends = swap_ends(marks, aside)
+        images[ends], masks[ends] = images[ends[::-1]], masks[ends[::-1]]
         self._frames = train.pictures
         self._choose, self._train = (images[:aside], masks[:aside]), (images[aside:], masks[aside:])
         self._survey = Survey(
@@ -197,11 +196,9 @@ class PraNetLiteRecipe(
         said = _cooled(raw, temperature)
         near = crops_without_polyp(images, out, np.random.default_rng((self.seed, 24)))
         clean = _cooled(predict_maps(network, near), temperature)
-        measured = {
-            "dice_as_served": mean_dice_at_half(drop_faint(said, peak), marked),
-            "clean_crops": share_clean(clean, peak),
-            "crops": float(len(clean)),
-        }
+        measured = {"dice_as_served": mean_dice_at_half(drop_faint(said, peak), marked)}
+        if len(clean):  # there are none where marks fill the frames
+            measured |= {"clean_crops": share_clean(clean, peak), "crops": float(len(clean))}
         served = ServingFacts({"temperature": temperature, "peak": peak}, metrics=measured)
         sure = reliability_facts(_some(raw), _some(said), _some(marked))
         return self._with_false_warnings(super().calibrate(network), network, near) | served | sure
@@ -217,7 +214,8 @@ class PraNetLiteRecipe(
     def facts(self) -> dict[str, str]:
         return {
             **self.source_facts(len(self._out)),
-            "data": f"{len(self._train[0])} frames to train on, {len(self._out)} held out",
+            "data": f"{len(self._train[0])} frames to train on, {len(self._choose[0])} to choose by, "
+            f"{len(self._out)} held out",
             "loss": "paper",
             "departures": "EfficientNet-Lite0 for Res2Net-50; averaged weights; augmentation; crops without polyps",
         }

@@ -119,6 +119,8 @@ def recalibrate(
     """Fit again which pictures trained weights know; the network stays as it is."""
     recalibrating = importlib.import_module("fovea_recipes.training.recalibrate")
     manifest = recalibrating.recalibrate(file, data, tuple(others or ()), tuple(foreign or ()))
+    if file.parent.resolve() == settings().weights_dir.resolve():
+        publish_weights(open_object_store(settings()), file.parent, manifest.name)
     for key, value in manifest.metrics.items():
         if key.startswith(("auroc_", "warned_", "false_")):
             typer.echo(f"{key} {value:.3f}")

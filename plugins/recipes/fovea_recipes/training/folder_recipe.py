@@ -208,6 +208,15 @@ def epoch(step: int, batch: int, count: int, seed: int) -> NDArray[np.int64]:
     return np.array([orders[i // count][i % count] for i in at.tolist()])
 
 
+def swap_ends(marked: NDArray[np.bool_], aside: int) -> list[int]:
+    """Two places of samples (n,) to exchange, so that something is marked among the first `aside`, and behind them.
+
+    The first choose the weights, the others are trained on; two or more must be marked.
+    """
+    where = np.flatnonzero(marked).tolist()
+    return [0, where[0]] if where[0] >= aside else [len(marked) - 1, where[-1]] if where[-1] < aside else [0, 0]
+
+
 def _has_bfloat16(like: Tensor) -> bool:
     """Whether the processor multiplies bfloat16 itself (AMX, AVX512-BF16); graphics cards that train do."""
     if like.device.type != "cpu":

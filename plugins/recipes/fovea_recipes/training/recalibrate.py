@@ -5,6 +5,7 @@ and how well both do. For weights that know their kind by other features, or sha
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -31,7 +32,9 @@ def recalibrate(file: Path, data: Path, others: tuple[Path, ...] = (), foreign: 
         raise InvalidOption(f"{manifest.name} did not learn from a folder of pictures.", field="file")
     knobs = {key: value for key, value in manifest.recipe.items() if key in kind.model_fields}
     recipe = kind.model_validate(knobs | {"data": data, "others": others, "foreign": foreign})
-    if (digest := recipe.gather()) != manifest.data["digest"]:
+    with TemporaryDirectory() as cache:  # masks are drawn from COCO files, and not needed any more
+        digest = recipe.prepare(Path(cache))
+    if digest != manifest.data["digest"]:
         detail = f"{data} is not the data that {manifest.name} learnt from: {digest}, not {manifest.data['digest']}."
         raise Conflict(detail, hint="Give the same folder; a file more or less makes it another.")
     built = network(manifest.network.name, **manifest.network.config)

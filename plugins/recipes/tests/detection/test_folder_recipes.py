@@ -87,6 +87,27 @@ def test_boxes_of_a_batch_lie_on_their_squares(tmp_path):
     assert np.mean(inside) > np.mean(outside) + 0.15
 
 
+def test_few_pictures_choose_by_a_box_and_train_on_one_and_every_class_is_trained_on(tmp_path):
+    data = squares(tmp_path / "data", 12)
+    for label in sorted((data / "labels").iterdir())[4:]:
+        label.write_text("")
+    for seed in range(12):
+        made = HieraEdgeNetCells(data=data, held_out="^0[01]", schedule=SHORT, choose=2, seed=seed, start=None)
+        made.prepare(tmp_path)
+        assert all(sum(map(len, part.rows)) > 0 for part in (made._choose, made._train)), seed
+    with pytest.raises(InvalidOption, match="1 pictures with boxes to train on"):
+        made.model_copy(update={"held_out": "^0[0-2]"}).gather()
+    for label in range(6):
+        colours(tmp_path / "six" / f"train{label}", 2)
+        for name in ("blue", "red"):
+            shutil.copytree(tmp_path / "six" / f"train{label}" / name, tmp_path / "classes" / f"{name}{label}")
+    for seed in range(6):
+        classes = _small(EfficientNetLite0Recipe, tmp_path / "classes", held_out="nowhere|00.png", seed=seed)
+        classes.prepare(tmp_path)
+        assert min(classes._train.counts.values()) == 1
+        assert len(classes._choose) > 0
+
+
 def test_a_rare_class_is_drawn_as_often_as_any_other_and_is_in_view(tmp_path):
     data = squares(tmp_path / "data", 24)
     (data / "classes.txt").write_text("square\nrare\n")

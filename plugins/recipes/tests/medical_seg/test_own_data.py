@@ -1,8 +1,10 @@
 """docs/09-your-own-data.md, done: from frames and masks to an answer over HTTP; and the light PraNet that it trains."""
 
 import io
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,8 @@ from fovea.errors import InvalidOption
 from fovea_recipes.medical_seg.pranet_lite import PraNetLiteRecipe
 from fovea_recipes.training.cli import configure_recipe, train
 from fovea_recipes.training.progress_report import ProgressReport, format_time
+from fovea_recipes.training.publish import publish
+from fovea_recipes.training.recalibrate import recalibrate
 from fovea_recipes.training.recipe import MultiScale, Schedule, recipe_named, recipes
 from fovea_recipes.training.trainer import FitProgress, fit
 from shared.registry import network
@@ -74,6 +78,21 @@ def test_samples_without_a_polyp_come_from_frames_with_one_and_too_few_are_refus
         recipe(frames(tmp_path / "few", 2)).prepare(tmp_path)
     with pytest.raises(InvalidOption, match="0 held-out marks"):
         recipe(tmp_path / "data", held_out="00|04").prepare(tmp_path)
+
+
+def test_warnings_are_learnt_anew_from_coco_masks_without_files_in_the_working_folder(tmp_path, monkeypatch):
+    data, square = frames(tmp_path / "data", 20), [9, 9, 60, 9, 60, 60, 9, 60]
+    shutil.rmtree(data / "masks")
+    labels = [{"image_id": index, "category_id": 1, "segmentation": [square]} for index in range(20) if index % 4]
+    images = [{"id": index, "file_name": f"{index:02}.png"} for index in range(20)]
+    kinds = [{"id": 1, "name": "disc"}]
+    (data / "coco.json").write_text(json.dumps({"images": images, "annotations": labels, "categories": kinds}))
+    made = recipe(data)
+    publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "false_warnings" in recalibrate(tmp_path / "out" / "pranet.safetensors", data).metrics
+    assert not list(Path.cwd().iterdir())
 
 
 DOC = Path(__file__).parents[4] / "docs" / "09-your-own-data.md"
