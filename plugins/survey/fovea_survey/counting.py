@@ -213,7 +213,8 @@ def _draw_line(points: Sequence[tuple[float, float]], properties: Mapping[str, A
     for (west, south), (east, north) in pairwise(points):
         if abs(east - west) > 180:
             side = math.copysign(180.0, west)
-            share = (side - west) / (east + 2 * side - west)
+            across = east + 2 * side - west  # 0 where both are the date line itself
+            share = (side - west) / across if across else 0.0
             middle = round(south + share * (north - south), FIGURES)
             parts[-1].append((side, middle))
             parts.append([(-side, middle)])

@@ -4,6 +4,7 @@ import contextlib
 import datetime as dt
 import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -139,10 +140,12 @@ def _read_time(gps: Mapping[int, Any], exif: Image.Exif) -> dt.datetime | None:
         pass
     own, tags = exif.get_ifd(ExifTags.IFD.Exif), ExifTags.Base
     zone = str(own.get(tags.OffsetTimeOriginal) or own.get(tags.OffsetTime) or "").strip("\0 ")
-    for text in (own.get(tags.DateTimeOriginal), exif.get(tags.DateTime)):
+    taken = own.get(tags.DateTimeOriginal), own.get(tags.SubsecTimeOriginal)
+    for text, digits in (taken, (exif.get(tags.DateTime), own.get(tags.SubsecTime))):
         with contextlib.suppress(ValueError):
             found = dt.datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S")  # noqa: DTZ007  # see in_zone
-            return in_zone(found, zone)
+            part = re.match("[0-9]{1,6}", str(digits))  # of a second, in which a car drives 20 m
+            return in_zone(found.replace(microsecond=int(part[0].ljust(6, "0"))) if part else found, zone)
     return None
 
 

@@ -65,6 +65,15 @@ def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
     page.get_by_text("plain.jpg: The file states no GPS position.").wait_for()
 
 
+def test_a_photo_far_from_all_others_has_no_position_that_is_believed(page, tmp_path):
+    for number, latitude in enumerate((50, 50.0004, 50.0008, 52)):
+        (tmp_path / f"{number}.jpg").write_bytes(photograph(latitude, 8, number))
+    survey = run_survey(page, *sorted(tmp_path.iterdir()))
+    assert figure(survey, "verdict").endswith("in 4 photos; 1 without a position.")
+    (caption,) = survey.locator("[data-part=pictures-lost] figcaption").all_inner_texts()
+    assert caption.endswith("no position: It lies more than 10 km from nearly all others (option `far_m`).")
+
+
 def damage(label, north_m, severity, name):
     properties = {"kind": "damage", "label": label, "severity": severity, "size": 0.02, "pictures": [name]}
     point = {"type": "Point", "coordinates": [8.0, 50 + north_m / 111_195]}

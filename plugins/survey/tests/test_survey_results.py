@@ -120,6 +120,8 @@ def test_a_road_over_the_date_line_is_drawn_in_two_parts():
     assert east["type"] == west["type"] == "MultiLineString"
     assert east["coordinates"] == [[(179.9, 0.0), (180.0, 0.001)], [(-180.0, 0.001), (-179.7, 0.004), (-179.6, 0.004)]]
     assert west["coordinates"] == [[(-179.9, 0.0), (-180.0, 0.001)], [(180.0, 0.001), (180.0, 0.001)]]
+    on_it = RoadSegment(start_m=0, end_m=0, line=[(180.0, 1.0), (-180.0, 1.0)], damages=0, per_km=0)
+    assert build_geojson([], [on_it], None)["features"][0]["geometry"]["type"] == "MultiLineString"
 
 
 def tracked(name: str, north_m: float, *tracks: str) -> Observation:

@@ -43,8 +43,8 @@ class Survey extends FolderForm {
   }
 
   showFigures() {
-    const { counts, counts_not_placed: lost, length_km, per_km, route, place_problems, failed, notes, observations } = this.found;
-    const isPlaced = observations.some((one) => one.latitude !== null);
+    const { counts, counts_not_placed: lost, length_km, per_km, route, place_problems, failed, notes, observations, without_place: unplaced } = this.found;
+    const isPlaced = observations.length > unplaced.length;
     this.setText("verdict", summarize(this.found));
     this.setText("damage", listCounts(counts) || (Object.keys(lost).length ? "none with a position" : "none found"));
     this.setText("not-placed", listCounts(lost) || "–");
@@ -62,20 +62,22 @@ class Survey extends FolderForm {
     const labels = [...new Set(shown.flatMap((one) => one.detections.map(({ label }) => label)))].sort();
     const choice = this.part("label");
     choice.replaceChildren(choice.options[0], ...labels.map((label) => new Option(label)));
-    for (const [name, hasPlace] of [["pictures", true], ["pictures-lost", false]]) {
-      this.part(name).replaceChildren(...shown.filter((one) => (one.latitude !== null) === hasPlace).map((one) => this.createPicture(one)));
+    const { without_place: unplaced, place_problems: problems } = this.found;
+    const reasons = new Map(unplaced.map((name, at) => [name, problems[at].slice(name.length + 2)])); // also of those too far away
+    for (const [name, isLost] of [["pictures", false], ["pictures-lost", true]]) {
+      this.part(name).replaceChildren(...shown.filter((one) => reasons.has(one.name) === isLost).map((one) => this.createPicture(one, reasons.get(one.name))));
     }
     this.filter();
   }
 
-  createPicture(one) {
+  createPicture(one, problem) {
     const figure = this.cloneTemplate("picture");
     figure.id = `picture-${one.number}`;
     figure.dataset.labels = one.detections.map(({ label }) => label).join("|");
     figure.dataset.score = Math.max(0, ...one.detections.map(({ score }) => score ?? 1));
     figure.querySelector("img").src = `data:image/jpeg;base64,${one.boxed}`;
     figure.querySelector("img").alt = `${one.name} with boxes`;
-    const place = one.place_problem ? `no position: ${one.place_problem}` : "";
+    const place = problem ? `no position: ${problem}` : "";
     figure.querySelector("figcaption").textContent = [one.name, listScores(one.detections), place].filter(Boolean).join(" · ");
     return figure;
   }
@@ -150,11 +152,10 @@ function idOf(link) {
 }
 
 /** What was found in one sentence, with what has no position. */
-function summarize({ counts, counts_not_placed: lost, observations }) {
+function summarize({ counts, counts_not_placed: lost, observations, without_place: { length: missing } }) {
   const all = {};
   for (const [label, count] of [...Object.entries(counts), ...Object.entries(lost)]) all[label] = (all[label] ?? 0) + count;
   const photos = `${observations.length} photo${observations.length === 1 ? "" : "s"}`;
-  const missing = observations.filter((one) => one.latitude === null).length;
   const places = missing === 0 ? "" : missing === observations.length ? "; none has a position, so there is no map" : `; ${missing} without a position`;
   return `${listCounts(all) || "No damage"} in ${photos}${places}.`;
 }
