@@ -1,6 +1,7 @@
 """`fovea survey …`: photographs or a film of a drive become damage on a map, per kilometre, with a route."""
 
 import base64
+import contextlib
 import io
 import json
 import zipfile
@@ -15,13 +16,13 @@ import typer
 from rich.markup import escape
 
 from fovea import endpoints
-from fovea.call import Call, read_json
+from fovea.call import Call, read_bytes, read_json
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import split_by_size
-from fovea.cli.job_progress import follow_job, run_as_job
+from fovea.cli.job_progress import follow_job
 from fovea.cli.output import Screen
 from fovea.client import Client
-from fovea.errors import InvalidOption, NotFound
+from fovea.errors import FoveaError, InvalidOption, NotFound
 from fovea.picture import read_path
 
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif"})
@@ -89,11 +90,15 @@ def survey(
     output.mkdir(parents=True, exist_ok=True)
     with gateway.open() as client:
         observations: list[Any] = []
-        for part in split_by_size(files, MAX_REQUEST_BYTES, _measure):
-            seen = _observe(client, screen, part, gpx, {**given, "route": False, "boxed": True})
-            _save_pictures(seen, output, len(observations))
-            observations += seen
-        found = _count(client, screen, {**given, "observations": observations}, output)
+        try:
+            for part in split_by_size(files, MAX_REQUEST_BYTES, _measure):
+                seen = _observe(client, screen, part, gpx, {**given, "route": False, "boxed": True})
+                _save_pictures(seen, output, len(observations))
+                observations += _drop_empty(seen)
+            found = _count(client, screen, {**given, "observations": observations}, output)
+        except BaseException:
+            _keep(screen, {**given, "observations": observations}, output)
+            raise
     _print(screen, found, output)
 
 
@@ -112,7 +117,7 @@ def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
 def _count_others(sources: Sequence[Path]) -> str:
     """Count by suffix the files among the sources that are not read, such as `.dng 3, .avi 1`."""
     files = (path for source in sources for path in (source.rglob("*") if source.is_dir() else [source]))
-    suffixes = Counter(path.suffix.lower() or path.name for path in files if path.is_file())
+    suffixes = Counter(path.suffix.lower() or path.name for path in files if path.is_file() and path.name[0] != ".")
     others = {name: count for name, count in suffixes.most_common() if name not in PHOTOGRAPHS | FILMS | {".gpx"}}
     return _list_counts(others)
 
@@ -133,9 +138,26 @@ def _observe(
     if gpx is not None:
         parts["gpx"] = (gpx.name, read_path(gpx), "application/gpx+xml")
     form = {name: str(value) for name, value in options.items()}
-    found = run_as_job(client, screen, Call("POST", PATH, read_json, files=parts, form=form))
-    observations: list[Any] = found["observations"]
+    job = client.send(endpoints.as_job(Call("POST", PATH, read_json, files=parts, form=form)))
+    follow_job(client, screen, job)
+    observations: list[Any] = client.jobs.result(job.id).json()["observations"]
+    with contextlib.suppress(FoveaError):  # its pictures count against the quota of jobs, and are saved here
+        client.send(Call("DELETE", f"/v1/jobs/{job.id}", read_bytes))
     return observations
+
+
+def _drop_empty(value: Any) -> Any:
+    """A JSON value without fields that hold nothing: a body may have only so many parts."""
+    if isinstance(value, dict):
+        return {name: _drop_empty(each) for name, each in value.items() if each is not None and each != []}
+    return [_drop_empty(each) for each in value] if isinstance(value, list) else value
+
+
+def _keep(screen: Screen, body: dict[str, Any], output: Path) -> None:
+    """Keep what was found before a survey broke off: it can be counted without another search."""
+    if body["observations"]:
+        (output / "observations.json").write_text(json.dumps(body), "utf8")
+        screen.note(f"[yellow]What was found so far is in {escape(str(output))}/observations.json, for POST {PATH}.[/]")
 
 
 def _save_pictures(observations: Sequence[dict[str, Any]], output: Path, first: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 from defusedxml import ElementTree
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from fovea.errors import Malformed, TooLarge
+from fovea.errors import Malformed, NotReady, TooLarge
 from fovea_planning.models.planner import FoveaPlanner
 from fovea_survey.cli import _find_files
 from fovea_survey.counting import build_geojson, cut_segments, measure_road, merge_damage
@@ -76,6 +76,18 @@ def test_no_place_an_impossible_one_and_no_picture_are_none():
     Image.new("RGB", (8, 8)).save(out, "JPEG", exif=exif)
     assert isinstance(find_place(out.getvalue()), str)
     assert read_time(out.getvalue()) == dt.datetime(2026, 5, 4, 12)  # noqa: DTZ001  # it states no zone
+
+
+@pytest.mark.parametrize(
+    ("digits", "part"), [("5", 500_000), ("07", 70_000), ("1234567", 123_456), ("x", 0), (None, 0)]
+)
+def test_a_camera_states_parts_of_a_second(digits, part):
+    exif, tags = Image.Exif(), ExifTags.Base
+    own = exif.get_ifd(ExifTags.IFD.Exif)
+    own.update({tags.DateTimeOriginal: "2026:05:04 12:00:05", tags.OffsetTimeOriginal: "+02:00"})
+    if digits is not None:
+        own[tags.SubsecTimeOriginal] = digits
+    assert _read_time({}, exif) == dt.datetime(2026, 5, 4, 10, 0, 5, part, dt.UTC)
 
 
 @pytest.mark.parametrize("hours", [1e300, 2e7])
@@ -304,6 +316,26 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
         "survey", drive / "0", drive / "1", "-o", tmp_path / "gap", "--max-gap", 30, "--far", 0, "--segment", 9
     )
     assert (code, "further apart than 30 m (option `max_gap_m`)" in " ".join(err.split())) == (0, True), out + err
+
+
+def test_a_survey_that_breaks_off_keeps_what_it_found_and_parts_leave_no_jobs_behind(fovea, url, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise NotReady("The gateway is away.")
+
+    def count_jobs() -> int:
+        return len(ok(httpx2.get(f"{url}/v1/jobs"))["jobs"])
+
+    (tmp_path / "p.jpg").write_bytes(photograph(50, 8))
+    monkeypatch.setattr("fovea_survey.cli._count", refuse)
+    before = count_jobs()
+    code, _, err = fovea("survey", tmp_path / "p.jpg", "-o", tmp_path / "out")
+    assert code, err
+    assert "observations.json" in "".join(err.split())
+    assert count_jobs() == before  # a tenant's jobs may hold only so much, and each part has its pictures
+    kept = (tmp_path / "out" / "observations.json").read_text()
+    assert "null" not in kept  # a request has only so many parts: each field counts
+    headers = {"content-type": "application/json"}
+    assert ok(httpx2.post(f"{url}/v1/detect/survey", content=kept, headers=headers, timeout=60))["damages"]
 
 
 def test_files_of_one_name_keep_their_folders_and_two_films_are_refused(fovea, tmp_path):
