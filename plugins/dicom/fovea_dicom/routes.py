@@ -25,6 +25,7 @@ from fovea_dicom.bodies import DICOM, MAX_FILES, NamedFile, number_files, parse_
 from fovea_dicom.schemas import CorrectionOptions, CorrectionOut, PictureOptions, PicturesOut, StudyOptions, StudyOut
 from fovea_dicom.web_client import DicomWebClient, PacsSettings
 from shared.registry import CallContext
+from shared.registry.discovery import shipped_weights
 from shared.serving.host import Host
 from shared.serving.http.openapi_routes import problems
 from shared.serving.http.request_parsing import open_form, read_json_object
@@ -164,13 +165,15 @@ async def _segment(request: Request, files: Sequence[NamedFile], options: StudyO
     model = host.resolve(options.model, "segment")
     await host.wake(model)
     segmenter: type[StudySegmenter] = _import_dicom("study").StudySegmenter
-    card = host.servable(model, "segment").card
+    served = host.servable(model, "segment")
+    # People's own weights mark what these people drew, which nobody here knows.
+    label = "polyp" if getattr(served, "weights", "") in shipped_weights() else "lesion"
 
     async def predict(request: SegmentIn) -> SegmentOut:
         return cast("SegmentOut", await host.predict_when_free(model, request, run))
 
     bounds = platform_bounds(host.settings)
-    found = await segmenter(predict, model, card.version, bounds).segment(files, options, run)
+    found = await segmenter(predict, model, served.card.version, bounds, label).segment(files, options, run)
     if options.store:
         made = [data for series in found.series for data in (series.segmentation, series.report) if data is not None]
         stored, refused = await _store(made)

@@ -5,6 +5,7 @@ reads nothing of them except their mark.
 """
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -16,11 +17,13 @@ from typing import Any
 
 from rich.markup import escape
 
-from fovea.call import Call, read_json
+from fovea import endpoints
+from fovea.call import Call, read_bytes, read_json
 from fovea.cli.common_options import Connection
 from fovea.cli.input_files import make_unique, split_by_size
-from fovea.cli.job_progress import run_as_job
+from fovea.cli.job_progress import follow_job
 from fovea.cli.output import Screen
+from fovea.errors import FoveaError
 from fovea_dicom import bodies
 
 PACS = "pacs:"
@@ -43,7 +46,11 @@ def run(
     with connection.open() as client:
         for group in [single, *([source] for source in sources if source not in single)]:
             for call in _build_calls(group, params, screen):
-                save_series(run_as_job(client, screen, call, group[0]), output, screen, taken)
+                job = client.send(endpoints.as_job(call))
+                follow_job(client, screen, job, title=group[0])
+                save_series(client.jobs.result(job.id).json(), output, screen, taken)
+                with contextlib.suppress(FoveaError):  # what is saved here needs no room among the tenant's jobs
+                    client.send(Call("DELETE", f"/v1/jobs/{job.id}", read_bytes))
 
 
 def _build_calls(sources: Sequence[str], params: Mapping[str, str], screen: Screen) -> Iterator[Call[Any]]:
@@ -67,10 +74,14 @@ def _build_calls(sources: Sequence[str], params: Mapping[str, str], screen: Scre
 
 
 def list_files(source: str) -> list[tuple[str, Path]]:
-    """Return the files of a folder and those below by their paths from there, in order; or the file itself."""
+    """Return the files of a folder and those below by their paths from there, in order; or the file itself.
+
+    Files whose names begin with a dot are left out: file managers write them.
+    """
     path = Path(source)
     if path.is_dir():
-        return sorted((one.relative_to(path).as_posix(), one) for one in path.rglob("*") if one.is_file())
+        files = (one for one in path.rglob("*") if one.is_file() and one.name[0] != ".")
+        return sorted((one.relative_to(path).as_posix(), one) for one in files)
     return [(path.name, path)] if path.is_file() else []
 
 

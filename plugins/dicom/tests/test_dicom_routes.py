@@ -80,6 +80,16 @@ def test_a_study_is_segmented_with_areas_in_square_millimetres_and_each_file_is_
     assert Image.open(io.BytesIO(base64.b64decode(series["strip"]))).format == "JPEG"
 
 
+def test_what_weights_of_your_own_mark_is_not_called_a_polyp(client, monkeypatch):
+    labels = []
+    for _ in range(2):
+        found = ok(client.post("/v1/segment/dicom", files={"files": ("a.dcm", endoscopy(frames=1))}))
+        seg = dcmread(io.BytesIO(base64.b64decode(found["series"][0]["segmentation"])))
+        labels.append(seg.SegmentSequence[0].SegmentLabel)
+        monkeypatch.setattr(routes, "shipped_weights", dict)
+    assert labels == ["polyp", "lesion"]
+
+
 def test_an_archive_or_one_file_will_do(client):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:

@@ -16,7 +16,7 @@ from tests.harness.models import ok
 from tests.harness.waiting import wait_until
 
 
-def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
+def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, url, tmp_path):
     study = tmp_path / "study"
     (study / "series1").mkdir(parents=True)
     (study / "series1" / "IM0").write_bytes(endoscopy(spacing=[0.1, 0.1]))
@@ -42,6 +42,9 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, tmp_path):
     assert "SECRET" not in out + err + facts.read_text()
     masks = Path(f"{stem}.masks")
     assert len(list(masks.iterdir())) == 2
+    assert "segment" not in str(ok(httpx2.get(f"{url}/v1/jobs"))["jobs"])  # what is saved is not kept for a day
+    for name in (".DS_Store", "._1.2.1.png"):  # written by a Mac that shows the folder
+        (masks / name).write_bytes(b"x")
     code, out, err = fovea("correct", f"{stem}.seg.dcm", masks, "-p", study, "-o", tmp_path / "new", "--creator", "Doe")
     assert code == 0, err
     assert "0 frames changed" in out
