@@ -2,6 +2,7 @@
 
 import asyncio
 import glob
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ FETCH_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """One picture that has not been read yet; `stem` names its output files and is unique within one command."""
+    """One picture that is not read yet; `stem` names its output files as its own, and is unique within one command."""
 
     name: str
     stem: str
@@ -100,9 +101,8 @@ def _expand(name: str) -> Iterator[str]:
 def _stem_of(name: str) -> str:
     if name == "-":
         return "stdin"
-    stem = PurePosixPath(urlsplit(name).path).stem if _is_url(name) else Path(name).stem
-    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in stem)
-    return safe.encode()[:200].decode(errors="ignore") or "picture"  # file systems take 255 bytes, endings included
+    stem = re.sub(r"[^\w.-]", "_", PurePosixPath(urlsplit(name).path).stem) if _is_url(name) else Path(name).stem
+    return stem.encode(errors="surrogateescape")[:200].decode(errors="ignore") or "picture"  # files have 255 at most
 
 
 def make_unique(stem: str, taken: set[str]) -> str:

@@ -188,10 +188,13 @@ def test_folders_are_spelled_out_in_order_stems_safe_and_a_name_with_a_bracket_i
     (tmp_path / "deep/e.png").touch()
     names = [source.name.rpartition("/")[2] for source in find_images([str(tmp_path), str(tmp_path / "**/*.png")])]
     assert names == ["a.jpg", "b.PNG", "d.tiff", "e.png"]
-    found = find_images(["x/a.png", "y/a.jpg", "-", "http://h/p/a.png?q=/etc/x", "http://h/", "z/a b$.png"])
-    assert [source.stem for source in found] == ["a", "a-2", "stdin", "a-3", "picture", "a_b_"]
+    found = find_images(
+        ["x/a.png", "y/a.jpg", "-", "http://h/p/a.png?q=/etc/x", "http://h/", "http://h/a%20b$.png", "z/a b$ü.png"]
+    )
+    assert [source.stem for source in found] == ["a", "a-2", "stdin", "a-3", "picture", "a_20b_", "a b$ü"]
     (tmp_path / "a[1].png").touch()
-    assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a_1_"]
+    assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a[1]"]
+    assert find_images([f"{'ü' * 120}\udcff.png"])[0].stem == "ü" * 100
     with pytest.raises(NotFound, match="No file matches"):
         find_images([str(tmp_path / "b[1].png")])
 
