@@ -1,5 +1,6 @@
 """Pages of pictures in a real browser: masks that move with the sliders, many at once, files that are none."""
 
+import base64
 import io
 import json
 import re
@@ -191,6 +192,30 @@ def test_all_pictures_are_exported_together_without_what_was_rejected(page, see)
         assert len(archive.read("labels/a.txt").splitlines()) == 1
         assert archive.read("labels/classes.txt") == b"region\n"
         assert json.loads(archive.read("answers/a.json"))["width"] == 320
+
+
+DROP = """(data) => {
+  const bytes = Uint8Array.from(atob(data), (each) => each.charCodeAt(0));
+  const file = () => new File([bytes], "p.jpg", { type: "image/jpeg" });
+  const leaf = (fullPath) => ({ isDirectory: false, fullPath, file: (done) => done(file()) });
+  const list = (entries) => ({ readEntries: (done) => done(entries.splice(0)) });
+  const folder = (...entries) => ({ isDirectory: true, createReader: () => list(entries) });
+  const road = folder(folder(leaf("/road/a/p.jpg")), folder(leaf("/road/b/p.jpg")));
+  const dataTransfer = { files: [], items: [{ webkitGetAsEntry: () => road }] };
+  document.querySelector("fovea-drop").target.dispatchEvent(Object.assign(new Event("drop"), { dataTransfer }));
+}"""
+
+
+def test_pictures_of_one_name_in_a_dropped_folder_are_exported_with_their_folders(page, see):
+    page.goto("/console/segment")
+    page.evaluate(DROP, base64.b64encode(PICTURE["buffer"]).decode())
+    see(page.get_by_role("option", name="p.jpg, done")).to_have_count(2)
+    coco = json.loads(kept(page, "All as COCO", "coco.json"))
+    assert [image["file_name"] for image in coco["images"]] == ["road/a/p.jpg", "road/b/p.jpg"]
+    assert coco["annotations"][0]["id"] == 1
+    assert b"\nroad/b/p.jpg," in kept(page, "All as CSV", "findings.csv")
+    with zipfile.ZipFile(io.BytesIO(kept(page, "All as ZIP, with YOLO labels", "results.zip"))) as archive:
+        assert {"labels/road/a/p.txt", "labels/road/b/p.txt", "masks/road/b/p.png"} <= {*archive.namelist()}
 
 
 @pytest.fixture

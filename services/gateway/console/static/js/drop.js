@@ -51,7 +51,7 @@ async function readFolder(folder, takesOthers) {
     if (!some.length) break;
     entries.push(...some);
   }
-  const found = await Promise.all(entries.map((entry) => (entry.isDirectory ? readFolder(entry, takesOthers) : new Promise((resolve, reject) => entry.file(resolve, reject)))));
+  const found = await Promise.all(entries.map((entry) => (entry.isDirectory ? readFolder(entry, takesOthers) : new Promise((resolve, reject) => entry.file((file) => resolve(Object.assign(file, { path: entry.fullPath.slice(1) })), reject)))));
   const isKnown = ({ name, type }) => type.startsWith("image/") || /\.tiff?$/i.test(name) || (takesOthers && /^[^.]+$|^[\d.]+$|\.dcm$/i.test(name));
   return found.flat().filter(isKnown).sort((a, b) => a.name.localeCompare(b.name));
 }

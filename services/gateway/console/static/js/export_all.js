@@ -19,13 +19,16 @@ export function writeCells(rows) {
   return `${rows.map((cells) => cells.map(quote).join(",")).join("\n")}\n`;
 }
 
+/** The name of a picture's file; with its folders where a dropped folder holds several of that name. */
+const nameOf = (page, { file }) => (file.path && page.items.filter((item) => item.file.name === file.name).length > 1 ? file.path : file.name);
+
 /** Findings of one picture as rows with its file, their verdicts and what was corrected; last those that were deleted. */
 export const listRows = (page, item) => [
-  ...page.describeFindings(item).map((found) => createRow(item, found)),
-  ...page.describeDeleted(item).map(({ row }) => createRow(item, { row: { ...row, by_hand: "deleted" } })),
+  ...page.describeFindings(item).map((found) => createRow(page, item, found)),
+  ...page.describeDeleted(item).map(({ row }) => createRow(page, item, { row: { ...row, by_hand: "deleted" } })),
 ];
 
-const createRow = ({ file, verdicts }, { key, row: { by_hand = "", ...row } }) => ({ file: file.name, ...row, verdict: verdicts?.get(key) ?? "", by_hand });
+const createRow = (page, item, { key, row: { by_hand = "", ...row } }) => ({ file: nameOf(page, item), ...row, verdict: item.verdicts?.get(key) ?? "", by_hand });
 
 /** The findings of a picture that were not rejected. */
 export const listKept = (page, item) => page.describeFindings(item).filter(({ key }) => item.verdicts?.get(key) !== "rejected");
@@ -41,28 +44,29 @@ const listLabels = (page, items) => [...new Set(items.flatMap((item) => listKept
 export async function buildCoco(page, items) {
   const shapes = await Promise.all(items.map((item) => page.describeShapes?.(item)));
   const labels = listLabels(page, items);
-  const images = items.map(({ file, answer }, id) => ({ id, file_name: file.name, width: answer.width, height: answer.height }));
+  const images = items.map((item, id) => ({ id, file_name: nameOf(page, item), width: item.answer.width, height: item.answer.height }));
   const annotations = items.flatMap((item, image) => listKept(page, item).map(({ key, box: [x1, y1, x2, y2], row }) => ({
     image_id: image, category_id: labels.indexOf(row.label ?? "region"), bbox: [x1, y1, x2 - x1, y2 - y1], area: row.area ?? (x2 - x1) * (y2 - y1),
     iscrowd: 0, ...(shapes[image]?.has(key) && { segmentation: shapes[image].get(key) }), ...(row.score != null && { score: row.score }), ...(row.by_hand && { attributes: { by_hand: row.by_hand } }),
   })));
-  return { images, categories: labels.map((name, id) => ({ id, name })), annotations: annotations.map((one, id) => ({ id, ...one })) };
+  return { images, categories: labels.map((name, id) => ({ id, name })), annotations: annotations.map((one, at) => ({ id: at + 1, ...one })) }; // to COCO's evaluation 0 is no match
 }
 
-/** One text of YOLO lines a picture, and the names of its classes. */
-export function buildYolo(page, items) {
+/** One text of YOLO lines a picture, and the names of its classes; `numberOf` a label, where others know the numbers. */
+export function buildYolo(page, items, numberOf) {
   const labels = listLabels(page, items);
+  const find = numberOf ?? ((label) => labels.indexOf(label));
   const lines = (item) => listKept(page, item).map(({ box: [x1, y1, x2, y2], row }) => {
     const { width, height } = item.answer;
-    return [labels.indexOf(row.label ?? "region"), ...[(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height].map((share) => share.toFixed(6))].join(" ");
+    return [find(row.label ?? "region"), ...[(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height].map((share) => share.toFixed(6))].join(" ");
   });
   return [
     text("labels/classes.txt", labels.map((name) => `${name}\n`).join("")),
-    ...items.map((item) => text(`labels/${stemOf(item)}.txt`, lines(item).map((line) => `${line}\n`).join(""))),
+    ...items.map((item) => text(`labels/${stemOf(page, item)}.txt`, lines(item).map((line) => `${line}\n`).join(""))),
   ];
 }
 
-export const stemOf = ({ file }) => file.name.replace(/\.[^.]*$/, "") || "picture";
+export const stemOf = (page, item) => nameOf(page, item).replace(/\.[^.]*$/, "") || "picture";
 
 /** Save all finished pictures of a page in one form. */
 export async function exportAll(page, form) {
@@ -70,7 +74,7 @@ export async function exportAll(page, form) {
   for (const item of items) await page.settle(item);
   if (form === "csv") return save(exportTable(page, items), "findings.csv");
   if (form === "coco") return saveJson(await buildCoco(page, items), "coco.json");
-  const answers = items.map((item) => ({ name: `answers/${stemOf(item)}.json`, blob: new Blob([JSON.stringify(item.answer, null, 1)], { type: "application/json" }) }));
+  const answers = items.map((item) => ({ name: `answers/${stemOf(page, item)}.json`, blob: new Blob([JSON.stringify(item.answer, null, 1)], { type: "application/json" }) }));
   const found = items.some((item) => page.describeFindings(item).length || page.describeDeleted(item).length) ? [...buildYolo(page, items), { name: "findings.csv", blob: exportTable(page, items) }] : [];
   const files = await Promise.all(items.map((item) => page.describeFiles(item)));
   return save(await buildZip([...files.flat(), ...found, ...answers]), "results.zip");

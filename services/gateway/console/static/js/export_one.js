@@ -13,7 +13,8 @@ export async function exportOne(page, item, media, name) {
   if (media === "application/json") return saveJson({ ...item.answer, ...countBoxes(detections.filter((each) => kept.has(keyOf(each)))) }, name);
   if (media === "text/csv") return save(exportTable(page, [item]), name);
   if (media === "application/vnd.coco+json") return saveJson(await buildCoco(page, [item]), name);
-  if (media === "text/plain") return save(buildYolo(page, [item]).at(-1).blob, name);
+  const kinds = new Map(detections.map(({ label, class_id: kind }) => [label, kind])); // the model's, as in texts of other pictures
+  if (media === "text/plain") return save(buildYolo(page, [item], (label) => kinds.get(label)).at(-1).blob, name);
   if (!page.picture) throw Object.assign(new Error("This browser can’t show the image, so it can’t draw on it."), { title: "No image", hint: "Save CSV, COCO or YOLO." });
   if (media === "application/zip") return save(await cutOut(page, listKept(page, item)), name);
   const context = createContext(width, height);

@@ -34,7 +34,7 @@ class Restore extends PicturePage {
 
   async describeFiles(item) {
     const { restored, format } = item.answer;
-    return restored ? [{ name: `restored/${stemOf(item)}.${format}`, blob: decodeBase64(restored, detectPictureType(restored)) }] : [];
+    return restored ? [{ name: `restored/${stemOf(this, item)}.${format}`, blob: decodeBase64(restored, detectPictureType(restored)) }] : [];
   }
 
   showPicture() {

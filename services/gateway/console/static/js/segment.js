@@ -129,7 +129,7 @@ class Segment extends PicturePage {
   }
 
   async describeFiles(item) {
-    return [{ name: `masks/${stemOf(item)}.png`, blob: (await this.readMask(item)).blob }];
+    return [{ name: `masks/${stemOf(this, item)}.png`, blob: (await this.readMask(item)).blob }];
   }
 
   /** The mask of an item without the regions that were rejected: as a PNG, and its regions with their keys. */
