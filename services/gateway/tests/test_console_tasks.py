@@ -307,7 +307,7 @@ def test_every_export_has_the_corrected_boxes_without_the_rejected(boxes, stage,
     assert [one["name"] for one in coco["categories"]] == ["crack", "patch"]
     told = [(one["category_id"], one.get("attributes")) for one in coco["annotations"]]
     assert told == [(0, None), (1, {"by_hand": "added"})]
-    assert [line.split()[0] for line in kept(boxes, "YOLO", "example.txt").decode().splitlines()] == ["0", "2"]  # as the model counts
+    assert [line.split()[0] for line in kept(boxes, "YOLO", "example.txt").decode().splitlines()] == ["0", "2"]
     rows = csv.DictReader(kept(boxes, "CSV", "example.csv").decode().splitlines())
     assert [row["verdict"] for row in rows] == ["", "rejected", ""]
     answer = json.loads(kept(boxes, "JSON", "example.json"))
