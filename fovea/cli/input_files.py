@@ -102,7 +102,7 @@ def _stem_of(name: str) -> str:
     if name == "-":
         return "stdin"
     stem = re.sub(r"[^\w.-]", "_", PurePosixPath(urlsplit(name).path).stem) if _is_url(name) else Path(name).stem
-    return stem.encode(errors="surrogateescape")[:200].decode(errors="ignore") or "picture"  # files have 255 at most
+    return re.sub("[\udc80-\udcff]", "_", stem).encode()[:200].decode(errors="ignore") or "picture"  # of 255 at most
 
 
 def make_unique(stem: str, taken: set[str]) -> str:
