@@ -434,11 +434,14 @@ async def test_progress_is_told_and_a_cancelled_run_stops():
     assert told == [(0.0, "0 of 7 frames")]
 
 
-async def test_derived_objects_name_what_made_them():
-    (series,) = (await segment(film(picture((2, 2, 4))), label="ulcer")).series
+@pytest.mark.parametrize("model", ["bright", 8 * "long-name-"])
+async def test_derived_objects_name_what_made_them(model):
+    segmenter, name = StudySegmenter(Bright(), model, "7", DEFAULT_BOUNDS, "ulcer"), model[:50]
+    files = number_files([to_file(film(picture((2, 2, 4))))])
+    (series,) = (await segmenter.segment(files, StudyOptions(), CallContext())).series
     seg, report = (dcmread(io.BytesIO(data)) for data in (series.segmentation, series.report))
-    assert (seg.Manufacturer, seg.ManufacturerModelName, seg.SoftwareVersions) == ("Fovea", "bright", "7")
-    assert (seg.SeriesNumber, seg.InstanceNumber, seg.SeriesDescription) == (9001, 1, "ulcer, bright")
+    assert (seg.Manufacturer, seg.ManufacturerModelName, seg.SoftwareVersions) == ("Fovea", name, "7")
+    assert (seg.SeriesNumber, seg.InstanceNumber, seg.SeriesDescription) == (9001, 1, f"ulcer, {name}")
     assert (seg.ContentLabel, seg.DeviceSerialNumber, seg.SegmentationType) == ("SEGMENTATION", "0", "BINARY")
     (segment_,) = seg.SegmentSequence
     assert (segment_.SegmentNumber, segment_.SegmentLabel, segment_.TrackingID) == (1, "ulcer", "ulcer 1")
@@ -446,12 +449,12 @@ async def test_derived_objects_name_what_made_them():
     assert segment_.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Lesion"
     assert segment_.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning == "Morphologically Abnormal Structure"
     (algorithm,) = segment_.SegmentationAlgorithmIdentificationSequence
-    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion, algorithm.AlgorithmSource) == ("bright", "7", "Fovea")
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion, algorithm.AlgorithmSource) == (name, "7", "Fovea")
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
-    assert (report.SeriesNumber, report.InstanceNumber, report.SeriesDescription) == (9002, 1, "Areas, bright")
+    assert (report.SeriesNumber, report.InstanceNumber, report.SeriesDescription) == (9002, 1, f"Areas, {name}")
     assert (report.Manufacturer, report.CompletionFlag) == ("Fovea", "COMPLETE")
     assert report.ConceptNameCodeSequence[0].CodeMeaning == "Imaging Measurement Report"
-    parts = ("finding 1", "bright", "Lesion", "Device Observer Manufacturer", "mean-probability", "components")
+    parts = ("finding 1", name, "Lesion", "Device Observer Manufacturer", "mean-probability", "components")
     assert [part for part in (*parts, "Algorithm Name", "Algorithm Version") if part not in str(report)] == []
     assert report.file_meta.TransferSyntaxUID == uid.ExplicitVRLittleEndian
     ids = {str(one.get(name)) for one in (seg, report) for name in ("SeriesInstanceUID", "SOPInstanceUID")}
