@@ -180,14 +180,13 @@ class StudySegmenter:
         if masks.any() and not {"segmentation", "report"}.isdisjoint(options.include):
             try:
                 sources = fill_identity(group.objects)
-                facts = {"model": self.model[:50], "version": self.version}  # descriptions have 64 letters
-                seg = derived_objects.build_segmentation(sources, masks, label=self.label, **facts)
+                model, version = self.model[:50], self.version  # descriptions have 64 letters
+                seg = derived_objects.build_segmentation(sources, masks, label=self.label, model=model, version=version)
                 if "segmentation" in options.include:
                     segmentation = derived_objects.to_bytes(seg)
                 if "report" in options.include:
-                    report = derived_objects.to_bytes(
-                        derived_objects.build_report(sources, seg, group.findings, **facts)
-                    )
+                    built = derived_objects.build_report(sources, seg, group.findings, model=model, version=version)
+                    report = derived_objects.to_bytes(built)
             except (ValueError, AttributeError, TypeError, KeyError) as error:
                 kind = type(error).__name__
                 warnings.append(f"The objects lack what a DICOM segmentation must repeat of them ({kind}).")
