@@ -1,7 +1,6 @@
 """The standard gRPC health service (`grpc.health.v1`). The caller defines readiness.
 
-Anybody may ask, so messages are read apart from those of callers with a key, and few calls watch at a time; one poll
-serves all of them.
+Anybody may ask, so messages are read apart from those of callers with a key; one poll serves the few calls that watch.
 """
 
 from __future__ import annotations

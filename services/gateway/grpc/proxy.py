@@ -86,7 +86,7 @@ class GrpcCall:
 
 
 class ChannelPool:
-    """One channel per replica, opened at first use and closed when the replica is gone."""
+    """One channel per replica, opened at first use and given up when the replica is gone."""
 
     def __init__(self, registry: ReplicaRegistry, max_bytes: int) -> None:
         """Messages may have up to `max_bytes` on the way there, and any size on the way back."""
@@ -98,12 +98,11 @@ class ChannelPool:
             ("grpc.enable_http_proxy", 0),  # as over HTTP: a proxy of the environment is for the world outside
         ]  # fmt: skip
 
-    async def connect(self, address: str) -> grpc.aio.Channel:
-        """Get the channel to an address; channels to replicas that are gone are closed."""
+    def connect(self, address: str) -> grpc.aio.Channel:
+        """Get the channel to an address. That to a replica that is gone closes with its last call."""
         if address not in self._open:
             known = {r.record.grpc for s in self._registry.services for r in self._registry.list_alive(s)}
-            for gone in [a for a in self._open if a not in known]:
-                await self._open.pop(gone).close()
+            self._open = {a: channel for a, channel in self._open.items() if a in known}
             self._open[address] = grpc.aio.insecure_channel(address, options=self._options)
         return self._open[address]
 
@@ -127,7 +126,7 @@ class GrpcProxy:
         state = _start_retries(call)
 
         async def attempt(replica: Replica) -> bytes:
-            channel, under_way = await self._connect(replica), Dispatch(replica)
+            channel, under_way = self._connect(replica), Dispatch(replica)
             try:
                 with _begin_attempt(call, replica):
                     async with under_way:
@@ -186,19 +185,15 @@ class GrpcProxy:
         answer = b""
         replicas = [r for r in self._registry.list_alive(call.service) if r.record.grpc]
         for replica in replicas:
-            answer = await self._send(await self._connect(replica), call, message)
+            answer = await self._send(self._connect(replica), call, message)
         if not replicas:
             raise _build_no_grpc(call.service)
         return answer
 
     async def call_each_service(self, call: GrpcCall, message: bytes) -> bytes:
         """Send one message to a replica of each service; encoded answers that are lists join by concatenation."""
-        answers = []
-        for service in self._registry.services:
-            replica = self._registry.pick(service)
-            if replica is not None and replica.record.grpc:
-                answers.append(await self._send(await self._connect(replica), call, message))
-        return b"".join(answers)
+        picked = [one for name in self._registry.services if (one := self._registry.pick(name)) and one.record.grpc]
+        return b"".join([await self._send(self._connect(one), call, message) for one in picked])
 
     def _build_hung(self, call: GrpcCall) -> UpstreamLost:
         answer = NotReady(f"A replica of {call.service} hangs.", hint="Send the request again.", retry_after=1)
@@ -208,7 +203,7 @@ class GrpcProxy:
         """Find a replica whose connection stands: a stream can't be sent twice."""
 
         async def attempt(replica: Replica) -> tuple[Replica, grpc.aio.Channel]:
-            channel = await self._connect(replica)
+            channel = self._connect(replica)
             try:
                 async with asyncio.timeout(min(CONNECT_TIMEOUT_S, max(call.left_s, 0))):
                     await channel.channel_ready()
@@ -220,10 +215,10 @@ class GrpcProxy:
 
         return await self._retry.run(_start_retries(call), attempt)
 
-    async def _connect(self, replica: Replica) -> grpc.aio.Channel:
+    def _connect(self, replica: Replica) -> grpc.aio.Channel:
         if replica.record.grpc is None:
             raise _build_no_grpc(replica.record.service)
-        return await self._channels.connect(replica.record.grpc)
+        return self._channels.connect(replica.record.grpc)
 
     async def _send(self, channel: grpc.aio.Channel, call: GrpcCall, message: bytes) -> bytes:
         method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(call.path)

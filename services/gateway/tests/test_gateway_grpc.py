@@ -186,6 +186,23 @@ async def test_a_call_to_a_replica_that_is_silent_and_hangs_is_answered_by_anoth
     assert (await asking).startswith(b"two|")
 
 
+async def test_calls_end_at_replicas_that_have_withdrawn_while_new_ones_are_found(fronted, replica):
+    """As in a rolling update: two replicas finish what they have begun, and calls come to their successors at once."""
+    scene, channel = await fronted()
+    old, address, _ = await replica("old")
+    scene.announce("http://127.0.0.1:1", name="old", grpc=address)
+    scene.replica.sleep_s = old.sleep_s = 1.0
+    running = [asyncio.create_task(call(channel, "ModelInfer", INFER, timeout=20)) for _ in range(2)]
+    await until(lambda: scene.replica.seen and old.seen)
+    scene.registry._services["svc"].replicas.clear()
+    for name in ("three", "four"):
+        _, address, _ = await replica(name)
+        scene.announce("http://127.0.0.1:1", name=name, grpc=address)
+    later = await asyncio.gather(*(call(channel, "ModelInfer", INFER, timeout=20) for _ in range(4)))
+    assert {answer.partition(b"|")[0] for answer in later} <= {b"three", b"four"}
+    assert {answer.partition(b"|")[0] for answer in await asyncio.gather(*running)} == {b"one", b"old"}
+
+
 async def test_no_replica_is_unavailable_and_a_deadline_is_kept(front, replica):
     scene, channel = await front()
     scene.announce("http://127.0.0.1:1", ready=False, grpc="127.0.0.1:1")
