@@ -100,6 +100,17 @@ async def test_a_call_of_a_tool_counts_once_against_its_key(gateway, toy, ring):
     assert [answer.json()["result"]["isError"] for answer in answers[:3]] == [False] * 3
 
 
+async def test_a_call_of_a_tool_that_its_key_may_not_use_counts_too(gateway, toy, ring):
+    upstream, scene = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT}), await gateway(auth="keys")
+    scene.announce(upstream.url, models=("smollm2", "pranet"), routes=tuple(DOCUMENT["paths"]))
+    headers = {"x-api-key": ring.add("ann", ("infer",), rate_per_minute=3)[1]}
+    params = {"name": "job", "arguments": {"id": "7"}}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    answers = [await scene.client.post("/v1/mcp", json=body, headers=headers) for _ in range(4)]
+    assert "jobs" in answers[0].json()["result"]["content"][0]["text"]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+
+
 async def test_a_job_that_a_tool_began_is_fetched_by_the_tool_job(gateway, toy):
     upstream, queue = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT}), HeldQueue(None)
     scene = await gateway(queue=queue)

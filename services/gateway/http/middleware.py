@@ -91,7 +91,6 @@ class GatewayMiddleware(Shell[RequestContext]):
     async def _admit(self, ctx: RequestContext) -> None:
         gateway = self._gateway
         caller = await gateway.authenticate(ctx.headers, (ctx.scope.get("client") or ("",))[0])
-        caller.require_scope(find_scope(ctx.path, ctx.method))
         ctx.caller = caller
         try:
             status = await gateway.limits.count(caller, may_spend=ctx.method == "POST")
@@ -100,6 +99,7 @@ class GatewayMiddleware(Shell[RequestContext]):
             raise
         if status is not None:
             ctx.extra_headers += status.headers
+        caller.require_scope(find_scope(ctx.path, ctx.method))
 
     async def _forward(self, ctx: RequestContext, route: Route) -> None:
         proxy = self._gateway.proxy
