@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from fovea.errors import InvalidOption, NotReady, RateLimited, Unauthenticated
-from services.gateway.policy.oidc import TIMEOUT_S, fetch_discovery
+from services.gateway.policy.oidc import fetch_discovery, open_session
 from shared.settings import Settings
 
 PATH = "/console/sign-in"
@@ -84,7 +84,7 @@ class SignIn:
         if self._about is not None:
             return self._about
         try:
-            async with _open_session() as session:
+            async with open_session(self._issuer) as session:
                 about = await fetch_discovery(session, self._issuer)
             if not {"authorization_endpoint", "token_endpoint"} <= about.keys():
                 raise ValueError("no endpoints")  # noqa: TRY301  # as any other document that can't be used
@@ -95,15 +95,11 @@ class SignIn:
 
     async def _post(self, url: str, fields: dict[str, str]) -> tuple[int, dict[str, Any]]:
         try:
-            async with _open_session() as session, session.post(url, data=fields, allow_redirects=False) as response:
-                answer = await response.json(content_type=None)
-                return response.status, answer if isinstance(answer, dict) else {}
+            async with open_session(self._issuer) as http, http.post(url, data=fields, allow_redirects=False) as sent:
+                answer = await sent.json(content_type=None)
+                return sent.status, answer if isinstance(answer, dict) else {}
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise _unreachable() from error
-
-
-def _open_session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
 
 
 def _unreachable() -> NotReady:

@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -178,23 +178,23 @@ class KeyRing:
             known = {key: at.isoformat() for key, at in self.read_last_used().items()}
             replace_file(self._used_path, known)
         except OSError as error:
+            self._used_due = time.monotonic() + 3600  # a file that a Secret holds can't be written later either
             log().warning("when keys were used can't be written", reason=str(error))
 
     def _refresh(self) -> None:
         if time.monotonic() < self._reload_due:
             return
         self._reload_due = time.monotonic() + RELOAD_INTERVAL_S
+        state: tuple[int, int, int] | None = None
         try:
-            stat = self._path.stat()
-            state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        except FileNotFoundError:
-            state = None
-        if state == self._file_state:
-            return
-        try:
+            with suppress(FileNotFoundError):
+                stat = self._path.stat()
+                state = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if state == self._file_state:
+                return
             keys = read_keys(self._path)
-        except Conflict as error:
-            log().error("the key file can't be read; the keys read before stay valid", reason=error.detail)
+        except (Conflict, OSError) as error:
+            log().error("the key file can't be read; the keys read before stay valid", reason=str(error))
             return
         self._file_state = state
         self._callers = {k.id: (k, Caller(k.tenant, frozenset(k.scopes), k.id, limits=k)) for k in keys}

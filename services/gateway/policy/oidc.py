@@ -97,7 +97,7 @@ class TokenVerifier:
         issuer = str(self._settings.oidc_issuer)
         self._fetched_at = time.monotonic()
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
+            async with open_session(issuer) as session:
                 about = await fetch_discovery(session, issuer)
                 found = await _get_json(session, about["jwks_uri"])
             self._keys = {key.key_id: key for key in jwt.PyJWKSet.from_dict(found).keys if key.key_id}
@@ -105,6 +105,11 @@ class TokenVerifier:
             log().warning("the issuer's keys can't be fetched", issuer=issuer, reason=str(error))
         finally:
             self._fetching = None
+
+
+def open_session(issuer: str) -> aiohttp.ClientSession:
+    """Open a session for requests to an issuer: one outside is asked through the environment's proxy."""
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT_S), trust_env=issuer.startswith("https:"))
 
 
 async def fetch_discovery(session: aiohttp.ClientSession, issuer: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import jwt
 import pytest
 from fastapi import APIRouter, Request
 from structlog.testing import capture_logs
@@ -19,16 +20,18 @@ from typer.testing import CliRunner
 
 from fovea import plugins
 from fovea.cli.exit_codes import choose_exit_code
-from fovea.errors import Conflict, NotFound, PermissionDenied, Unauthenticated
+from fovea.errors import Conflict, NotFound, NotReady, PermissionDenied, Unauthenticated
 from services.gateway.app import ROUTES
-from services.gateway.policy import auth, oidc, reserved_file
+from services.gateway.policy import auth, oidc, reserved_file, revocation
 from services.gateway.policy.audit_log import AuditLog
 from services.gateway.policy.auth import KeyRing, read_credentials
 from services.gateway.policy.keys_cli import keys
 from services.gateway.policy.reserved_file import replace_reserved
+from services.gateway.policy.revocation import Revocations
 from services.gateway.routes.dependencies import get_caller
 from services.gateway.tests.issuer import Issuer
-from shared.settings import settings
+from shared.settings import Settings, settings
+from tests.harness.scripted import scripted
 
 
 def test_a_key_names_its_tenant_scopes_and_limits_and_only_a_hash_is_kept_that_the_owner_alone_can_read(ring, tmp_path):
@@ -95,6 +98,43 @@ def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it_and_a_broken_file_ke
     assert ring.authenticate(text).tenant == "ann"
     with pytest.raises(Conflict):
         ring.add("bob", ("infer",))
+
+
+async def test_a_key_file_that_can_not_be_reached_for_a_while_keeps_its_keys_and_the_watch_for_revoked_ones(
+    ring, monkeypatch
+):
+    """As on a network file system, whose server is away."""
+    key, secret = ring.add("ann", ("infer",))
+    monkeypatch.setattr(auth, "RELOAD_INTERVAL_S", 0)
+    assert ring.authenticate(secret).tenant == "ann"
+    monkeypatch.setattr(revocation, "CHECK_INTERVAL_S", 0.01)
+    revocations = Revocations(ring, None)
+    await revocations.start()
+    async with revocations.end_when_revoked(ring.authenticate(secret)):
+        with monkeypatch.context() as away:
+            away.setattr(Path, "stat", Mock(side_effect=OSError(errno.ESTALE, "Stale file handle")))
+            assert ring.authenticate(secret).tenant == "ann"
+            await asyncio.sleep(0.1)
+
+    async def work() -> None:
+        async with revocations.end_when_revoked(ring.authenticate(secret)):
+            ring.revoke(key.id)
+            await asyncio.sleep(5)
+
+    with pytest.raises(Unauthenticated, match="revoked"):
+        await work()
+    await revocations.stop()
+
+
+def test_a_key_file_of_a_secret_is_warned_of_once_that_use_is_not_written(ring, monkeypatch):
+    monkeypatch.setattr(auth, "USED_INTERVAL_S", 0)
+    monkeypatch.setattr(auth, "replace_file", Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
+    key, secret = ring.add("ann", ("infer",))
+    with capture_logs() as lines:
+        for _ in range(3):
+            ring.authenticate(secret)
+    assert len(lines) == 1
+    assert ring.read_last_used().keys() == {key.id}
 
 
 def test_a_key_is_found_in_two_headers_and_near_misses_and_an_expired_one_are_refused(ring):
@@ -357,6 +397,20 @@ async def test_the_issuer_may_rotate_its_key(ask, issuer, monkeypatch):
     for number in range(20):
         assert (await ask(issuer.token(kid=f"made-up-{number}")))[0] == 401
     assert issuer.fetches <= before + 1
+
+
+async def test_an_issuer_outside_is_reached_through_the_proxy_of_the_environment(monkeypatch):
+    asked = []
+
+    async def serve(reader, _writer):
+        asked.append(await reader.readline())
+
+    verifier = oidc.TokenVerifier(Settings(auth="keys", oidc_issuer="https://issuer.example"))
+    async with scripted(serve) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        with pytest.raises(NotReady):
+            await verifier.authenticate(jwt.encode({}, "x" * 32, headers={"kid": "1"}))
+    assert asked[0].startswith(b"CONNECT issuer.example:443")
 
 
 async def test_an_issuer_that_is_away_is_no_reason_to_refuse_keys(served, issuer):
