@@ -4,8 +4,8 @@ tenants/<digest>/openai/files/<id>.data     the bytes
 tenants/<digest>/openai/files/<id>.json     the facts; there is a file as long as there are these
 """
 
+import asyncio
 import re
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -38,13 +38,13 @@ class FileStore:
     def __init__(self, objects: ObjectStore, quota_bytes: int) -> None:
         """Keep them below each tenant's path of `objects`; a tenant's hold at most `quota_bytes`."""
         self._objects, self._quota_bytes = objects, quota_bytes
-        self._adding: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        # Locks of tenants' uploads, which would all find the same room together. A wait for one holds no thread.
+        self.adding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def add(self, tenant: str, name: str, purpose: str, data: bytes) -> FileObject:
         """Store a file. Raises QueueFull: the tenant has too many; RateLimited: they hold as many bytes as they may."""
-        with self._adding[tenant]:  # uploads of one tenant one by one: together they would all find the same room
-            self.check_room(tenant, len(data))
-            return self.put(tenant, f"file-{uuid4().hex}", name, purpose, data)
+        self.check_room(tenant, len(data))
+        return self.put(tenant, f"file-{uuid4().hex}", name, purpose, data)
 
     def put(self, tenant: str, file_id: str, name: str, purpose: str, data: bytes) -> FileObject:
         """Store a file under an id, also beyond the quota: answers that there are must not be lost."""

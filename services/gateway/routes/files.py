@@ -41,7 +41,8 @@ async def upload_file(request: Request) -> FileObject:
     """Store a file of requests, one JSON object a line."""
     files, tenant = _files(request), _tenant(request)
     name, purpose, data = await parse_upload(request.headers, await read_whole_body(request))
-    return await asyncio.to_thread(files.add, tenant, name, purpose, data)
+    async with files.adding[tenant]:
+        return await asyncio.to_thread(files.add, tenant, name, purpose, data)
 
 
 @router.get("/v1/files")
