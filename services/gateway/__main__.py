@@ -59,9 +59,12 @@ def open_listener(host: str, port: int, setting: str = "FOVEA_HTTP_PORT") -> soc
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise CannotListen(_describe_bind_error(host, port, error, setting)) from error
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it: callers that read no answer are dropped
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000)
+    return listener
 
 
 async def serve(config: Settings) -> None:

@@ -21,13 +21,16 @@ from typing import IO, Any
 import grpc
 import httpx2
 import pytest
+import uvicorn
 
 from fovea.errors import Malformed
+from services.gateway.__main__ import open_listener
 from services.gateway.grpc.server import SERVICE
 from services.gateway.policy.auth import KeyRing
 from services.gateway.routing.json_peek import MAX_TOKENS, has_json_field, read_json_field
 from services.gateway.tests.loop_watch import LoopWatch
 from shared.rpc import open_inference_pb2 as pb
+from shared.rpc.joined_writes import JoinedWritesProtocol
 from tests.harness.waiting import free_port, wait_until
 
 LONGEST_S = 0.2
@@ -226,6 +229,34 @@ def test_a_port_in_use_and_an_open_address_without_keys_are_one_clear_line(tmp_p
     assert ("FOVEA_AUTH=keys" if setting == "FOVEA_HOST" else in_use) in told.strip().splitlines()[-1]
     assert "Traceback" not in told
     assert len(told.strip().splitlines()) == 1 or setting != "FOVEA_HOST"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux alone")
+async def test_a_caller_that_reads_nothing_of_its_answer_is_dropped():
+    """Else each of many such answers, of up to 8 MB, stays in memory as long as its caller likes."""
+    closed = asyncio.Event()
+
+    async def app(_scope, _receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * MANY})
+
+    class Protocol(JoinedWritesProtocol):
+        def connection_lost(self, exc):
+            closed.set()
+            super().connection_lost(exc)
+
+    listener = open_listener("127.0.0.1", 0)
+    assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 500)
+    options = {"http": Protocol, "lifespan": "off", "log_config": None, "loop": "asyncio", "ws": "none"}
+    server = uvicorn.Server(uvicorn.Config(app, **options))
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.startup(sockets=[listener])
+    with socket.create_connection(listener.getsockname()) as caller:
+        caller.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await asyncio.wait_for(closed.wait(), 20)
+    await server.shutdown(sockets=[listener])
 
 
 def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
