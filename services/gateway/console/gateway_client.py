@@ -39,8 +39,7 @@ class InProcessClient:
     async def card(self, request: Request, name: str) -> dict[str, Any]:
         """Fetch the card of one model; its last known one, marked not ready, while its service does not answer.
 
-        Raises NotFound: there is no such model; NotReady: its service does not answer, and nobody has fetched the card
-        before.
+        Raises NotFound: there is no such model; NotReady: its service does not answer, and no card is known.
         """
         try:
             card = await self._get(request, f"/v1/models/{name}")

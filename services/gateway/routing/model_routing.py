@@ -24,8 +24,7 @@ _PARSE_BYTES = 2**16
 async def resolve_service(ctx: RequestContext, route: Route, body: bytes, routes: RouteTable) -> Route:
     """Narrow a route to the one service that has the named model; to the first where none is named.
 
-    Raises Malformed: the name can't be found in a body of very many parts; NotFound: none of these services has the
-    named model.
+    Raises Malformed: the body has too many parts to find the name; NotFound: none of these services has the model.
     """
     large = len(body) > _PARSE_BYTES
     name = await asyncio.to_thread(_read_model, ctx, body) if large else _read_model(ctx, body)

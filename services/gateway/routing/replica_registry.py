@@ -325,4 +325,7 @@ class ReplicaRegistry:
 async def _repeat(poll: Callable[[], Awaitable[None]]) -> None:
     while True:
         await asyncio.sleep(POLL_INTERVAL_S)
-        await poll()
+        try:
+            await poll()
+        except Exception:  # noqa: BLE001  # such as of a plug-in's policy: without polls no replica would count any more
+            log().exception("replicas could not be read; they are read again")

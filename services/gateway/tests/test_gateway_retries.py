@@ -13,7 +13,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from fovea.api.replica import WANTED_S, ReplicaRecord, replicas_key, wanted_key
+from services.gateway.routing import replica_registry
 from services.gateway.tests.grpc_front import INFER, call
+from shared.jobs.redis_client import cancel_tasks
 from tests.harness.scripted import scripted
 from tests.harness.waiting import free_port, until
 
@@ -121,6 +123,20 @@ async def test_nobody_waits_longer_than_the_deadline_or_for_a_service_that_never
     scene.announce(f"http://127.0.0.1:{free_port()}", name="r")
     answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "300"})
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+
+
+async def test_replicas_are_read_again_after_a_plugins_policy_has_failed(monkeypatch):
+    monkeypatch.setattr(replica_registry, "POLL_INTERVAL_S", 0.01)
+    polls = []
+
+    async def poll():
+        polls.append(0)
+        if len(polls) == 1:
+            raise KeyError("canary")
+
+    polling = asyncio.create_task(replica_registry._repeat(poll))
+    await until(lambda: len(polls) > 2)
+    await cancel_tasks(polling)
 
 
 async def test_requests_under_way_to_a_replica_that_is_silent_and_hangs_are_answered_by_another(gateway, toy):
