@@ -88,7 +88,8 @@ async def _on_http(request: Request, raised: Exception) -> NoReturn:
     if missing := plugins.explain_missing("paths", path, path):
         raise missing
     of_triton = "Shared memory, trace and log settings are up to the operator."
-    raise NotFound(f"There is no {path}.", hint=of_triton if path.startswith("/v2/") else "`/docs` lists everything.")
+    is_triton = path.startswith("/v2/") and any(part in path for part in ("sharedmemory", "/trace/", "/logging"))
+    raise NotFound(f"There is no {path}.", hint=of_triton if is_triton else "`/docs` lists everything.")
 
 
 def _allowed_methods(request: Request) -> tuple[str, ...]:

@@ -280,6 +280,7 @@ async def test_what_is_not_there_is_told_in_the_familys_form_and_an_unknown_mode
         ("/v2/models/nobody/infer", ("error",), "pranet"), ("/v2/models/nobody", ("error",), ""),
         ("/v2/repository/models/nobody/load", ("error",), ""), ("/v1/models/nobody", ("error", "message"), ""),
         ("/v2/systemsharedmemory/status", ("error",), "Shared memory, trace and log settings"),
+        ("/v2/model/pranet/infer", ("error",), "`/docs`"), ("/v2/logging", ("error",), "Shared memory"),
         ("/v1/chat/completions", ("error", "message"), ""), ("/tokenize", ("error", "message"), ""),
         ("/v1/moderations", ("error", "type"), "not_found_error"), ("/v1/moderations", ("error", "code"), "not_found"),
     ):  # fmt: skip
