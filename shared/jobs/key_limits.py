@@ -14,6 +14,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from fovea.errors import RateLimited, Unauthenticated
+from shared.jobs.redis_client import translate_redis_errors
 from shared.jobs.redis_connection import open_redis_pool
 from shared.telemetry import log
 
@@ -62,15 +63,14 @@ class JobKeyLimits:
     async def require_usable(self, headers: Mapping[str, str]) -> None:
         """Check that a job's key may still run it; `Unauthenticated` if revoked, `RateLimited` until it has tokens."""
         key = _read_key(headers)
-        if not key:
-            return
-        if await self._redis.sismember(REVOKED_KEYS, key["id"]):
-            raise Unauthenticated("The API key that queued this job was revoked.", hint="Queue it with another key.")
-        for item, unit in _windows_of(key):
-            name = item.key_for(name_tokens(key["id"]))
-            if await self._windows.get(name) >= item.amount:
-                wait_s = max(await self._windows.get_expiry(name) - time.time(), 1.0)
-                raise RateLimited(f"{item.amount} {unit} are allowed, and all are used.", retry_after=wait_s)
+        with translate_redis_errors():
+            if key and await self._redis.sismember(REVOKED_KEYS, key["id"]):
+                raise Unauthenticated("The API key that queued this job was revoked.", hint="Queue it with another.")
+            for item, unit in _windows_of(key):
+                name = item.key_for(name_tokens(key["id"]))
+                if await self._windows.get(name) >= item.amount:
+                    wait_s = max(await self._windows.get_expiry(name) - time.time(), 1.0)
+                    raise RateLimited(f"{item.amount} {unit} are allowed, and all are used.", retry_after=wait_s)
 
     async def spend(self, headers: Mapping[str, str], tokens: int) -> None:
         """Count the tokens of an answered job."""

@@ -1,8 +1,7 @@
 """Job queue contract: at-least-once work with progress, cancel, retry, dead letters and results that expire.
 
 A job is a POST that is answered later: service, path, headers and body. The worker returns status, content type and
-body, the same bytes that the caller would have had at once. Effects are keyed by job id, so that a second delivery does
-no harm.
+body, the same bytes that the caller would have had at once. Effects are keyed by job id: a second delivery is harmless.
 """
 
 from __future__ import annotations

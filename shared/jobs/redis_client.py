@@ -1,7 +1,6 @@
 """Redis client: one connection pool, one script, and errors that say in which way Redis is unavailable or full.
 
-A call that was cut off is sent again for a moment, which hides a restart's first milliseconds; every verb of the script
-may be repeated without harm.
+A call that was cut off is sent again for a moment: every verb of the script may be repeated without harm.
 """
 
 import asyncio
@@ -80,8 +79,7 @@ async def retry_until_connected(call: Callable[[], Awaitable[T]]) -> T:
 async def cancel_tasks(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks until they have ended.
 
-    Once is not enough: redis-py sends with `asyncio.wait_for`, which in Python 3.11 swallows a cancel that comes just
-    as the send is done.
+    Once is not enough: `asyncio.wait_for`, with which redis-py sends, may swallow a cancel in Python 3.11.
     """
     while left := [task for task in tasks if not task.done()]:
         for task in left:
@@ -102,7 +100,7 @@ class RedisClient:
             socket_connect_timeout=1.0,
             protocol=2,
             # One that is silent will be so a moment later, too: its callers have waited long enough.
-            retry=Retry(ConstantBackoff(0.1), 2, supported_errors=(exceptions.ConnectionError,)),
+            retry=Retry(ConstantBackoff(0.1), 2, (exceptions.ConnectionError, exceptions.ReadOnlyError)),
         )
         self.client: Any = aioredis.Redis.from_pool(pool)
         self._states: Any = self.client.register_script(_script())
@@ -127,8 +125,7 @@ def _script() -> str:
 class ChangeListener:
     """Events by name, set when a channel carries that name: one subscription per process wakes all that wait.
 
-    A message may be lost while Redis is away, so all are woken when the subscription comes back, and watchers poll from
-    time to time.
+    A message may be lost while Redis is away: all are woken when the subscription is back, and watchers poll, too.
     """
 
     def __init__(self, redis: RedisClient, channel: str) -> None:

@@ -14,6 +14,8 @@ import redis
 import redis.asyncio as aioredis
 import redis.asyncio.sentinel as aiosentinel
 import redis.sentinel
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 _SENTINEL_PORT: Final = 26379
 
@@ -46,7 +48,9 @@ def is_sentinel_url(url: str) -> bool:
 
 def open_redis_pool(url: str, *, max_connections: int, timeout: float, **options: Any) -> aioredis.ConnectionPool:
     """A pool of asynchronous connections; a caller waits up to `timeout` seconds for a free one."""
-    limits: dict[str, Any] = {"max_connections": max_connections, "timeout": timeout, **options}
+    # A connection to a master that has become a replica is closed: the next one finds the new master.
+    once = Retry(NoBackoff(), 0, (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError))
+    limits: dict[str, Any] = {"max_connections": max_connections, "timeout": timeout, "retry": once, **options}
     if not is_sentinel_url(url):
         return aioredis.BlockingConnectionPool.from_url(url, **limits)
     pool: aioredis.ConnectionPool = _find_master(url, aiosentinel.Sentinel, _BlockingSentinelPool, limits)

@@ -41,8 +41,7 @@ class RedisJobQueue:
         """Accept a job; return it and whether it is new. When this returns, the job survives the death of any process.
 
         A key seen before with the same request returns the first job, with another one it raises `Conflict`. Raises
-        QueueFull if too many jobs wait, RateLimited if the tenant's hold too many bytes, StorageFull if the storage is
-        full.
+        QueueFull if too many jobs wait, RateLimited if the tenant's hold too many bytes, StorageFull.
         """
         job_id = secrets.token_hex(16)
         inline = len(payload.body) <= self._settings.job_inline_max_bytes

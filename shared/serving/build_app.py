@@ -1,7 +1,6 @@
 """`build(...)`: the FastAPI app of a service from its Servables, the same under uvicorn, Ray Serve and in a container.
 
-Around a `Host` it adds health, metrics, models, task routes, Open Inference v2, the service's own routers and those of
-plug-ins.
+Around a `Host` it adds health, metrics, models, task routes, Open Inference v2, routers of the service and of plug-ins.
 """
 
 import asyncio

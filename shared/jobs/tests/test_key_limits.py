@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import redis
 
 from fovea.errors import RateLimited
 from services.gateway.policy.caller import Caller, KeyLimits
@@ -49,6 +50,21 @@ async def test_tokens_of_jobs_count_against_the_quota_of_their_key(redis_url, li
     await job(bob)
     await gateway.count(bob)
     await gateway.stop()
+
+
+async def test_a_job_waits_for_a_redis_that_is_away_for_a_moment_and_is_no_failed_attempt(limits, monkeypatch):
+    ann, look, asked = Caller("ann", frozenset({"infer"}), "k1"), limits._redis.sismember, []
+
+    async def fail_once(*given: str) -> bool:
+        asked.append(given)
+        if len(asked) == 1:
+            raise redis.ConnectionError("Connection reset by peer.")
+        return bool(await look(*given))
+
+    monkeypatch.setattr(limits._redis, "sismember", fail_once)
+    run: Any = charge_jobs(answer, UsageLedger(None), limits)
+    assert (await run(Payload("svc", "/v1/chat", b"", ann.job_headers, tenant="ann"), None)).status == 200
+    assert len(asked) == 2
 
 
 async def test_tokens_of_requests_stop_the_jobs_of_their_key_and_no_others(redis_url, limits):

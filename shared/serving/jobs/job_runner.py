@@ -11,6 +11,7 @@ from fovea.errors import FoveaError
 from shared.jobs.consumer import QueueConsumer
 from shared.jobs.key_limits import JobKeyLimits
 from shared.jobs.queue import Handler, Payload, Result, Ticket
+from shared.jobs.redis_client import retry_until_connected
 from shared.jobs.usage_ledger import UsageLedger
 from shared.jobs.worker import JobWorker
 from shared.settings import Settings
@@ -54,7 +55,7 @@ def charge_jobs(handler: Handler, ledger: UsageLedger, limits: JobKeyLimits) -> 
     """The handler, whose answers go into the ledger under the job's tenant and count against its key's tokens."""
 
     async def run(payload: Payload, ticket: Ticket) -> Result:
-        await limits.require_usable(payload.headers)
+        await retry_until_connected(lambda: limits.require_usable(payload.headers))  # an outage uses up no attempt
         started = time.monotonic()
         result = await handler(payload, ticket)
         if result.status < 400:

@@ -88,7 +88,7 @@ class ReplicaJobHandler:
             if not answer.done():
                 raise NotReady("The replica that ran this job hangs.", hint="Send the request again.", retry_after=1)
             return answer.result()
-        except httpx2.ConnectError:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
             self._replicas.avoid(replica)
             return None
         except httpx2.TransportError as error:

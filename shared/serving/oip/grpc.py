@@ -53,8 +53,7 @@ _RAW_FIELD: Final = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_co
 async def serve_grpc(host: Host, bind: str, port: int, settings: Settings) -> tuple[grpc.aio.Server, int]:
     """Start a server for a host, which may still be loading, on an address and a port; 0 takes a free one.
 
-    Returns the running server (stop it with `await server.stop(grace)`), and its port. Raises OSError: the port is in
-    use.
+    Returns the running server (stop it with `await server.stop(grace)`), and its port. Raises OSError: it is in use.
     """
     options = [
         ("grpc.max_receive_message_length", settings.max_body_bytes),

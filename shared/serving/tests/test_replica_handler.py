@@ -5,9 +5,11 @@ import base64
 import contextlib
 import gzip
 import json
+import socket
 import time
 from functools import partial
 
+import httpx2
 import pytest
 
 from fovea.api.replica import ReplicaRecord, replicas_key
@@ -109,6 +111,19 @@ async def test_replicas_of_another_version_that_are_not_ready_or_refuse_are_pass
     announce("http://127.0.0.1:1", "b", version="canary")
     announce("http://127.0.0.1:1", "c", ready=False)
     for _ in range(4):
+        assert (await handler(payload(text="x"), Ticket())).status == 200
+
+
+async def test_a_job_is_not_lost_to_a_node_that_has_died(replica, handler, announce, monkeypatch):
+    """Nobody answers a connection there; its record says that it is ready, and had no memory left, for some seconds."""
+    monkeypatch.setattr(handler._client, "timeout", httpx2.Timeout(None, connect=0.3))
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as waiting:
+        for _ in range(3):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        announce(f"http://127.0.0.1:{full.getsockname()[1]}", "a", memory=0.95)
+        handler._replicas._busy[replica.id] += 1
         assert (await handler(payload(text="x"), Ticket())).status == 200
 
 

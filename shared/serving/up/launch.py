@@ -1,7 +1,6 @@
 """`fovea up`: starts Redis, the services, which run the jobs, too, and the gateway, until Ctrl-C.
 
-It shows progress, sends one real request to each service, prints the URLs, and at the end stops everything in reverse
-order.
+It shows progress, sends one real request to each service, prints the URLs, and at the end stops all in reverse order.
 """
 
 import asyncio
