@@ -129,6 +129,20 @@ def test_placement_and_additions_reach_the_pods(tmp_path):
     assert "FOVEA_LLM_MODEL" not in env_of(specs["demo-llm-longctx"]), "a service's own setting is its own"
 
 
+def test_a_variable_of_a_service_replaces_that_of_the_chart(tmp_path):
+    """A list with a name twice is refused where the server applies objects, as Helm 4 has it."""
+    more = {"LOG_LEVEL": "DEBUG", "JUDGE_BASE_URL": "http://vllm:8000", "METHOD": "a"}
+    env = [{"name": f"FOVEA_{name}", "value": value} for name, value in more.items()]
+    values = {"services": {"relevance-judge": {"enabled": True, "env": env}}, "settings": {"LOG_LEVEL": "INFO"}}
+    for name, spec in pod_specs(render_file(tmp_path, values)):
+        names = [one["name"] for container in spec["containers"] for one in container.get("env", ())]
+        assert len(names) == len(set(names)), name
+        told = env_of(spec).items()
+        is_own = name in {"demo-relevance-judge", "demo-relevance-judge-worker"}
+        assert ({(one["name"], one["value"]) for one in env} <= told) is is_own, name
+        assert is_own or ("FOVEA_LOG_LEVEL", "INFO") in told or name == "demo-redis"
+
+
 def test_other_pods_can_be_placed_too(tmp_path):
     placed = {"nodeSelector": {"kubernetes.io/arch": "arm64"}, "tolerations": [{"key": "team", "operator": "Exists"}]}
     specs = dict(pod_specs(render_file(tmp_path, {"gateway": placed, "redis": placed, "ray": {"head": placed}})))

@@ -172,6 +172,45 @@ serviceAccountName: {{ . }}
 {{- end }}
 {{- end }}
 
+{{/* Variables of a container: a list may hold a name once, and those of the values win over ours. */}}
+{{- define "fovea.joinEnv" -}}
+{{- $own := index . 1 | default list -}}{{- $names := list -}}{{- $kept := list -}}
+{{- range $own }}{{ $names = append $names .name }}{{ end -}}
+{{- range index . 0 | fromYamlArray }}{{ if not (has .name $names) }}{{ $kept = append $kept . }}{{ end }}{{ end -}}
+{{ concat $kept $own | toYaml }}
+{{- end }}
+
+{{- define "fovea.workerEnv" -}}
+{{ include "fovea.env" (index . 0) }}
+- {name: FOVEA_SHUTDOWN_GRACE_S, value: {{ (index . 1).worker.graceSeconds | quote }}}
+{{- end }}
+
+{{- define "fovea.replicaEnv" -}}
+{{- $root := index . 0 -}}{{- $service := index . 1 -}}{{- $values := index . 2 -}}{{- $version := index . 3 -}}
+{{ include "fovea.serviceEnv" (list $root $service) }}
+{{ include "fovea.podIP" $root }}
+# A replica that reserves no GPU of Ray's still sees what its pod has, such as a slice of one.
+- {name: RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO, value: "0"}
+# As `shared.serving.ray` sets them where it starts Ray: no lower priority, and one guard of memory.
+- {name: RAY_worker_niceness, value: "0"}
+- {name: RAY_memory_monitor_refresh_ms, value: "0"}
+- {name: FOVEA_SHUTDOWN_GRACE_S, value: {{ $values.replicas.graceSeconds | quote }}}
+{{- if not $values.worker.enabled }}
+- {name: FOVEA_JOBS_IN_REPLICA, value: "1"}
+{{- end }}
+{{- if and $values.gpus (include "fovea.hasVolume" $root) }}
+# Compiled kernels outlive pods.
+- {name: TRITON_CACHE_DIR, value: /store/cache/triton}
+{{- end }}
+{{- if and (eq $service "llm-longctx") (gt (int $values.gpus) 1) }}
+# A process per GPU, all in this pod, hold the model together.
+- {name: FOVEA_LLM_TENSOR_PARALLEL, value: {{ $values.gpus | quote }}}
+{{- end }}
+{{- with $version.name }}
+- {name: FOVEA_SERVICE_VERSION, value: {{ . | quote }}}
+{{- end }}
+{{- end }}
+
 {{- define "fovea.podIP" -}}
 - name: FOVEA_REPLICA_ADVERTISED_HOST
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
