@@ -17,7 +17,7 @@ def build_client_options(url: str, key: str | None = None, timeout: float = 300.
     Raises Malformed: the URL is not valid; Unauthenticated: the key can't be one.
     """
     with translate_errors(url):
-        parsed = httpx2.URL(url)
+        parsed = httpx2.URL(str(url))
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise httpx2.UnsupportedProtocol(url)
     key = (key or "").strip()  # files and Secrets end with a line break
