@@ -60,8 +60,7 @@ def plugin_rooms(service: str) -> tuple[str, ...]:
 def builder(name: str, layouts: Sequence[Mapping[str, Any]] = ()) -> Callable[[F], F]:
     """Mark a function (or class) as the builder that `network(name, ...)` calls.
 
-    `layouts` are the keywords of all official layouts of a network that was published in several; else the defaults are
-    it.
+    `layouts` are the keywords of all official layouts of a network that was published in several, if not the defaults.
     """
 
     def mark(build: F) -> F:

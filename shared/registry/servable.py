@@ -60,9 +60,7 @@ class LoadContext:
         weights: Folder of imported checkpoints, by model name; they win over what came with the package.
         objects: Users' data, shared by all processes; None where nothing outlives this one.
         threads: Intra-op threads; 0 means the library's default.
-        options: Further facts, as text: `llm_model`, `llm_dtype`, `llm_weights`, `llm_kv_cache_dtype`, `triton_url`,
-            `vision_precision`, `triton_timeout_s`, `triton_connections`, `max_body_bytes`, `max_pixels`, `max_side`,
-            `picture_memory_bytes`, `llm_adapters`.
+        options: Further settings by name, as text (`device_placement.load_context`), such as `max_pixels`.
         graphs: Folder of exported graphs that came with an image; they win over the cache.
     """
 
@@ -277,3 +275,6 @@ class Servable(ABC, Generic[Request, Answer]):
         super().__init_subclass__(**kwargs)
         if "card" in vars(cls) and not (hasattr(cls, "In") and hasattr(cls, "Out")):
             raise TypeError(f"{cls.__name__} has a card but no In or Out")
+        for name, one in cls.In.model_fields.items() if "card" in vars(cls) else ():
+            if one.annotation is bytes and not one.metadata:
+                raise TypeError(f"{cls.__name__}: JSON can't hold {name!r} as bytes; use fovea.api.image.ImageBytes")

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pydantic import create_model
 
 import services
 from fovea.errors import Cancelled, DeadlineExceeded, NotFound
@@ -102,6 +103,9 @@ def test_unknown_network_lists_the_known_and_a_card_without_types_is_refused():
     facts = Card(name="x", task="echo", summary="s", paper=Paper(title="t", venue="v", year=1), licence="MIT")
     with pytest.raises(TypeError, match="no In or Out"):
         type("Untyped", (Servable,), {"card": facts})
+    picture = create_model("PlainIn", image=(bytes, ...))
+    with pytest.raises(TypeError, match=r"Plain: JSON can't hold 'image' as bytes; use fovea\.api\.image\.ImageBytes"):
+        type("Plain", (Servable,), {"card": facts, "In": picture, "Out": picture})
 
 
 def test_run_stops_when_cancelled_or_late_and_reports_progress_inside_its_range():

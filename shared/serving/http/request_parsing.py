@@ -104,8 +104,7 @@ async def parse_request(request: Request | JobRequest) -> ParsedRequest:
 async def open_form(request: Request | JobRequest, *, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
     """The form of a request; its files go with the block.
 
-    Raises Malformed: its charset can't be read, for example `undefined`; BadInput: it is broken, or has too many
-    fields.
+    Raises Malformed: its charset can't be read, for example `undefined`; BadInput: it is broken or too long.
     """
     is_multipart = request.headers.get("content-type", "").strip().lower().startswith("multipart/form-data")
     try:

@@ -52,8 +52,7 @@ async def describe_model(host: Host, name: str, version: str = "") -> dict[str, 
 async def describe_config(host: Host, name: str, version: str = "") -> dict[str, Any]:
     """The part of Triton's model configuration that clients read.
 
-    `max_batch_size` is the Card's limit, and `dims` then leave out the batch axis; without a limit it is 0 and `dims`
-    are whole shapes.
+    `max_batch_size` is the Card's limit, and `dims` then leave out the batch axis; without a limit it is 0.
     """
     await host.wake(name)
     inputs, outputs = host.tensors(name, version)

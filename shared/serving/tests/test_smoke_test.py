@@ -203,7 +203,9 @@ def test_rooms_that_are_left_out_or_broken_are_findings_and_hide_nothing(machine
     monkeypatch.setattr(
         room.plugins, "entries", lambda *of: (*real(*of), *(typos if of == (discovery.MODELS,) else []))
     )
-    no_service, no_package = found(machine(), "rooms")[1:]
+    monkeypatch.setattr(room, "entry_points", lambda: SimpleNamespace(groups={"fovea.model", "fovea.models", "other"}))
+    no_service, no_package, no_group = found(machine(), "rooms")[1:]
+    assert no_group.detail.startswith("entry points of 'fovea.model' left out: the groups are fovea.adapters")
     assert "its entry point 'detecton.mine' begins with no service" in no_service.detail
     assert "there is no package 'mine.models'" in no_package.detail
 

@@ -8,7 +8,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +29,7 @@ from shared.storage import open_object_store
 
 Verdict = Literal["good", "note", "bad"]
 
+_READ = ("adapters", "commands", "extensions", "findings", "models", "pages", "recipes", "routes", "sources", "traffic")
 _MIN_MEMORY_BYTES = 4 * 2**30
 _MARKS = {"good": "[green]✓[/]", "note": "[yellow]·[/]", "bad": "[red]✗[/]"}
 
@@ -141,6 +142,8 @@ def _rooms(_: Settings) -> list[Diagnosis]:
             left.append(f"{plugins.owner(one)} left out: its entry point {one.name!r} begins with no service")
         elif one in models and not discovery.module_names(one.module):
             left.append(f"{plugins.owner(one)} left out: there is no package {one.module!r}")
+    odd = [name for name in entry_points().groups if name.startswith("fovea.") and name[6:] not in _READ]
+    left += [f"entry points of {group!r} left out: the groups are fovea.{', '.join(_READ)}" for group in sorted(odd)]
     return [Diagnosis("rooms", "note", told) for told in left]
 
 

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import Tensor, nn
 
-from fovea.errors import NotFound
+from fovea.errors import Fault, NotFound
 from fovea.plugins import entries
 from fovea_recipes.training.calibrate import ServingFacts
 from fovea_recipes.training.intervals import mean_interval
@@ -225,9 +225,12 @@ def recipes() -> dict[str, type[Recipe]]:
 
 
 def recipe_named(name: str) -> type[Recipe]:
-    """The recipe of that name; NotFound, which lists those there are, if there is none."""
+    """The recipe of that name; NotFound, which lists those there are, if there is none; Fault: it is unfinished."""
     known = recipes()
     if name not in known:
         detail = f"{name!r} is not a recipe. Available: {', '.join(known) or 'none'}."
         raise NotFound(detail, hint="`fovea train` lists the recipes.")
+    if missing := sorted(getattr(known[name], "__abstractmethods__", ())):
+        detail = f"The recipe {name!r} has no {' and no '.join(missing)}."
+        raise Fault(detail, hint=f"Write {'it' if len(missing) == 1 else 'them'} in {known[name].__module__}.")
     return known[name]

@@ -21,7 +21,7 @@ from fovea_recipes.training import cli as training_cli
 from fovea_recipes.training.cli import configure_recipe
 from fovea_recipes.training.initializers import read_initializers
 from fovea_recipes.training.publish import _round, arrays_of, publish
-from fovea_recipes.training.recipe import join_names, recipe_named, recipes
+from fovea_recipes.training.recipe import Recipe, join_names, recipe_named, recipes
 from fovea_recipes.training.trainer import fit
 from shared.export.onnx_export import export_onnx
 from shared.registry.weights import Manifest, NetworkSpec, read_weights, write_weights
@@ -47,6 +47,15 @@ def test_recipes_of_every_service_are_found_and_an_unknown_one_lists_them():
         assert (kind.__doc__ or "").strip()
     with pytest.raises(NotFound, match="pranet-demo"):
         recipe_named("soup")
+
+
+def test_a_recipe_that_is_not_finished_names_its_missing_methods(monkeypatch):
+    class Unfinished(Recipe, name="unfinished", weights="x"):
+        pass
+
+    monkeypatch.setattr(recipe, "recipes", lambda: {"unfinished": Unfinished})
+    with pytest.raises(Fault, match="no batches and no config and no loss and no measure and no prepare and no score"):
+        recipe_named("unfinished")
 
 
 def test_knobs_are_set_by_name_and_dots_reach_into_groups(line):
