@@ -169,7 +169,7 @@ def require_local_request(ctx: RequestContext, own: str) -> None:
     A page of some web site can make a browser on this machine send requests to a loopback port. Two headers reveal it:
     a foreign `Host` (DNS rebinding) and a foreign `Origin`.
 
-    Raises PermissionDenied: `Host` is no loopback name, or `Origin` is another site and the request a change.
+    Raises PermissionDenied: `Host` is not a loopback name, or `Origin` is another site and the request a change.
     """
     host = ctx.headers.get(b"host", b"localhost").decode("latin-1")
     name = without_port(host)
