@@ -147,7 +147,7 @@ def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy_and_an_authority(m
         httpx2.Client(**build_client_options("https://127.0.0.1"))
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "ftp://host", "http://", "127.0.0.1:8080"])
+@pytest.mark.parametrize("url", ["", None, "nonsense", "ftp://host", "http://", "127.0.0.1:8080"])
 def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
     with pytest.raises(errors.Malformed, match="not the address"):
         build_client_options(url)
