@@ -18,6 +18,9 @@ from shared.registry import CallContext
 
 FORMS = (("A", " A", "a", " a"), ("B", " B", "b", " b"))
 
+MAX_PAIRS = 500_000
+"""Pairs of labelled passages that comparisons are drawn from: TREC's pools have 75 million, which fill any memory."""
+
 
 @dataclass(frozen=True)
 class PassagePair:
@@ -88,6 +91,10 @@ def sample_comparisons(
     for qid, docid in labels:
         if qid in topics and docid in passages:
             groups.setdefault(qid, []).append(docid)
+    cap = max(math.isqrt(2 * MAX_PAIRS // max(len(groups), 1)), 2)
+    for docids in groups.values():
+        if len(docids) > cap:
+            docids[:] = [docids[place] for place in draw.choice(len(docids), cap, replace=False)]
     found = [(qid, *pair) for qid, docids in groups.items() for pair in combinations(docids, 2)]
     sides: list[list[tuple[str, str, str]]] = [[], []]
     for place in draw.permutation(len(found)):

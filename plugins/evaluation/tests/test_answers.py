@@ -1,9 +1,11 @@
 """Answers: their claims, what covers them, nuggets, and what a model says of both; passages compared in both orders."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from fovea_evaluation import claims
+from fovea_evaluation import claims, comparisons
 from fovea_evaluation.metrics.answers import score_answer
 from fovea_evaluation.metrics.preferences import Preference, measure_order_bias
 from plugins.evaluation.tests.test_systems import MINI
@@ -99,6 +101,30 @@ def test_asking_in_both_orders_is_more_accurate_than_in_one():
     found = measure_order_bias(preferences(first=1.5, truth=1.0, count=300))
     assert found.accuracy.share > found.single_order_accuracy.share + 0.2
     assert measure_order_bias([]).consistent is None
+
+
+@pytest.mark.parametrize("label", [1, -1])
+def test_a_choice_of_neither_side_is_neither_right_nor_wrong(label):
+    """Counted as the second passage, a judge that always says A was right wherever people prefer the second."""
+    always_first = [Preference(1.0, 0.0, 5, 5, label)] * 9
+    right = Preference(0.9, 0.7, 5, 5, 1)
+    found = measure_order_bias([*always_first, right])
+    assert (found.accuracy.share, found.accuracy.cases) == (1.0, 1)
+    silent = measure_order_bias([Preference(0.5, 0.5, 5, 5, label)] * 9)
+    assert (silent.accuracy, silent.single_order_accuracy) == (None, None)
+
+
+def test_comparisons_are_drawn_from_large_pools_in_little_memory(monkeypatch):
+    monkeypatch.setattr(comparisons, "MAX_PAIRS", 1000)
+    labels = {(str(q), f"d{d}"): d % 4 for q in range(5) for d in range(400)}
+    texts = {str(q): "q" for q in range(5)}, {f"d{d}": "p" for d in range(400)}
+    tracemalloc.start()
+    found = comparisons.sample_comparisons(*texts, labels, most=40, seed=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20, "all 400,000 pairs take 40 MB"
+    assert (len(found), sum(pair.label == 0 for pair in found), len({pair.names[0] for pair in found})) == (40, 20, 5)
+    assert found == comparisons.sample_comparisons(*texts, labels, most=40, seed=1)
 
 
 def test_a_model_that_always_says_a_is_found_out(client):

@@ -3,7 +3,8 @@
 import pytest
 
 from fovea.cli.common_options import GatewayOptions
-from fovea_evaluation.commands import systems
+from fovea.errors import Malformed
+from fovea_evaluation.commands import answers, systems
 from tests.command import help_runner
 
 
@@ -17,3 +18,12 @@ def test_a_judge_that_a_table_leaves_out_is_named_in_every_form_of_output(monkey
     monkeypatch.setattr(systems, "fetch", lambda *_, **__: found)
     systems.leaderboard(gateway=GatewayOptions(json_lines=True))
     assert capsys.readouterr() == ("", "one is not shown: No grade.\n")
+
+
+def test_two_passages_of_one_id_are_refused_where_the_first_was_dropped(tmp_path):
+    file = tmp_path / "passages.jsonl"
+    file.write_text('{"id": 1, "text": "a"}\n{"id": "1", "text": "a"}\n{"id": "01", "text": "b"}\n')
+    assert answers._passages(file) == {"1": "a", "01": "b"}
+    file.write_text('{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n')
+    with pytest.raises(Malformed, match=r"The id 1 comes again in passages\.jsonl"):
+        answers._passages(file)

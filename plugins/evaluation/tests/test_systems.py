@@ -111,6 +111,14 @@ def test_systems_are_compared_with_a_sentence_each(client):
         assert f"interval {-high:+.4f} to {-low:+.4f}" in row["statement"]
 
 
+def test_sentences_name_the_interval_that_was_asked_for(client):
+    found = post(client, "significance", {"labels": FIRST, "runs": RUNS, "draws": 100, "level": 0.001})
+    assert "(99.9% interval" in found["comparisons"][0]["statement"]
+    human = format_qrels({pair: grade for pair, grade in MINI.labels.items() if pair[0] != "1"})
+    body = {"human": human, "judge": SECOND, "runs": RUNS, "confidence": 0.995}
+    assert "(99.5% interval" in post(client, "corrected", body)["differences"][0]["statement"]
+
+
 def collection(queries: int, seed: int = 0) -> tuple[str, str, dict[str, float]]:
     """Labels of a judge who is right three times of four, runs of two systems, and the true scores."""
     draw = np.random.default_rng(seed)
@@ -171,6 +179,21 @@ def test_tied_systems_share_their_rank_in_whatever_order_they_come(client):
         body = {"reference": FIRST, "judge": "1 0 m01-1 1\n1 0 m01-4 1\n", "runs": runs}
         shifts = {row["system"]: row["shift"] for row in post(client, "rankings", body)["systems"]}
         assert shifts == {"a": -0.5, "b": 1.0, "c": -0.5}
+
+
+@pytest.mark.parametrize("measure", ["P_5", "P_10"])
+def test_systems_whose_queries_add_up_to_as_much_are_tied(measure):
+    """In floats 0.2 + 0.4 is more than 0.6 + 0, which parted systems that find as many passages."""
+    labels = {(q, f"d{n}"): 1 for q in ("1", "2") for n in range(3)}
+
+    def run(*found: int) -> dict[str, dict[str, float]]:
+        others = {f"x{n}": 1.0 for n in range(5)}
+        return {q: others | {f"d{n}": 2.0 for n in range(count)} for q, count in zip("12", found, strict=True)}
+
+    scores = system_scores({"a": run(1, 2), "b": run(3, 0), "c": run(2, 1), "d": run(0, 0)}, labels, measure=measure)
+    assert scores["a"] == scores["b"] == scores["c"] > scores["d"]
+    found = compare(scores, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 0.0})
+    assert (found.tau_b, found.rho) == (pytest.approx(1), pytest.approx(1))
 
 
 def test_a_family_that_gains_ranks_is_preferred(client):

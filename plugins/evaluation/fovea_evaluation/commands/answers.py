@@ -102,4 +102,8 @@ def _passages(path: Path | None) -> dict[str, str]:
         raise Malformed(f"{path.name} is not JSON.") from error
     if not all(isinstance(row, dict) and {"id", "text"} <= set(row) for row in rows):
         raise Malformed(f"{path.name} is not JSON lines with id and text.")
-    return {str(row["id"]): row["text"] for row in rows}
+    found: dict[str, str] = {}
+    for row in rows:
+        if found.setdefault(str(row["id"]), row["text"]) != row["text"]:
+            raise Malformed(f"The id {row['id']} comes again in {path.name}, with another text.")
+    return found

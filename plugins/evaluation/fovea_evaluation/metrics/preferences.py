@@ -55,8 +55,8 @@ class OrderBias(BaseModel):
     longer: Share | None = Field(
         description="Of consistent ones of equal grade (all, if nobody labelled): how often the longer passage won."
     )
-    accuracy: Share | None = Field(description="Agreement with people, averaged over both orders.")
-    single_order_accuracy: Share | None = Field(description="Agreement if each is asked once, first passage first.")
+    accuracy: Share | None = Field(description="Agreement with people, averaged over both orders; ties are left out.")
+    single_order_accuracy: Share | None = Field(description="The same if each is asked once, first passage first.")
 
 
 def measure_order_bias(preferences: Sequence[Preference]) -> OrderBias:
@@ -66,17 +66,21 @@ def measure_order_bias(preferences: Sequence[Preference]) -> OrderBias:
     flipped = [one for one in preferences if not one.is_consistent and one.forward != one.backward]
     labelled = any(one.label is not None for one in preferences)
     even = [one for one in steady if one.first_words != one.second_words and (one.label == 0 or not labelled)]
-    decided = [one for one in preferences if one.label]
     first = _share([one.forward > one.backward for one in flipped])
     longer = _share([(one.mean > 0.5) == (one.first_words > one.second_words) for one in even])
     return OrderBias(
         consistent=_share([one.is_consistent for one in preferences]),
         shown_first=first,
         longer=longer,
-        accuracy=_share([(one.mean > 0.5) == (one.label == 1) for one in decided]),
-        single_order_accuracy=_share([(one.forward > 0.5) == (one.label == 1) for one in decided]),
+        accuracy=_agreement([(one.mean, one.label) for one in preferences]),
+        single_order_accuracy=_agreement([(one.forward, one.label) for one in preferences]),
         statement=_state(len(preferences), len(steady), first, longer),
     )
+
+
+def _agreement(cases: Sequence[tuple[float, int | None]]) -> Share | None:
+    """How often a probability of the first passage lies on the side of its label, where both take a side."""
+    return _share([(first > 0.5) == (label > 0) for first, label in cases if label and first != 0.5])
 
 
 def _share(cases: Sequence[bool]) -> Share | None:

@@ -56,7 +56,8 @@ def system_scores(
     for tag, run in runs.items():
         rows = evaluate(run, qrels, measures=[measure], relevance_level=relevance_level)
         if count := labelled if missing == "zero" else len(rows):
-            scores[tag] = math.fsum(row[measure] for row in rows.values()) / count
+            mean = math.fsum(row[measure] for row in rows.values()) / count
+            scores[tag] = round(mean, 12)  # equal means stay tied: 0.2 + 0.4 is not 0.6 + 0
     return scores
 
 

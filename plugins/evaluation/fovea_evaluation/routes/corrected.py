@@ -174,7 +174,7 @@ def _estimate(human: Floats, judge: Floats, rest: Floats, confidence: float) -> 
 def _describe(first: str, second: str, found: EstimateOut, body: HumanSample, labelled: int) -> DifferenceEstimate:
     low, high = found.interval
     is_significant = low > 0 or high < 0
-    what = f"{found.corrected:+.4f} {body.measure} ({body.confidence:.0%} interval {low:+.4f} to {high:+.4f}"
+    what = f"{found.corrected:+.4f} {body.measure} ({100 * body.confidence:g}% interval {low:+.4f} to {high:+.4f}"
     source = f"prediction-powered over {labelled} queries that people labelled)"
     verb = "differ by" if is_significant else "are not shown to differ:"
     statement = f"{first} and {second} {verb} {what}, {source}."

@@ -179,7 +179,7 @@ def _describe(test: PairTest, body: SignificanceIn, tests: int, queries: int) ->
     is_significant = test.p_corrected <= body.level
     low, high = test.interval if test.difference >= 0 else (-test.interval[1], -test.interval[0])  # of the better one
     evidence = (
-        f"{abs(test.difference):.4f} {body.measure} over {queries} queries ({1 - body.level:.0%} interval "
+        f"{abs(test.difference):.4f} {body.measure} over {queries} queries ({100 - 100 * body.level:g}% interval "
         f"{low:+.4f} to {high:+.4f}; permutation p {test.p:.4g}"
         + (f", {body.correction} over {tests} comparisons {test.p_corrected:.4g})" if tests > 1 else ")")
     )
