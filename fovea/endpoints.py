@@ -108,7 +108,7 @@ def sweep(prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: U
     Returns:
         The grid, layer by layer; its columns are positions or heads.
     """
-    given = {"prompt": prompt, "tokens": list(tokens), **options}
+    given = {"prompt": prompt, "tokens": [tokens] if isinstance(tokens, str) else list(tokens), **options}
     return Call("POST", "/v1/sweeps", parse_as(Sweep), json={name: x for name, x in given.items() if x is not None})
 
 

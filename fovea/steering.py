@@ -23,16 +23,16 @@ def create_vector(name: str, positive: Sequence[Any], negative: Sequence[Any], *
         negative: The opposite.
         options: `model`, `layers`, `tokens`, as `fovea.api.steering.SteeringVectorRequest` describes them.
     """
-    body = {"name": name, "positive": list(positive), "negative": list(negative)}
+    sides = {"positive": positive, "negative": negative}
+    body = {"name": name} | {side: [one] if isinstance(one, str) else list(one) for side, one in sides.items()}
     given = {key: value for key, value in options.items() if value is not None}
     return Call("POST", _PATH, parse_as(SteeringVector), json=body | given)
 
 
 def get_vector(name: str, *, values: bool = False) -> Call[SteeringVector]:
     """Get a vector by `name@version`, or the newest of a name; with `values` its numbers, too."""
-    return Call(
-        "GET", f"{_PATH}/{quote(name)}", parse_as(SteeringVector), params={"values": "true" if values else None}
-    )
+    params = {"values": "true" if values else None}
+    return Call("GET", f"{_PATH}/{quote(name)}", parse_as(SteeringVector), params=params)
 
 
 def list_vectors() -> Call[list[SteeringVector]]:

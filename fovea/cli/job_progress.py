@@ -11,7 +11,7 @@ from fovea.api.job import Job
 from fovea.call import Call
 from fovea.cli.output import Screen
 from fovea.client import Client
-from fovea.errors import FoveaError
+from fovea.errors import FoveaError, NotFound
 
 
 def describe_state(job: Job) -> str:
@@ -48,7 +48,7 @@ def follow_job(
             follow, fetch = f"fovea jobs watch {job_id}", f"fovea jobs result {job_id} -o FILE"
             text = f"The job {job_id} goes on. Follow it: {follow}. Fetch its answer: {fetch}."
             if isinstance(error, FoveaError):
-                error.hint = text
+                error.hint = error.hint if isinstance(error, NotFound) else text
             else:
                 Screen().note(f"{text} Cancel it: fovea jobs cancel {job_id}.")
             raise

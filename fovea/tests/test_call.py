@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fovea import AsyncClient, Client, endpoints, errors
+from fovea import AsyncClient, Client, endpoints, errors, steering
 from fovea.api.job import Job
 from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.api.model import ModelEntry
@@ -290,6 +290,12 @@ def test_a_picture_or_an_adapter_that_is_none_says_so(tmp_path):
     for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
         with pytest.raises(errors.NotFound, match="no folder of an adapter"):
             add_adapter(path)
+
+
+def test_a_text_alone_is_one_entry_and_not_its_letters():
+    assert endpoints.sweep("a b", " Mary").json["tokens"] == [" Mary"]
+    made = steering.create_vector("calm", "a quiet text", ["a", "b"]).json
+    assert (made["positive"], made["negative"]) == (["a quiet text"], ["a", "b"])
 
 
 @pytest.mark.parametrize(

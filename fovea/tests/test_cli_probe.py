@@ -13,7 +13,7 @@ from fovea.cli.batch_images import run_concurrently, write_files
 from fovea.cli.commands import probe, restore
 from fovea.cli.common_options import Connection
 from fovea.cli.output import Screen
-from fovea.errors import DeadlineExceeded, NotReady, TooLarge
+from fovea.errors import DeadlineExceeded, NotFound, NotReady, TooLarge
 from services.gateway.tests.stub_service import AFTER, Seeing, plain, restored
 from tests.command import command_runner
 
@@ -124,6 +124,16 @@ def test_a_lost_connection_names_the_job_and_how_to_go_on(study, monkeypatch, er
     assert "fovea jobs result retrieval-heads -o FILE" in err
 
 
+def test_a_job_that_is_gone_does_not_go_on(study, monkeypatch):
+    def events(self, job_id):
+        yield SimpleNamespace(progress=0.5, note="1 of 2 cells", status="running")
+        raise NotFound("There is no job.", hint="Jobs are kept for a day.")
+
+    monkeypatch.setattr(FakeClient, "events", events)
+    code, _, err, _ = study("retrieval-heads")
+    assert (code, "goes on" in err, "Jobs are kept for a day." in err) == (4, False, True)
+
+
 def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(study, tmp_path):
     code, out, _, client = study("retrieval-heads", "--then", "duo", "--lengths", "350", "-o", str(tmp_path / "out"))
     assert code == 0
@@ -176,6 +186,12 @@ def test_a_plan_by_name_is_made_of_what_retrieval_finds(study, tmp_path):
     ]
     assert '"plan": "mine"' in err
     assert (tmp_path / "head-plan.json").exists()
+
+
+def test_a_plan_that_was_not_made_is_not_advised(study, monkeypatch):
+    monkeypatch.setitem(HEADS, "artefacts", [])
+    code, _, err, _ = study("calibrate", "mine", "--kind", "act", verb="heads")
+    assert (code, '"plan"' in err) == (0, False)
 
 
 def test_binary_artefacts_are_written_as_they_are(tmp_path):

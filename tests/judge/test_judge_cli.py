@@ -96,6 +96,9 @@ def test_labels_that_cuts_are_fitted_to_are_read_as_they_are():
     assert (found["queries"], found["pairs"]) == (["7", "7"], ["7 a", "7 b"])
     with pytest.raises(Malformed, match="Line 2"):
         _build_training(lines, "7 0 a 1\n7 b 3\n")
+    with pytest.raises(Malformed, match=r"Line 3 of .* again"):
+        _build_training(lines, "7 0 a 1\n7 0 b 2\n7 0 a 3\n")
+    assert _build_training(lines, "7 0 a 3\n7 0 a 9\n")["grades"] == [3]
 
 
 def test_judges_of_one_file_name_and_files_with_marks_and_without_last_line_breaks_stay_apart(tmp_path):

@@ -45,8 +45,7 @@ def calibrate(
     echo and induction heads, duo trains gates, act searches for heads to calibrate, centres averages queries for
     triattention.
     """
-    screen = gateway.screen
-    lm_option = {"lm": lm} if lm else {}
+    screen, lm_option = gateway.screen, {"lm": lm} if lm else {}
     request: dict[str, Any] = {"model": "head-plans", "kind": kind, "name": name, **lm_option}
     request |= {} if share is None else {"share": share}
     with gateway.open() as client:
@@ -62,5 +61,6 @@ def calibrate(
         report = run_study(client, screen, request)
     save_report(report, "head-plans", output, screen)
     print_report(screen, report)
-    method = {"act": "act", "centres": "triattention"}.get(kind, "duo")
-    screen.note(f'"longctx": {{"method": "{method}", "plan": "{name}"}}')
+    if report["artefacts"]:  # else there is no plan
+        method = {"act": "act", "centres": "triattention"}.get(kind, "duo")
+        screen.note(f'"longctx": {{"method": "{method}", "plan": "{name}"}}')

@@ -74,6 +74,7 @@ class SpendingLimits:
 
 
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv"}
+_OWNER = {"template": "template", "model": "llm"}
 
 
 def pair(
@@ -85,9 +86,8 @@ def pair(
     gateway: GatewayOptions,
 ) -> None:
     """Grade one passage for one query; the exit code is 1 if there is no grade."""
-    text = read_text(Path("-")) if passage == "-" else passage
+    screen, text = gateway.screen, read_text(Path("-")) if passage == "-" else passage
     body = {"model": choice.judge, "pairs": [{"query": query, "passage": text}], "rationale": rationale or None}
-    screen = gateway.screen
     with gateway.open() as client:
         answer = client.run("judge", {**body, **choice.options})
     verdict = answer["results"][0]
@@ -183,22 +183,22 @@ def _build_training(lines: str, qrels: str) -> dict[str, Any]:
         if fields := line.split():
             if len(fields) != 4 or not fields[3].removeprefix("-").isdecimal():
                 raise Malformed(f"Line {number} of the labels to fit to is not `qid 0 docid grade`.")
-            truth[fields[0], fields[2]] = min(max(int(fields[3]), 0), 3)  # onto the scale, as measures of judges do
+            grade = min(max(int(fields[3]), 0), 3)  # onto the scale, as measures of judges do
+            if truth.setdefault((fields[0], fields[2]), grade) != grade:
+                raise Malformed(f"Line {number} of the labels to fit to labels its pair again, with another grade.")
     try:
         rows = [json.loads(line) for line in lines.split("\n") if line.strip()]
         signals = {(str(row["qid"]), str(row["docid"])): row for row in rows if row.get("signal") is not None}
         labelled = {pair: row for pair, row in signals.items() if pair in truth}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Malformed("The labels of the batch are not JSON lines.", hint="Write them with -o x.jsonl.") from error
-    owner = {field: {row.get(field) for row in labelled.values()} for field in ("template", "llm")}
-    one = {field: next(iter(values)) if len(values) == 1 else None for field, values in owner.items()}
+    seen = {name: {row.get(field) for row in labelled.values()} for name, field in _OWNER.items()}
     return {
         "signals": [row["signal"] for row in labelled.values()],
         "grades": [truth[pair] for pair in labelled],
         "queries": [qid for qid, _ in labelled],
         "pairs": [" ".join(pair) for pair in labelled],
-        "template": one["template"],
-        "model": one["llm"],
+        **{name: next(iter(values)) if len(values) == 1 else None for name, values in seen.items()},
     }
 
 
