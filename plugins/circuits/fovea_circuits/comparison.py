@@ -118,7 +118,7 @@ def _resolve_report(side: str | dict[str, Any], results: TenantResults, field: s
 
 
 def _effect_maps(report: Report, field: str) -> list[np.ndarray]:
-    maps = [np.array(grid.values, dtype=float) for grid in report.grids if grid.name.startswith("effect")]
-    if not maps:
-        raise InvalidOption(f"{field} has no effect map: it is not a report of circuits.", field=field)
-    return maps
+    tables = [grid.values for grid in report.grids if grid.name.startswith("effect")]
+    if not tables or any(len({*map(len, values)}) != 1 or not values[0] for values in tables):
+        raise InvalidOption(f"{field} has no effect map of all heads: it is not a report of circuits.", field=field)
+    return [np.array(values, dtype=float) for values in tables]

@@ -9,22 +9,26 @@ import torch
 from pydantic import ValidationError
 from scipy.stats import spearmanr
 
-from fovea.errors import InvalidOption, Malformed, TooLarge
+from fovea.errors import Cancelled, InvalidOption, Malformed, TooLarge
 from fovea_circuits.activation_cache import run_with_cache
 from fovea_circuits.circuit_tasks import group_by_length, make_coloured_objects, make_indirect_objects, parse_pairs
 from fovea_circuits.experiments import head_comparison
 from fovea_circuits.experiments.activation_patching import ActivationPatching
 from fovea_circuits.experiments.attribution import LogitAttribution
-from fovea_circuits.experiments.circuits import Circuits, logit_difference
+from fovea_circuits.experiments.circuits import Circuits, logit_difference, run
 from fovea_circuits.experiments.deconstruction import Deconstruction
 from fovea_circuits.experiments.head_comparison import HeadComparison
 from fovea_circuits.experiments.indicators import Indicators, indicators
 from fovea_circuits.simplified_attention import SimplifiedAttention
 from plugins.circuits.tests.conftest import GOLDEN, read
+from services.interpretability.core.report import Report
+from services.interpretability.core.result_store import ResultStore
 from services.interpretability.tests.conftest import ask, probing
+from shared.registry import CallContext
 from tests.golden import read_golden
 from tests.harness.language_model import share_language_model
 
+MAP = {"name": "effect", "rows": {"label": "", "ticks": []}, "columns": {"label": "", "ticks": []}, "caption": ""}
 LINE = {"clean": "abc", "corrupt": "abd", "correct": "x", "wrong": ["y", "z"]}
 
 
@@ -57,6 +61,37 @@ def test_a_knock_out_of_most_heads_has_no_control(context):
     report = ask(Circuits, context, knockout=7)
     assert [bar.value is None for bar in report.bars[0].bars] == [False, False, True]
     assert "no control" in report.bars[0].caption
+
+
+class StoppedAfter(CallContext):
+    """A caller that leaves after so many looks at whether it is still there."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.left = looks
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Cancelled("The caller left.")
+
+
+def test_a_run_that_is_stopped_between_any_two_cells_keeps_what_it_has(context):
+    study, spec = Circuits.load(context), Circuits.In.model_validate(Circuits.card.example)
+    for looks in range(1, 100):
+        study.store = ResultStore(context.objects.under(str(looks)), context.cache)
+        (found,) = study.predict([spec], StoppedAfter(looks))
+        if not isinstance(found, Cancelled):
+            break
+    assert looks > 5
+    assert isinstance(found, Report)
+
+
+def test_pairs_that_a_task_does_not_read_are_a_warning(context, monkeypatch):
+    assert (Circuits.In().unread, Circuits.In(task="own", pairs="{}").unread) == ([], [])
+    monkeypatch.setattr(run, "make_cases", lambda spec, subject: parse_pairs(subject, spec.pairs))
+    report = ask(Circuits, context, task="ioi", knockout=0)
+    assert report.warnings[0] == "pairs were not read: they belong to the task own, and this is ioi."
 
 
 def test_unsolved_tasks_warn_and_overrides_without_wrong_answers_are_refused(context):
@@ -112,6 +147,7 @@ def test_heads_that_score_alike_have_one_rank():
     [
         (ActivationPatching, {"corrupt": "longer than that"}, "corrupt"),
         (ActivationPatching, {"correct": "12", "wrong": "15"}, "wrong"),
+        (ActivationPatching, {"site": "resid_mid", "positions": [0]}, "positions"),
         (LogitAttribution, {"correct": "12", "wrong": "15"}, "wrong"),
         (Deconstruction, {"kinds": ["average"], "corpus": "short"}, "corpus"),
         (Indicators, {"layers": [3]}, "layers"),
@@ -196,8 +232,12 @@ async def test_circuits_are_compared_at_several_thresholds(client):
 
 
 @pytest.mark.parametrize(
-    ("side", "status", "field"), [("0" * 64, 404, ""), ({}, 400, "first"), ({"title": "x"}, 422, "first")]
-)
+    ("side", "status", "field"),
+    [
+        ("0" * 64, 404, ""), ({}, 400, "first"), ({"title": "x"}, 422, "first"),
+        *(({"title": "x", "grids": [MAP | {"values": v}]}, 422, "first") for v in ([], [[]], [[1], []], [[1, 2], [3]])),
+    ],
+)  # fmt: skip
 async def test_what_is_no_report_of_circuits_is_a_problem_that_names_its_side(client, side, status, field):
     answer = await client.post("/v1/probe/circuits/compare", json={"first": side, "second": side})
     assert answer.status_code == status, answer.text

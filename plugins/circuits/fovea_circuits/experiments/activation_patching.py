@@ -115,6 +115,9 @@ def _count_places(spec: ActivationPatchingSpec, subject: StudiedModel) -> int:
 
 
 def _encode_pair(spec: ActivationPatchingSpec, subject: StudiedModel) -> tuple[list[int], list[int]]:
+    if spec.positions is not None and spec.site not in _BY_HEAD:
+        detail = f"positions belongs to z, q, k and v: {spec.site} is exchanged at each position in turn."
+        raise InvalidOption(detail, hint="Leave it out.", field="positions")
     clean, corrupt = subject.encode(spec.clean, "clean"), subject.encode(spec.corrupt, "corrupt")
     if len(clean) != len(corrupt):
         detail = f"clean has {len(clean)} tokens and corrupt {len(corrupt)}; they must be equal."

@@ -101,7 +101,7 @@ class Acdc(Experiment[AcdcSpec]):
         links = [[graph.name(edge), float(scores[edge])] for edge in circuit]
         return Report(
             title=f"Pruned circuit of {spec.task}",
-            warnings=warn_of_task(whole, spans, len(cases)),
+            warnings=[*spec.unread, *warn_of_task(whole, spans, len(cases))],
             scalars=scalars,
             tables=[_edge_table(graph, circuit, scores)],
             bars=[_left_bars(trail)],

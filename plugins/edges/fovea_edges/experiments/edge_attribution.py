@@ -85,7 +85,8 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
             self._shrink(spec, cells, findings)
         except (Cancelled, DeadlineExceeded):
             progress.stopped = True
-        return build_report(spec.task, spec.threshold, subject, findings)
+        report = build_report(spec.task, spec.threshold, subject, findings)
+        return report.model_copy(update={"warnings": [*spec.unread, *report.warnings]})
 
     def _measure(self, spec: EdgeAttributionSpec, cells: EdgeCells, findings: EdgeFindings) -> None:
         """Score all edges, and measure the model with all of them and with none."""

@@ -80,6 +80,8 @@ class CircuitCells:
             lambda i: self._zero_heads(i, list(sets.values())),
         )
         weights = [len(batch.cases) for batch in self.batches[: len(values)]]
+        if not values:  # the run was stopped before the first batch
+            return {}
         means = {name: _mean([value[j] for value in values], weights) for j, name in enumerate(sets)}
         return {name: {"logit_diff": mean["ld"], "above_zero": mean["above"]} for name, mean in means.items()}
 

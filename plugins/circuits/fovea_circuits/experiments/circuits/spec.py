@@ -29,6 +29,12 @@ class TaskSpec(Spec):
     prompts: int = Field(16, ge=1, le=1000, description="Prompts of ioi and colored-objects.")
     counterfactual: Literal["flip", "abc"] = Field("flip", description="Of ioi: names exchanged, or unrelated ones.")
 
+    @property
+    def unread(self) -> list[str]:
+        """A warning where `pairs` are given to a task that has prompts of its own."""
+        told = f"pairs were not read: they belong to the task own, and this is {self.task}."
+        return [told] if self.pairs and self.task != "own" else []
+
 
 class CircuitsSpec(TaskSpec):
     """Task, patching method, thresholds and controls."""
