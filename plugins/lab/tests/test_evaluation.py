@@ -150,6 +150,8 @@ def test_a_length_or_depth_that_no_prompt_has_gets_no_place_in_the_map(context):
     ):
         with pytest.raises(InvalidOption, match=told):
             ask(NeedleGrid, context, **options)
+    with pytest.raises(InvalidOption, match="hides none"):
+        ask(NeedleGrid, context, heads=[[0, 1]], longctx={"method": "snapkv"})
     for depth in (-1, 101):
         with pytest.raises(ValueError, match="depths"):
             ask(NeedleGrid, context, depths=[depth])

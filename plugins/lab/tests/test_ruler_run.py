@@ -15,9 +15,9 @@ from fovea.api.longctx import LongctxOptions
 from fovea.cli.option_groups import expand_options
 from fovea.errors import FoveaError, InvalidOption, Malformed
 from fovea_lab.ruler import cli, leaderboard, plots, run
-from fovea_lab.ruler.answer_store import read_predictions
+from fovea_lab.ruler.answer_store import append_answers, read_answers, read_predictions
 from fovea_lab.ruler.method_variants import MethodVariant, list_variants
-from fovea_lab.ruler.report import Leader
+from fovea_lab.ruler.report import Leader, Prediction
 from fovea_lab.ruler.run import EvaluatedModel, export_samples, measure_costs, run_ruler
 from fovea_lab.ruler.samples.documents import read_qa
 from fovea_lab.ruler.samples.generation import generate
@@ -167,6 +167,10 @@ def test_questions_of_a_file_stand_among_other_documents(codec, tmp_path):
             assert sample.references[0] in sample.context
             assert sample.context.count("Document ") > 5
             assert score("qa_1", f"It is {sample.references[0]}!", sample.references) == 1
+    (tmp_path / "few.jsonl").write_text("\n".join(map(json.dumps, rows[:2])))
+    found = generate("qa_1", codec, length=1000, n=5, data=tmp_path / "few.jsonl")
+    assert [one.index for one in found] == [0, 1, 2, 3, 4]
+    assert [one.group for one in found] == [0, 1, 0, 1, 0], "answers to one question are not independent"
 
 
 def test_files_of_others_are_read_as_json_lines_or_refused(tmp_path):
@@ -320,6 +324,24 @@ def test_a_run_goes_on_where_it_stopped_and_says_the_same(tiny, tmp_path):
         counted.clear()
         run_ruler(count_calls(made, counted), duo, store=store)
         assert is_known is not bool(counted)
+
+
+def test_answers_are_read_after_runs_that_were_cut_in_the_middle_of_a_line(tmp_path):
+    store, facts = tmp_path / "new" / "store.jsonl", {"digest": "d", "task": "fwe", "length": 9, "index": 0, "group": 0}
+    one = Prediction(**facts, method="dense", prediction="a")
+    append_answers(store, ["first", "second"], [one, one])
+    whole = store.read_text()
+    for length in (len(whole) - 1, len(whole) - 40, whole.index("}") + 1):  # at its end, in a word, behind an object
+        store.write_text(whole[:length])
+        append_answers(store, ["third"], [one])
+        append_answers(store, ["fourth"], [one])
+        assert {"first", "third", "fourth"} >= read_answers(store).keys() - {"second"} >= {"third", "fourth"}
+
+
+def test_without_budgets_methods_that_evict_run_as_their_knobs_say(tiny):
+    methods = [LongctxOptions(method="knorm"), LongctxOptions(method="dense", label="plain")]
+    found = [(one.name, one.budget) for one in list_variants(methods, [])]
+    assert found == [("dense", None), ("empty", None), ("knorm", None), ("plain", None)]
 
 
 def test_a_peers_answers_are_scored_here(tiny, tmp_path):

@@ -73,6 +73,9 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
         return loaded
 
     def cost(self, spec: NeedleGridSpec, subject: StudiedModel) -> Cost:
+        if spec.longctx is not None and spec.heads:
+            detail = "heads are hidden in the model here, and longctx asks another one, which hides none."
+            raise InvalidOption(detail, hint="Leave one of them out.", field="heads")
         total = Cost(0, 0, 0)
         for _, prompt in _list_prompts(spec, subject):
             read, answer = len(prompt.ids), len(prompt.answer_ids)

@@ -1,5 +1,7 @@
 """Answers in JSONL files: of earlier runs, so that a run that was stopped goes on, and of peers on our samples."""
 
+import contextlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +16,12 @@ def read_answers(store: Path | None) -> dict[str, Prediction]:
     """Read the answers of earlier runs by key; lines that a crash cut short are left out."""
     if store is None or not store.is_file():
         return {}
-    rows = [json.loads(line) for line in store.read_text("utf-8").splitlines() if line.endswith("}")]
-    return {row.pop("key"): Prediction.model_validate(row) for row in rows if "key" in row}
+    found = {}
+    for line in store.read_text("utf-8").split("\n"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            found[row.pop("key")] = Prediction.model_validate(row)
+    return found
 
 
 def append_answers(store: Path | None, keys: Sequence[str], predictions: Sequence[Prediction]) -> None:
@@ -23,11 +29,11 @@ def append_answers(store: Path | None, keys: Sequence[str], predictions: Sequenc
     if store is None:
         return
     store.parent.mkdir(parents=True, exist_ok=True)
-    with store.open("a", encoding="utf-8") as file:
-        file.writelines(
-            json.dumps({"key": key, **one.model_dump(mode="json")}) + "\n"
-            for key, one in zip(keys, predictions, strict=True)
-        )
+    rows = ({"key": key, **one.model_dump(mode="json")} for key, one in zip(keys, predictions, strict=True))
+    with store.open("ab+") as file:
+        file.seek(max(file.seek(0, io.SEEK_END) - 1, 0))
+        cut = b"" if file.read() in {b"", b"\n"} else b"\n"  # the last line of a run that a crash ended
+        file.write(cut + "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def read_predictions(path: Path, decode: Callable[[list[int]], str]) -> list[Prediction]:

@@ -51,7 +51,7 @@ class MethodVariant:
 
 
 def list_variants(methods: Sequence[LongctxOptions], budgets: Sequence[float]) -> list[MethodVariant]:
-    """Dense first, then baselines, then each method at each budget; those that free nothing once.
+    """Dense first, then baselines, then each method at each budget; what frees nothing once, all without budgets.
 
     Raises InvalidOption: two methods have one name, and their answers would be taken for those of one.
     """
@@ -63,7 +63,7 @@ def list_variants(methods: Sequence[LongctxOptions], budgets: Sequence[float]) -
         label = facts.pop("label", None)
         plain = LongctxOptions.model_validate(facts)
         wanted = build_method(plain)
-        shares, name = budgets if "eviction" in wanted.actions else (None,), str(label or wanted.name)
+        shares, name = (budgets if "eviction" in wanted.actions else ()) or (None,), str(label or wanted.name)
         if name in {one.name for one in found}:
             detail = f"Two methods are called {name!r}; dense, {' and '.join(BASELINES)} are always measured."
             raise InvalidOption(detail, hint="Give each a `label` of its own.", field="methods")

@@ -98,6 +98,7 @@ class _Documents:
     row: QaRow
     distractors: tuple[str, ...]
     filler: int
+    group: int  # of the question: in a short file it comes again, and its answers hang together
 
     @property
     def first(self) -> int:
@@ -122,8 +123,9 @@ def draft_documents(path: Path, group: int, rng: random.Random, filler: int) -> 
     rows = read_qa(path)
     order = list(range(len(rows)))
     random.Random(f"{path.name}|rows").shuffle(order)
-    row = rows[order[group % len(rows)]]
+    group %= len(rows)
+    row = rows[order[group]]
     others = [text for one in rows if one is not row for text in one.documents]
     rng.shuffle(others)
     seen = dict.fromkeys([*row.nearby, *others])
-    return _Documents(row, tuple(text for text in seen if text not in row.documents), filler)
+    return _Documents(row, tuple(text for text in seen if text not in row.documents), filler, group)

@@ -95,7 +95,7 @@ def _fit_group(
         RulerSample(
             task.name,
             group * questions + i,
-            group,
+            getattr(draft, "group", group),
             passage.context,
             question.text,
             question.prefix,
