@@ -54,6 +54,7 @@ async def answer_message(body: MessagesRequest, request: Request, host: HostDep)
 @router.post("/v1/messages/count_tokens", responses=_ERRORS, openapi_extra=_FORM)
 async def count_tokens(body: Conversation, request: Request, host: HostDep) -> TokenCount:
     """Count the tokens of a conversation under the model's template."""
+    check_fields(body, refused=wire.REFUSED, accepted=wire.ACCEPTED)
     with name_fields(NAMES):
         chat = build_chat(body)
         adapter = (await find_model(host, chat.model, request)).adapter

@@ -164,6 +164,13 @@ def test_errors_have_anthropics_form(client, bad, error, match):
         assert body["error"]["type"] == {400: "invalid_request_error", 404: "not_found_error"}[caught.value.status_code]
 
 
+def test_what_a_message_refuses_is_not_counted_either(client):
+    import anthropic
+
+    with pytest.raises(anthropic.BadRequestError, match="mcp_servers is not served"):
+        client.messages.count_tokens(model=MODEL, messages=HELLO, extra_body={"mcp_servers": [{}]})
+
+
 def test_unknown_fields_are_named(client):
     extra = {"extra_body": {"frobnicate": 1, **GREEDY}, "metadata": {"user_id": "me"}}
     assert client.messages.create(**ASK | extra).warnings == ["There is no field 'frobnicate': it was ignored."]

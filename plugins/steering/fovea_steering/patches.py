@@ -46,11 +46,11 @@ class PatchBuilder:
         """
         if given.vector is not None:
             return tokens, shape_vector(self._config, site, torch.tensor(given.vector, device="cpu"))
+        places = [at + prompt if at < 0 else at for at in given.positions if isinstance(at, int)]
+        if len(set(places)) < len(places) and not given.mean:
+            raise InvalidOption("`positions` names a token twice, so it would have two rows.", field="positions")
         if given.values is None:
             return self._read_captured(given, site, tokens, prompt, end)
-        places = [at + prompt if at < 0 else at for at in given.positions if isinstance(at, int)]
-        if len(set(places)) < len(places):
-            raise InvalidOption("`positions` names a token twice, so it would have two rows.", field="positions")
         with in_field("values"):
             rows = [self._shape_row(site, row, heads) for row in given.values]
         return tokens, torch.stack([rows[i] for i in np.argsort(places)])[None]

@@ -109,6 +109,7 @@ WRONG = {
         ({"vector": [1.0] * 5}, "has 5 numbers; this site has 32"), ({"vector": [1e6] * WIDTH}, "at most 10000"),
         ({"values": [ONES]}, "1 rows need a list of as many positions"),
         ({"values": [ONES] * 2, "positions": [-1, N - 1]}, "names a token twice"),
+        ({"from": "KEPT", "from_positions": [3, 5], "positions": [-1, N - 1]}, "names a token twice"),
         ({"values": [[[1.0] * 8] * 3], "positions": [1], "site": "z.0"}, "this site needs 4 lists"),
         ({"values": [[[1.0] * 8] * 4], "positions": [1]}, "this site needs 32 numbers"),
         ({"vector": ONES, "positions": [N]}, f"There will be no token {N}"),
