@@ -110,7 +110,7 @@ def fit(signals: Any, grades: Any, queries: Sequence[Any], *, how: FitRule = "qu
         metrics=_leave_queries_out(x, y, q, how),
         warnings=_warnings(len(x), count),
         mean=float(x.mean()),
-        spread=float(x.std()),
+        spread=float(x.std()) if np.ptp(x) else 0.0,  # rounding gives a constant some spread
     )
 
 

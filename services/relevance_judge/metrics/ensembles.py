@@ -1,7 +1,7 @@
 """Ensembles: several judges' labels become one, by majority, average or median.
 
-Rounding and tie rules are part of the API. Votes are [judges][items], None where a judge gave none; the result is one
-grade per item, −1 where nobody voted.
+Rounding and tie rules are part of the API; a mean within 1e-9 of a half is a half. Votes are [judges][items], None
+where a judge gave none; the result is one grade per item, −1 where nobody voted.
 """
 
 import hashlib
@@ -80,7 +80,7 @@ def average(votes: Any, *, rounding: Rounding = "half_up", weights: Sequence[flo
 def _mean(item: Sequence[Any], shares: Sequence[float], rounding: Rounding) -> int:
     cast = [(float(vote), share) for vote, share in zip(item, shares, strict=True) if not _missing(vote)]
     total = sum(share for _, share in cast)
-    return _ROUND[rounding](sum(vote * share for vote, share in cast) / total) if total else NO_VOTE
+    return _ROUND[rounding](round(sum(vote * share for vote, share in cast) / total, 9)) if total else NO_VOTE
 
 
 def median(votes: Any) -> list[int]:

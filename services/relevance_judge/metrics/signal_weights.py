@@ -52,7 +52,7 @@ def fit_signal_weights(signals: Any, grades: Any, queries: Sequence[Any], *, rid
     if x.ndim != 2 or not len(x) == len(y) == len(q) or not np.isfinite(x).all():
         raise InvalidOption("Each pair needs a label, a query, and a finite signal of every judge.")
     means, spreads = x.mean(0), x.std(0)
-    if not spreads.all():
+    if not np.ptp(x, axis=0).all():  # a constant's spread may be 1e-16
         raise InvalidOption("A judge's signal is the same for all pairs, so it can't be weighed.", field="judges")
     scaled = (x - means) / spreads
     weights = _fit(scaled, y, q, ridge)

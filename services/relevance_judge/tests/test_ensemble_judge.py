@@ -99,6 +99,12 @@ def test_a_member_in_short_is_a_judge_a_template_or_both():
     assert [(m.judge, m.template) for m in given] == [(None, "yes-no"), ("log-odds", "digits"), ("log-odds", None)]
 
 
+def test_a_weighted_mean_of_a_half_is_rounded_by_the_rule_although_floats_miss_it():
+    assert 0.1 * 1 + 0.4 * 2 < 1.5 * (0.1 + 0.1 + 0.4)
+    assert average([[0, 3], [1, 2], [2, 1]], weights=[0.1, 0.1, 0.4]) == [2, 2]
+    assert average([[1], [2], [3]], weights=[0.1, 0.1, 0.4], rounding="half_even") == [2]
+
+
 def test_weights_count_in_averages_and_sums_need_weights_and_calibrations(ensemble):
     both = [{"template": "direct", "weight": 1}, {"judge": "log-odds", "weight": 3}]
     assert _one(ensemble, members=both, combine="average", rounding="half_even").grade == 2

@@ -198,6 +198,15 @@ def test_what_cannot_be_weighed_is_refused(signals, grades, told):
         fit_signal_weights(signals, grades, ["a", "a"])
 
 
+def test_a_constant_signal_has_no_spread_whatever_the_rounding_of_its_mean():
+    x, grades, queries = [0.7] * 7, [0, 1, 2, 3, 0, 1, 2], list("aaaabbb")
+    assert np.std(x) > 0, "the mean is 0.7000000000000001"
+    with pytest.raises(InvalidOption, match="spread"):
+        fit(x, grades, queries).standardise(0.5)
+    with pytest.raises(InvalidOption, match="same for all"):
+        fit_signal_weights(np.c_[x, np.arange(7.0)], grades, queries)
+
+
 MINI = load_mini_collection()
 
 
