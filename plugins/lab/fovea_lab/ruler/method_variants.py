@@ -51,7 +51,7 @@ class MethodVariant:
 
 
 def list_variants(methods: Sequence[LongctxOptions], budgets: Sequence[float]) -> list[MethodVariant]:
-    """Dense first, then baselines, then each method at each budget; what frees nothing once, all without budgets.
+    """Dense first, then baselines, then each method at each budget; once if it frees nothing or none is given.
 
     Raises InvalidOption: two methods have one name, and their answers would be taken for those of one.
     """
