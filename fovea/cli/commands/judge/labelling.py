@@ -178,7 +178,7 @@ def calibrate(
 
 def _build_training(lines: str, qrels: str) -> dict[str, Any]:
     """Build training data of those labelled pairs that have a reference label."""
-    truth = {}
+    truth: dict[tuple[str, str], int] = {}
     for number, line in enumerate(qrels.splitlines(), 1):
         if fields := line.split():
             if len(fields) != 4 or not fields[3].removeprefix("-").isdecimal():
