@@ -167,3 +167,20 @@ def test_session_that_is_gone_is_told_in_list_and_chat(page, url, complaints):
     expect(page.get_by_role("button", name="Open a session")).to_be_visible()
     assert ["404" in said for said in complaints] == [True, True]
     complaints.clear()
+
+
+def test_double_clicks_open_one_session_and_delete_none(page, url):
+    def count():
+        return len(httpx2.get(f"{url}/v1/sessions", params={"limit": 1000}).json()["data"])
+
+    before = count()
+    page.goto("/console/chat?model=fovea-titans-mac")
+    page.route("**/v1/sessions", lambda route: page.wait_for_timeout(300) or route.continue_())
+    page.get_by_role("button", name="Open a session").dblclick()
+    expect(page.locator("[data-part=session-id]")).to_have_text(re.compile(r"s_\w{20}"))
+    assert count() == before + 1
+    page.goto("/console/sessions")
+    row = page.locator(".session").first
+    row.get_by_role("button", name="Delete").dblclick()
+    expect(row.get_by_role("button", name="Delete for good")).to_be_visible()
+    assert count() == before + 1

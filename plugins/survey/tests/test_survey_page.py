@@ -136,3 +136,32 @@ def test_another_merge_radius_counts_again_without_another_search(page, tmp_path
     page.get_by_label("Merge duplicates within (m)").fill("100")
     expect(survey.locator("[data-part=damage]")).not_to_have_text(apart)
     assert sum(map(int, re.findall(r"\d+", figure(survey, "damage")))) < sum(map(int, re.findall(r"\d+", apart)))
+
+
+def test_a_survey_whose_map_fails_shows_all_the_rest(page, tmp_path, complaints):
+    (tmp_path / "0.jpg").write_bytes(photograph(50, 8, 0))
+
+    def fail(route):
+        if "svg" in route.request.headers["accept"]:
+            route.fulfill(status=503, json={"title": "Not ready", "detail": "No map now."})
+        else:
+            route.continue_()
+
+    page.route("**/v1/detect/survey", fail)
+    survey = run_survey(page, tmp_path / "0.jpg")
+    expect(survey.get_by_role("alert")).to_contain_text("No map now.")
+    assert survey.locator("[data-part=pictures] figure").count() == 1
+    complaints.clear()
+
+
+def test_surveys_without_a_position_have_no_map(page, tmp_path):
+    file = tmp_path / "lost.geojson"
+    lost = {"type": "Feature", "geometry": None, "properties": {"kind": "damage", "label": "crack"}}
+    file.write_text(json.dumps({"type": "FeatureCollection", "features": [lost]}))
+    page.goto("/console/survey")
+    part = page.locator("fovea-survey-compare")
+    for side in ("Earlier", "Later"):
+        part.get_by_label(f"{side} survey", exact=True).select_option("file")
+        part.get_by_label(f"{side} survey: file").set_input_files(file)
+    expect(part.locator("[data-part=verdict]")).to_contain_text("2 without a position are left out.")
+    assert part.locator("svg").count() == 0

@@ -49,6 +49,8 @@ class InProcessClient:
             return {**self._cards[name], "ready": False}
         if not isinstance(card, dict):
             raise Fault("The model's card is not an object.")
+        if parent := card.get("parent"):  # an adapter, which is its tenant's own, takes the requests of its model
+            return {**await self.card(request, parent), **card}
         self._cards[name] = card
         return card
 
@@ -59,8 +61,7 @@ class InProcessClient:
 
     async def methods(self, request: Request) -> list[dict[str, Any]]:
         """Fetch the attention methods with the schema of their settings; none where no service has them."""
-        found: list[dict[str, Any]] = await self._get_or(request, "/v1/longctx/methods", [])
-        return found
+        return list(await self._get_or(request, "/v1/longctx/methods", []))
 
     async def steering_vectors(self, request: Request) -> list[dict[str, Any]] | None:
         """Fetch the reader's steering vectors, newest first; None where no service has any.

@@ -165,14 +165,11 @@ class Console:
         card = await self._client.card(request, request.path_params["name"])
         options = [
             {
-                "name": f.name,
+                "name": f.name, "help": f.help, "required": f.required, "type_words": model_view.describe_type(f),
                 "default_text": f.default_text or ("" if f.fallback is None else str(f.fallback)),
-                "help": f.help,
-                "required": f.required,
-                "type_words": model_view.describe_type(f),
             }
             for f in build_fields(card.get("schema") or {}, fallbacks=task_options.read_fallbacks(card))
-        ]
+        ]  # fmt: skip
         return self._render(
             "card.html",
             request,

@@ -104,6 +104,8 @@ def _build_field(name: str, part: Schema, root: Schema, *, required: bool, value
     if inner.get("type") == "boolean" and default is None and not required:
         inner = {**inner, "enum": [True, False]}  # a switch is on or off, and can't be left out
     kind = _choose_kind(name, inner, root)
+    if kind in {"list", "choices"} and default is not None and not isinstance(default, list):
+        default = [default]  # anybody can write a permalink
     low = inner.get("minimum", inner.get("exclusiveMinimum"))
     high = inner.get("maximum", inner.get("exclusiveMaximum"))
     items = _strip_null(inner.get("items", {}), root)

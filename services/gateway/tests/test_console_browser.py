@@ -394,3 +394,45 @@ def test_a_stored_answer_that_comes_late_does_not_replace_a_newer_one(page, stag
     page.wait_for_timeout(500)
     see(page.locator("fovea-result")).to_contain_text("new")
     see(page.locator("#option-prompt")).to_have_value("new")
+
+
+def test_an_option_that_is_not_valid_is_shown_where_it_is_closed_in(page, see, complaints):
+    page.goto("/console/admin#keys")
+    page.get_by_text("New key").click()
+    page.locator("#new-tenant").fill("lab")
+    page.get_by_text("Limits and expiry").click()
+    page.locator("#new-weight").fill("500")
+    page.get_by_text("Limits and expiry").click()
+    see(page.locator("#new-weight")).to_be_hidden()
+    page.get_by_role("button", name="Make a key").click()
+    see(page.locator("#new-weight")).to_be_focused()
+    complaints.clear()  # nobody may read keys here
+
+
+def test_two_tabs_of_running_jobs_leave_connections_for_others(page, stage, see):
+    stage.queue.last_step = 2
+    jobs = [submit(stage) for _ in range(4)]
+    for tab in (page, page.context.new_page()):
+        tab.goto("/console/jobs")
+        see(tab.locator(f'[data-job="{jobs[-1]}"]')).to_contain_text("40 %")
+    page.context.new_page().goto("/console/chat", timeout=10_000)
+    stage.queue.last_step = 4
+
+
+def test_the_limits_and_words_of_a_page_are_those_of_the_model_that_is_chosen(page, stage, see, monkeypatch):
+    small = {"ready": True, "limits": {"max_pixels": 1_000_000}, "summary": "Takes small images."}
+    monkeypatch.setitem(stage.stub.cards, "disc-large", stage.stub.cards["disc-large"] | small)
+    page.goto("/console/segment")
+    page.locator("fovea-model select").select_option("disc-large")
+    see(page.get_by_text("Takes small images.")).to_be_visible()
+    see(page.locator("fovea-drop")).to_contain_text("up to 1 megapixels")
+    asked = len(stage.stub.seen)
+    choose(page, {"name": "b.jpg", "mimeType": "image/jpeg", "buffer": photograph(1200, 900)})
+    see(page.get_by_role("alert")).to_contain_text("this model accepts at most 1.0 MP")
+    assert len(stage.stub.seen) == asked
+
+
+def test_elapsed_seconds_are_not_announced(page):
+    page.goto("/console/run/judge")
+    announced = "node => node.closest('[aria-live]').getAttribute('aria-live')"
+    assert page.locator("[data-part=progress-elapsed]").evaluate(announced) == "off"

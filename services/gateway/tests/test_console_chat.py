@@ -4,7 +4,9 @@ import re
 
 import pytest
 
-from services.gateway.tests.browsing import MARKS, press
+from services.gateway.tests.browsing import MARKS, press, watched
+from services.gateway.tests.stage import running
+from services.gateway.tests.stub_service import Stub
 
 pytestmark = MARKS
 
@@ -275,3 +277,93 @@ def test_a_run_of_a_chat_opens_as_the_conversation_that_it_was(page, see):
     page.get_by_role("link", name="Open in its page").click()
     see(page.locator(".turn").nth(0)).to_contain_text("one more time")
     see(page.locator(".turn").nth(1)).to_contain_text("You said: one more time")
+
+
+def test_an_option_that_is_not_json_gives_the_question_back(page, see):
+    page.goto("/console/chat")
+    page.get_by_text("more options").locator("visible=true").click()
+    page.locator("#option-metadata").fill("{")
+    ask(page, "precious words")
+    see(page.get_by_role("alert")).to_contain_text("“metadata” is not JSON")
+    see(page.locator("#message")).to_have_value("precious words")
+    see(page.locator(".turn, .turn-pair")).to_have_count(0)
+    page.locator("#option-metadata").fill("")
+    page.locator("#message").press("Enter")
+    see(page.locator(".turn").nth(1)).to_contain_text("You said: precious words")
+
+
+def test_a_page_that_is_left_while_an_answer_is_written_has_what_was_written(page, stage, see):
+    stage.stub.token_s = 0.3
+    begin(page, "a b c d e f g h i j k l m n o p q r s t")
+    page.wait_for_url(re.compile("chat="))
+    page.get_by_role("link", name="Models").first.click()
+    page.get_by_role("heading", name="Models").wait_for()
+    stage.stub.token_s = 0.01
+    page.go_back()
+    answer = page.locator(".turn").nth(1)
+    see(answer).to_contain_text("You said: a")
+    see(answer).to_contain_text("(cut off)")
+    answer.get_by_role("button", name="Continue").click()
+    see(answer).to_contain_text("You said: Continue exactly")
+    page.get_by_text("History", exact=True).click()
+    see(page.locator(".history-entry")).to_have_count(1)
+
+
+def test_a_stream_that_closes_before_its_end_is_cut_off(page, see):
+    chunk = '{"choices": [{"index": 0, "delta": {"content": "Half of"}, "finish_reason": null}]}'
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {chunk}\n\n"),
+    )
+    begin(page, "all of it")
+    see(page.get_by_role("alert")).to_contain_text("The answer broke off")
+    see(page.locator(".turn").nth(1)).to_contain_text("Half of")
+    see(page.locator(".turn").nth(1)).to_contain_text("(cut off)")
+
+
+FORMULAS = """It is
+
+\\[
+x = a
++ b
+- c
+\\]
+
+and with text before it
+$$
+y = 1
+
+# no formula
+$$z
+- d$$
+> quoted
+
+end"""
+
+
+def test_formulas_of_several_lines_are_no_lists(page, see):
+    page.goto("/console/chat")
+    drawn = page.evaluate(
+        """async (text) => {
+            const place = document.createElement("div");
+            place.append(...(await import("/console/static/js/markdown.js")).render(text));
+            document.querySelector("main").append(place);
+            return [...place.children].map(({ tagName, textContent }) => [tagName, textContent.trim()]);
+        }""",
+        FORMULAS,
+    )
+    assert [tag for tag, _ in drawn] == ["P", "SPAN", "P", "H1", "SPAN", "BLOCKQUOTE", "P"], drawn
+    see(page.locator("main math[display=block]")).to_have_count(2)
+
+
+def test_the_words_of_the_chat_follow_the_model(chromium, tmp_path, see):
+    stub = Stub()
+    stub.cards["turtle"] = stub.cards["parrot"] | {"id": "turtle"}
+    with running(tmp_path, stub) as stage, watched(chromium, stage.url, []) as page:
+        page.goto("/console/chat")
+        page.locator("fovea-model select").select_option("turtle")
+        see(page.get_by_role("heading", name="Ask turtle a question")).to_be_visible()
+        see(page.locator("#message")).to_have_attribute("placeholder", "Message turtle")
+        ask(page, "hello")
+        see(page.locator(".turn").nth(1)).to_contain_text("You said: hello")
+        assert stub.seen[-1]["model"] == "turtle"

@@ -5,7 +5,16 @@ import re
 import httpx2
 import pytest
 
-from services.gateway.tests.browsing import MARKS, PICTURE, check_page, choose, hasten, open_with_picture, watched
+from services.gateway.tests.browsing import (
+    MARKS,
+    PICTURE,
+    check_page,
+    choose,
+    hasten,
+    open_with_picture,
+    submit,
+    watched,
+)
 from services.gateway.tests.stage import running
 from tests.harness.waiting import wait_until
 
@@ -270,3 +279,156 @@ def test_a_link_opens_its_operation_and_the_search_shows_those_with_all_words(pa
     see(page.locator("#found")).to_contain_text("1 of ")
     see(page.locator("details.operation:visible code").first).to_have_text("/v1/admin/keys/{key_id}/rotate")
     see(page.locator("nav li[data-operation]:visible")).to_have_count(1)
+
+
+def test_text_is_dragged_into_fields_as_anywhere(page):
+    page.goto("/console/segment")
+    drop = """(node, type) => {
+        const transfer = new DataTransfer();
+        transfer.setData("text/plain", "words");
+        const event = new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true });
+        node.dispatchEvent(event);
+        return event.defaultPrevented;
+    }"""
+    for node in ("header", "fovea-segment #options input"):
+        assert not any(page.locator(node).first.evaluate(drop, kind) for kind in ("dragover", "drop"))
+    assert page.locator(".dragging").count() == 0
+
+
+BLOCKED = """for (const name of ["localStorage", "sessionStorage", "indexedDB"]) {
+    Object.defineProperty(window, name, { get() { throw new DOMException("Access is denied.", "SecurityError"); } });
+}"""
+
+
+def test_a_browser_that_blocks_all_storage_runs_models(page, see):
+    page.add_init_script(BLOCKED)
+    page.goto("/console/run/judge")
+    page.locator("#option-prompt").fill("x")
+    page.locator("#as-job").check()
+    page.get_by_role("button", name="Run", exact=True).click()
+    see(page.locator("fovea-result")).to_contain_text("0.1235")
+    page.goto("/console/chat")
+    page.locator("#message").fill("hello")
+    page.keyboard.press("Enter")
+    see(page.locator(".turn").nth(1)).to_contain_text("You said: hello")
+
+
+def test_a_key_opens_a_page_with_its_styles_and_place_in_the_navigation_and_runs_without_a_store(
+    chromium, tmp_path, see
+):
+    with running(tmp_path, auth="keys") as locked:
+        _, text = locked.keys.add("lab", ("infer", "jobs"))
+        headers = {"authorization": f"Bearer {text}"}
+        other = {"file": ("100%.json", b"{}"), "purpose": (None, "run")}
+        httpx2.post(f"{locked.url}/v1/files", headers=headers, files=other).raise_for_status()
+        with watched(chromium, locked.url, []) as page:
+            page.add_init_script(BLOCKED.replace('"localStorage", "sessionStorage", ', ""))
+            page.goto("/console/survey")
+            page.locator("#key").fill(f"\u201c{text}\u200b\u201d")  # as a mail or a document may show it
+            page.get_by_role("button", name="Continue").click()
+            see(page.get_by_role("heading", name="Road survey")).to_be_visible()
+            see(page.locator("#menu [aria-current]")).to_have_text("Survey")
+            assert page.locator("link[href$='survey.css']").count() == 1
+            page.goto("/console/run/judge")
+            page.locator("#option-prompt").fill("x")
+            page.evaluate("addEventListener('fovea-run-stored', () => (window.isStored = true))")
+            page.get_by_role("button", name="Run", exact=True).click()
+            while not page.evaluate("window.isStored"):
+                page.wait_for_timeout(20)
+            page.goto("/runs")
+            see(page.locator(".run-link")).to_have_count(1)
+
+
+def test_code_is_copied_also_where_the_page_came_without_https(page, see):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto("/console/models/disc")
+    page.evaluate("window.clip = navigator.clipboard")
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.get_by_role("button", name="Copy the curl snippet").click()
+    see(page.get_by_role("button", name="Copy the curl snippet")).to_have_text("Copied")
+    assert page.evaluate("() => clip.readText()").startswith("curl http://127.0.0.1")
+    page.get_by_role("button", name="Use via API").click()
+    page.get_by_role("button", name="Copy the Python code").click()
+    see(page.get_by_role("button", name="Copy the Python code")).to_have_text("Copied")
+    assert page.evaluate("() => clip.readText()").startswith("import httpx")
+
+
+def test_a_full_disk_drops_older_runs_and_keeps_the_new_one(page, stage):
+    page.goto("/console/jobs")
+    quota = {"origin": stage.url, "quotaSize": 2_000_000}
+    page.context.new_cdp_session(page).send("Storage.overrideQuotaForOrigin", quota)
+    kept = page.evaluate(
+        """async () => {
+            const { list, load, store } = await import("/console/static/js/runs.js");
+            const content = new Uint8Array(300_000);
+            const part = 60_000;
+            for (let at = 0; at < content.length; at += part) crypto.getRandomValues(content.subarray(at, at + part));
+            const kept = [];
+            for (let at = 0; at < 10; at += 1) {
+                const facts = { page: "/x", title: `${at}`, request: {}, answer: { at } };
+                const run = await store({ ...facts, file: new File([content], `${at}.bin`) });
+                kept.push((await load(run.id))?.answer.at ?? null);
+            }
+            return [kept, (await list()).length];
+        }"""
+    )
+    assert kept[0] == list(range(10))
+    assert 2 <= kept[1] < 10
+
+
+def test_a_link_to_a_part_of_the_page_leaves_its_tab_open(page, see):
+    page.goto("/console/admin#usage")
+    see(page.get_by_role("tab", name="Usage")).to_have_attribute("aria-selected", "true")
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/console/admin#main")
+    see(page.get_by_role("tab", name="Usage")).to_have_attribute("aria-selected", "true")
+
+
+def test_what_does_not_change_is_not_announced_again(page, stage):
+    page.goto("/console/models")
+    page.evaluate(
+        """() => {
+            window.changes = 0;
+            const observer = new MutationObserver((all) => (window.changes += all.length));
+            observer.observe(document.querySelector("[data-part=count]"), { childList: true, characterData: true });
+        }"""
+    )
+    for _ in range(2):
+        page.wait_for_event("requestfinished")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.changes") == 0
+
+
+def test_the_focus_stays_in_the_job_tray_while_jobs_run(page, stage, see):
+    stage.queue.last_step = 2
+    job = submit(stage)
+    page.goto("/console/models")
+    page.get_by_role("button", name="Jobs").first.click()
+    link = page.locator(f"#tray a[href$='{job}']")
+    link.focus()
+    for _ in range(2):
+        page.wait_for_event("requestfinished", lambda request: request.url.endswith("/v1/jobs"))
+    page.wait_for_timeout(200)
+    see(link).to_be_focused()
+    stage.queue.last_step = 4
+
+
+def test_a_folder_with_a_file_that_cannot_be_read_gives_the_others(page, see):
+    page.goto("/console/segment")
+    page.locator("fovea-segment").evaluate(
+        """(node, bytes) => {
+            const file = new File([new Uint8Array(bytes)], "good.jpg", { type: "image/jpeg" });
+            const entries = [
+                { file: (done, fail) => fail(new DOMException("gone", "NotFoundError")) },
+                { file: (done) => done(file) },
+            ];
+            const createReader = () => ({ readEntries: (done) => done(entries.splice(0)) });
+            DataTransferItem.prototype.webkitGetAsEntry = () => ({ isDirectory: true, createReader });
+            const transfer = new DataTransfer();
+            transfer.items.add(file);
+            node.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+        }""",
+        list(PICTURE["buffer"]),
+    )
+    see(page.locator("[data-part=name]")).to_contain_text("good.jpg")

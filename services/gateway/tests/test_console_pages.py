@@ -27,7 +27,8 @@ from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
 from services.gateway.console.task_options import build_options
 from services.gateway.tests.stage import running
-from services.gateway.tests.stub_service import CARDS, photograph
+from services.gateway.tests.stub_service import CARDS, Stub, photograph
+from tests.harness.waiting import wait_until
 
 STATIC = Path(console.__file__).parent / "static"
 PAGES = (
@@ -388,3 +389,36 @@ def test_a_page_of_a_plug_in_whose_icon_there_is_none_of_breaks_no_page(tmp_path
     monkeypatch.setattr(plugins, "load_all", lambda *of: mine if of == ("fovea.pages",) else load_all(*of))
     with running(tmp_path) as stage:
         assert "/console/mine" in httpx2.get(f"{stage.url}/").raise_for_status().text
+
+
+def test_an_adapter_takes_the_options_of_its_model_and_its_card_is_kept_for_nobody_else(tmp_path):
+    stub = Stub()
+    facts = ("task", "service", "ready", "created", "weights", "version")
+    listed = {key: stub.cards["parrot"][key] for key in facts}
+    stub.cards["tuned"] = listed | {"id": "tuned", "parent": "parrot", "summary": "Tuned."}
+    with running(tmp_path, stub) as stage, httpx2.Client(base_url=stage.url) as site:
+        text = site.get("/console/chat?model=tuned").text
+        assert "Tuned." in text
+        assert all(f'name="{name}"' in text for name in ("temperature", "seed"))
+        assert 'data-method="nearby"' in text
+        assert "<code>temperature</code>" in site.get("/console/models/tuned").text
+        assert site.get("/console/models/parrot").status_code == 200
+        stub.down = True
+        wait_until(lambda: site.get("/readyz").status_code == 503, 30, "the outage")
+        assert [site.get(f"/console/models/{name}").status_code for name in ("parrot", "tuned")] == [200, 503]
+
+
+@pytest.mark.parametrize("value", ["5", '"ab"', '{"a": 1}', "[1]", "null", "true"])
+def test_a_permalink_with_a_value_of_another_type_opens(site, value):
+    fields = build_fields(
+        {
+            "properties": {
+                "heads": {"type": "array", "items": {"type": "integer"}},
+                "forms": {"type": "array", "items": {"enum": [1, "x"]}},
+            }
+        },
+        values={"heads": json.loads(value), "forms": json.loads(value)},
+    )
+    for field in fields:
+        assert isinstance(field.default_text, str)
+        assert field.default is None or isinstance(field.default, list)

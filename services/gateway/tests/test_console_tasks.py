@@ -23,8 +23,10 @@ from services.gateway.tests.browsing import (
     open_with_picture,
     press,
     run_example,
+    submit,
 )
 from services.gateway.tests.stub_service import AFTER, BEFORE, FORMS, Seeing, Stub, plain
+from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
 
@@ -439,3 +441,45 @@ def decode_runs(found: dict) -> np.ndarray:
     height, width = found["size"]
     inside = np.repeat(np.arange(len(found["counts"])) % 2 == 1, found["counts"])
     return inside.reshape(width, height).T
+
+
+def test_boxes_of_a_job_from_elsewhere_are_saved_without_its_image(page, stage, see):
+    files = {"image": ("a.png", plain((90, 90, 90), 240, 160)), "model": (None, "road"), "confidence": (None, "0.25")}
+    job = submit(stage, "/v1/detect", files=files)
+    wait_until(lambda: stage.queue.jobs[job].finished, 10, "the job")
+    page.goto(f"/console/detect?job={job}")
+    see(page.locator(".finding")).to_have_count(2)
+    rows = csv.DictReader(kept(page, "CSV", f"Job {job}.csv").decode().splitlines())
+    assert [row["label"] for row in rows] == ["crack", "crack"]
+
+
+def test_corrections_of_two_pictures_one_after_the_other_are_both_stored(boxes, see):
+    choose(boxes, {**PICTURE, "name": "b.jpg"}, {**PICTURE, "name": "c.jpg"})
+    see(boxes.locator(".film-frame[data-status=done]")).to_have_count(3)
+    for name in ("b.jpg", "c.jpg"):
+        boxes.locator(f".film-frame[title='{name}']").click()
+        see(boxes.locator("[data-part=name]")).to_contain_text(name)
+        boxes.locator("fovea-viewer").first.focus()
+        boxes.keyboard.press("n")
+    boxes.wait_for_timeout(1800)
+    stored = boxes.evaluate(
+        """async () => {
+            const { list } = await import("/console/static/js/runs.js");
+            const counts = (await list()).map(({ input, answer }) => [input, answer.detections.length]);
+            return Object.fromEntries(counts);
+        }"""
+    )
+    assert stored == {"example": 2, "b.jpg": 3, "c.jpg": 3}
+
+
+def test_a_table_runs_no_formula_in_a_spreadsheet(page):
+    page.goto("/console/jobs")
+    rows = [
+        {"file": '=HYPERLINK("x")', "token": "=", "value": "-0.5"},
+        {"file": "@SUM(A1)", "token": "\r", "value": -1},
+    ]
+    table = page.evaluate("async (rows) => (await import('/console/static/js/export_all.js')).writeCsv(rows)", rows)
+    read = list(csv.DictReader(io.StringIO(table, newline="")))
+    assert [row["file"] for row in read] == ['\'=HYPERLINK("x")', "'@SUM(A1)"]
+    assert [row["token"] for row in read] == ["=", "\r"]
+    assert [row["value"] for row in read] == ["-0.5", "-1"]

@@ -35,13 +35,10 @@ export class SessionMemory extends CustomElement {
     return this.session ? messages.slice(-1) : messages;
   }
 
-  async attempt(action) {
+  /** Do one thing at a time: a second click meanwhile would open another session. */
+  attempt(action) {
     this.chat.showError(null);
-    try {
-      await action();
-    } catch (problem) {
-      this.chat.showError(problem);
-    }
+    this.acting ??= action().catch((problem) => this.chat.showError(problem)).finally(() => (this.acting = null));
   }
 
   async openSession() {

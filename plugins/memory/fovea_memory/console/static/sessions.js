@@ -15,7 +15,7 @@ class Sessions extends CustomElement {
   connectedCallback() {
     this.on("click", "fork", (_, button) => this.runAction(button, (row) => this.fork(row)));
     this.on("click", "export", (_, button) => this.runAction(button, (row) => this.export(row)));
-    this.on("click", "delete", (_, button) => (button.dataset.confirming ? this.runAction(button, (row) => this.delete(row)) : setConfirming(button, true)));
+    this.on("click", "delete", ({ detail }, button) => detail < 2 && (button.dataset.confirming ? this.runAction(button, (row) => this.delete(row)) : setConfirming(button, true)));
     this.on("focusout", "delete", (_, button) => setConfirming(button, false));
     this.on("click", "more", (_, button) => this.attempt(button, () => this.fetchNext(this.part("list").lastElementChild?.dataset.session)));
     this.attempt(null, () => this.fetchNext());

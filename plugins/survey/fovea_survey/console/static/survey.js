@@ -38,8 +38,8 @@ class Survey extends FolderForm {
     this.found = found;
     this.showFigures();
     this.showPictures();
-    await this.showMap();
     this.show(true, "result");
+    await this.attempt(() => this.showMap()); // without it there is all the rest
   }
 
   showFigures() {

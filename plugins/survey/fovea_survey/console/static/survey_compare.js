@@ -77,7 +77,7 @@ class SurveyCompare extends CustomElement {
     const counts = STATES.map((name) => `${this.changes.filter((one) => one.state === name).length} ${name}`);
     const lost = [earlier, later].reduce((sum, { lost: count }) => sum + count, 0);
     this.setText("verdict", `${counts.join(", ")}, within ${radius} m.${lost ? ` ${lost} without a position ${lost === 1 ? "is" : "are"} left out.` : ""}`);
-    this.part("map").replaceChildren(drawMap(this.changes, new Set(this.shown)));
+    this.part("map").replaceChildren(...(this.changes.length ? [drawMap(this.changes, new Set(this.shown))] : []));
     this.part("rows").replaceChildren(...this.shown.map((one) => createRow(one)));
     this.show(this.shown.length === 0, "none");
   }
@@ -114,10 +114,10 @@ function measure(a, b) {
 
 /** Changes from an earlier to a later list of damage, most urgent first. */
 export function compareSurveys(earlier, later, radius) {
-  const pairs = earlier.flatMap((before) => later.filter((after) => after.label === before.label).map((after) => ({ before, after, distance: measure(before, after) })));
+  const pairs = earlier.flatMap((before) => later.filter((after) => after.label === before.label).map((after) => ({ before, after, distance: measure(before, after) })).filter(({ distance }) => distance <= radius));
   const taken = new Set();
   const changes = [];
-  for (const pair of pairs.filter(({ distance }) => distance <= radius).sort((a, b) => a.distance - b.distance)) {
+  for (const pair of pairs.sort((a, b) => a.distance - b.distance)) {
     if (taken.has(pair.before) || taken.has(pair.after)) continue;
     taken.add(pair.before).add(pair.after);
     changes.push({ ...pair, state: compareDamage(pair) });

@@ -3,6 +3,7 @@
 import { createButton, createNode, partOf } from "./custom_element.js";
 import { storedKey } from "./gateway.js";
 import { RunForm } from "./run_form.js";
+import { copyText } from "./save.js";
 
 const LONGEST_TEXT = 400;
 
@@ -88,7 +89,7 @@ const shorten = (json) => JSON.parse(JSON.stringify(json, (_, part) => (typeof p
 
 function createCode(title, text) {
   const copy = createButton("Copy", async () => {
-    await navigator.clipboard.writeText(text);
+    await copyText(text);
     copy.textContent = "Copied";
   }, "quiet small");
   copy.setAttribute("aria-label", `Copy the ${title} code`);

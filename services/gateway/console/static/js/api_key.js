@@ -8,7 +8,7 @@ export class ApiKeyForm extends CustomElement {
   connectedCallback() {
     this.on("submit", "form", (event) => {
       event.preventDefault();
-      storeKey(this.part("key").value.trim(), this.part("for-good").checked);
+      storeKey(this.part("key").value.replace(/[^!-~]/g, ""), this.part("for-good").checked);
       this.openPage("The gateway does not accept this key.");
     });
     this.on("click", "sign-in", () => this.signIn("start"));

@@ -14,6 +14,9 @@ import "./attention.js";
 import "./heads.js";
 import "./steering.js";
 
+/** Milliseconds after which the part of an answer that was written is stored again. */
+const STORE_MS = 2000;
+
 const CONTINUE = "Continue exactly where your last answer stopped. Do not repeat any of it.";
 
 class Chat extends RunForm {
@@ -28,6 +31,7 @@ class Chat extends RunForm {
     this.on("keydown", "message", (event) => this.onKey(event));
     this.on("click", "clear", () => this.clear());
     this.addEventListener("click", ({ target }) => target.closest("[data-starter]") && this.ask(target.textContent));
+    this.addEventListener("fovea-model", () => (this.part("message").placeholder = `Message ${selectedModel(this)}`));
     this.openChat();
   }
 
@@ -70,17 +74,17 @@ class Chat extends RunForm {
     node.cut = null;
     this.turns.draw();
     const answers = this.turns.begin(node, this.listVariants());
+    const isWritten = () => answers.some(({ text }) => text);
+    const storing = setInterval(() => isWritten() && this.store(conversation, node, answers, "cut off"), STORE_MS); // the page may be left
     const problems = await this.writeAnswers(answers, node, signal);
+    clearInterval(storing);
     const problem = problems.find((one) => one.name !== "AbortError");
-    Object.assign(node, { contents: answers.map(({ text }) => text), labels: answers.map(({ label }) => label) });
-    if (this.conversation !== conversation) {
-      node.cut = "stopped"; // a new one was begun meanwhile
-      return void (await this.history?.keep(conversation, answers[0].model));
-    }
+    if (this.conversation !== conversation) return this.store(conversation, node, answers, "stopped"); // a new one was begun meanwhile
     this.again = () => this.run();
-    if (problem && !node.contents.some(Boolean)) this.giveBack(node);
+    if (problem && !isWritten()) this.giveBack(node);
     else await this.keep(node, answers, problems);
     if (problem) throw problem;
+    return undefined;
   }
 
   /** What is asked: once, or twice where a steering vector, another model or another attention method is compared. */
@@ -100,10 +104,14 @@ class Chat extends RunForm {
     this.started = performance.now();
     const { running } = this;
     const seed = Math.floor(Math.random() * 2 ** 31); // so that two answers differ by what is compared, not by chance
-    const written = await Promise.allSettled(answers.map((answer, column) => this.writeAnswer(answer, this.buildRequest(answer, { seed, column, count: answers.length, isContinued: this.continued === node }), signal).catch((problem) => {
-      running.abort();
-      throw problem;
-    })));
+    const written = await Promise.allSettled(answers.map(async (answer, column) => {
+      try {
+        await this.writeAnswer(answer, this.buildRequest(answer, { seed, column, count: answers.length, isContinued: this.continued === node }), signal);
+      } catch (problem) {
+        running.abort();
+        throw problem;
+      }
+    }));
     this.milliseconds = performance.now() - this.started;
     return written.filter(({ status }) => status === "rejected").map(({ reason }) => reason);
   }
@@ -151,16 +159,26 @@ class Chat extends RunForm {
   async keep(node, answers, problems) {
     const isLong = answers.some(({ finish }) => finish === "length");
     const [problem] = problems.filter((one) => one.name !== "AbortError");
-    node.cut = problem ? "cut off" : problems.length ? "stopped" : isLong ? "longest answer reached" : null;
+    const stored = this.store(this.conversation, node, answers, problem ? "cut off" : problems.length ? "stopped" : isLong ? "longest answer reached" : null);
     this.turns.draw(answers);
     if (!problems.length) for (const answer of answers) if (answer.usage && answer.scores.length) this.heads?.trace(answer);
-    await this.history?.keep(this.conversation, selectedModel(this));
-    const url = new URL(location.href);
-    url.searchParams.set("chat", this.conversation.id);
-    url.searchParams.delete("run");
-    history.replaceState(null, "", url);
+    await stored;
     const [{ request, text, usage }] = answers;
     this.remember({ path: this.dataset.path, request, answer: { model: request.model, choices: [{ message: { content: text } }], usage } }).catch(() => {});
+  }
+
+  /** Store what was written by now in the history and the address; one time after the other. */
+  store(conversation, node, answers, cut) {
+    Object.assign(node, { contents: answers.map(({ text }) => text), labels: answers.map(({ label }) => label), cut });
+    this.storing = (this.storing ?? Promise.resolve()).then(async () => {
+      await this.history?.keep(conversation, answers[0].model);
+      if (this.conversation !== conversation) return;
+      const url = new URL(location.href);
+      url.searchParams.set("chat", conversation.id);
+      url.searchParams.delete("run");
+      history.replaceState(null, "", url);
+    }).catch(() => {});
+    return this.storing;
   }
 
   /** Put a question that got no answer back into the input, so that nothing typed is lost; one that has others keeps them. */

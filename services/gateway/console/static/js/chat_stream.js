@@ -22,6 +22,7 @@ export async function streamAnswer(path, json, answer, signal, onText) {
     answer.text += text;
     onText();
   }
+  throw Object.assign(new Error("The connection closed before the end of the answer."), { title: "The answer broke off" });
 }
 
 /** Take a whole answer, as a job gives it. */

@@ -3,6 +3,7 @@
 import { createNode, partOf } from "./custom_element.js";
 import { render } from "./markdown.js";
 import { formatSeconds } from "./eta.js";
+import { copyText } from "./save.js";
 
 const DRAW_MS = 80;
 const WAIT_MS = 1000;
@@ -151,7 +152,7 @@ export class ChatTurns {
 
   async copy(node, turn, button) {
     const column = [...turn.parentElement.children].indexOf(turn);
-    await navigator.clipboard.writeText(node.content ?? node.contents[turn.parentElement === this.part ? 0 : column]);
+    await copyText(node.content ?? node.contents[turn.parentElement === this.part ? 0 : column]);
     button.setAttribute("aria-label", "Copied");
   }
 

@@ -4,7 +4,7 @@
  */
 
 import { CustomElement } from "./custom_element.js";
-import { call } from "./gateway.js";
+import { call, recall, retain } from "./gateway.js";
 import { awaitCollection, COLLECTED, indexById, readFile, useCollection } from "./texts.js";
 
 const PURPOSE = "collection";
@@ -30,7 +30,7 @@ class Collections extends CustomElement {
     const { data } = await (await call(`/v1/files?purpose=${PURPOSE}`)).json();
     const choice = this.part("chosen");
     choice.replaceChildren(...[...choice.options].slice(0, 2), ...data.map(({ id, filename, bytes }) => new Option(`${filename} (${formatBytes(bytes)})`, id)));
-    const known = localStorage.getItem(CHOSEN);
+    const known = recall("localStorage", CHOSEN);
     if (this.asked !== asked) return; // another one was chosen meanwhile
     if ([...choice.options].some(({ value }) => value === known)) await this.choose(known, true);
   }
@@ -55,7 +55,7 @@ class Collections extends CustomElement {
   use(id, texts, isRestored) {
     this.used = id;
     this.part("chosen").value = id;
-    localStorage.setItem(CHOSEN, id);
+    retain("localStorage", CHOSEN, id);
     current = texts || null;
     const name = id === MINI ? "the mini-collection" : this.part("chosen").selectedOptions[0].textContent.replace(/ \([^)]*\)$/, "");
     useCollection(name, current, isRestored);
@@ -86,6 +86,7 @@ class Collections extends CustomElement {
     const inputs = COLLECTED.map((kind) => [kind, form.elements[kind].files[0]]).filter(([, file]) => file);
     if (!inputs.length) throw Object.assign(new Error("A collection needs one file at least."), { title: "No file" });
     const texts = Object.fromEntries(await Promise.all(inputs.map(async ([kind, file]) => [kind, await readFile(file)])));
+    for (const text of [texts.topics, texts.passages]) indexById(text); // tells which line is wrong before it is stored
     const content = new Blob([JSON.stringify(texts)], { type: "application/json" });
     const most = Number(this.dataset.maxBytes);
     if (content.size > most) throw Object.assign(new Error(`The files have ${formatBytes(content.size)}; a collection has ${formatBytes(most)} at most.`), { title: "Too large" });
@@ -95,7 +96,7 @@ class Collections extends CustomElement {
     const { id } = await (await call("/v1/files", { method: "POST", body })).json();
     form.reset();
     this.part("new").open = false;
-    localStorage.setItem(CHOSEN, id);
+    retain("localStorage", CHOSEN, id);
     await this.load();
   }
 }

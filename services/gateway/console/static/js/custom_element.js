@@ -20,7 +20,7 @@ export class CustomElement extends HTMLElement {
   /** Set the text of a part; null empties it. */
   setText(name, text) {
     const part = this.part(name);
-    if (part) part.textContent = text ?? "";
+    if (part) putText(part, text ?? "");
   }
 
   /** Show or hide parts. */
@@ -77,6 +77,11 @@ export class CustomElement extends HTMLElement {
 
 /** The descendant of a node with `data-part=name`. */
 export const partOf = (node, name) => node.querySelector(`[data-part="${name}"]`);
+
+/** Set the text of a node; the same text is not announced again, and what is selected of it stays so. */
+export function putText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
 
 /** An element with a class and children. */
 export function createNode(tag, className, ...children) {

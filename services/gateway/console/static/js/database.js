@@ -8,7 +8,7 @@ function openDatabase() {
   opened ??= new Promise((resolve, reject) => {
     const request = indexedDB.open("fovea", 1);
     request.onupgradeneeded = () => STORES.forEach((name) => request.result.createObjectStore(name, { keyPath: "id" }));
-    request.onsuccess = () => resolve(request.result);
+    request.onsuccess = () => resolve(Object.assign(request.result, { onclose: () => (opened = undefined) }));
     request.onerror = () => reject(request.error);
   });
   return opened;
@@ -17,9 +17,10 @@ function openDatabase() {
 async function ask(store, mode, act) {
   const database = await openDatabase();
   return new Promise((resolve, reject) => {
-    const request = act(database.transaction(store, mode).objectStore(store));
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(request.error);
+    const transaction = database.transaction(store, mode);
+    const request = act(transaction.objectStore(store));
+    transaction.oncomplete = () => resolve(request.result);
+    transaction.onabort = () => reject(transaction.error); // a full disk is known only here, after the request's success
   });
 }
 

@@ -216,7 +216,7 @@ class Detect extends PicturePage {
   /** Download the answer in one format, with the confidence and the classes that are shown. */
   async saveAs(button) {
     const { media, ending } = button.dataset;
-    const hasOwn = this.current.edits?.past.length || [...this.current.verdicts.values()].includes("rejected") || this.answer.deleted_by_hand;
+    const hasOwn = this.current.lacksFile || this.current.edits?.past.length || [...this.current.verdicts.values()].includes("rejected") || this.answer.deleted_by_hand;
     if (hasOwn) return this.attempt(async () => (await import("./export_one.js")).exportOne(this, this.current, media, `${this.stem}.${ending}`));
     const shown = groupByClass(this.detections).map(({ name }) => name).filter((name) => !this.hiddenClasses.has(name));
     const body = this.buildBody();

@@ -24,11 +24,13 @@ class Drop extends CustomElement {
   }
 
   markDragging(event, over) {
+    if (!event.dataTransfer.types.includes("Files")) return; // text goes into a field
     event.preventDefault();
     this.target.classList.toggle("dragging", over);
   }
 
   async takeDrop(event) {
+    if (!event.dataTransfer.types.includes("Files")) return;
     event.stopPropagation();
     this.markDragging(event, false);
     const { files } = event.dataTransfer;
@@ -45,13 +47,14 @@ class Drop extends CustomElement {
 /** The pictures in a dropped folder and below it, by name; with `takesOthers` also files that a plug-in may open. */
 async function readFolder(folder, takesOthers) {
   const reader = folder.createReader();
+  const read = (from, method) => new Promise((resolve) => from[method](resolve, () => resolve([]))); // without what can't be read
   const entries = [];
   for (;;) {
-    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    const some = await read(reader, "readEntries");
     if (!some.length) break;
     entries.push(...some);
   }
-  const found = await Promise.all(entries.map((entry) => (entry.isDirectory ? readFolder(entry, takesOthers) : new Promise((resolve, reject) => entry.file((file) => resolve(Object.assign(file, { path: entry.fullPath.slice(1) })), reject)))));
+  const found = await Promise.all(entries.map((entry) => (entry.isDirectory ? readFolder(entry, takesOthers) : read(entry, "file").then((file) => Object.assign(file, { path: entry.fullPath.slice(1) })))));
   const isKnown = ({ name, type }) => type.startsWith("image/") || /\.tiff?$/i.test(name) || (takesOthers && /^[^.]+$|^[\d.]+$|\.dcm$/i.test(name));
   return found.flat().filter(isKnown).sort((a, b) => a.name.localeCompare(b.name));
 }

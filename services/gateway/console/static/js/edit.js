@@ -140,8 +140,8 @@ export class Editor {
     page.answer = item.answer;
     page.showCorrected();
     this.refresh();
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.store(item).catch(() => {}), STORE_AFTER_MS);
+    clearTimeout(item.storing);
+    item.storing = setTimeout(() => this.store(item).catch(() => {}), STORE_AFTER_MS);
   }
 
   async store(item) {

@@ -97,7 +97,7 @@ class MaskEditor extends Editor {
     if (before.every((value, at) => value === after[at])) return;
     this.push({ undo: () => paste(map, width, box, before), redo: () => paste(map, width, box, after) });
     this.update();
-    this.note(`${words} ${this.item.answer.area.toLocaleString()} px in ${this.item.answer.component_count} regions.`);
+    this.note(`${words} ${this.item.answer.area.toLocaleString("en")} px in ${this.item.answer.component_count} regions.`);
   }
 
   /** Erase the region that is chosen in the list. */

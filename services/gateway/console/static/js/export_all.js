@@ -13,10 +13,11 @@ export function writeCsv(rows) {
   return writeCells([columns, ...rows.map((row) => columns.map((column) => row[column] ?? ""))]);
 }
 
-/** Rows of cells as CSV, in their order. */
+/** Rows of cells as CSV, in their order; a text that a spreadsheet would run as a formula gets an apostrophe. */
 export function writeCells(rows) {
-  const quote = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
-  return `${rows.map((cells) => cells.map(quote).join(",")).join("\n")}\n`;
+  const disarm = (text) => (/^\s*[=+@-][^]*[(|!]/.test(text) ? `'${text}` : text);
+  const quote = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  return `${rows.map((cells) => cells.map((cell) => quote(disarm(String(cell)))).join(",")).join("\n")}\n`;
 }
 
 /** The name of a picture's file; with its folders where a dropped folder holds several of that name. */

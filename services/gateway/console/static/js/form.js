@@ -37,7 +37,7 @@ export function readValues(form) {
     try {
       result[nameOf(control)] = (READERS[kind] ?? ((c) => c.value))(control);
     } catch (error) {
-      throw Object.assign(new SyntaxError(`“${nameOf(control)}” is not JSON: ${error.message}`), { title: "Invalid option" });
+      throw Object.assign(new SyntaxError(`“${nameOf(control)}” is not JSON: ${error.message}`), { title: "Invalid option", status: 422 });
     }
   }
   return result;

@@ -84,13 +84,12 @@ class Account extends CustomElement {
 
 /** Files dropped beside their target would replace the page. The page's drop target or its input of many files gets them. */
 function guardDrops() {
-  const isInput = ({ target }) => target.closest?.("input[type=file]");
-  addEventListener("dragover", (event) => isInput(event) || event.preventDefault());
+  const isOurs = ({ target, dataTransfer }) => dataTransfer?.types.includes("Files") && !target.closest?.("input[type=file]");
+  addEventListener("dragover", (event) => isOurs(event) && event.preventDefault());
   addEventListener("drop", (event) => {
-    if (isInput(event)) return;
+    if (!isOurs(event)) return;
     event.preventDefault();
-    const files = event.dataTransfer?.files;
-    if (!files?.length) return;
+    const { files } = event.dataTransfer;
     const target = document.querySelector("[data-drops]");
     const input = document.querySelector("main input[type=file][multiple]");
     if (target) target.dispatchEvent(new CustomEvent("fovea-files", { detail: [...files] }));
@@ -98,12 +97,17 @@ function guardDrops() {
   });
 }
 
+/** Open what a control that is not valid is closed in: the browser sends nothing, and could not say why. */
+function showInvalid() {
+  addEventListener("invalid", ({ target }) => document.querySelectorAll("details:not([open])").forEach((part) => (part.open = part.contains(target))), { capture: true });
+}
+
 /** Open a dialog of the frame, whose module is loaded now. */
 const open = (module) => import(module).then((loaded) => loaded.open());
 
 function listenForKeys() {
   addEventListener("keydown", (event) => {
-    if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey)) return;
+    if (event.key?.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
     open("./palette.js");
   });
@@ -115,6 +119,7 @@ customElements.define("fovea-key", Account);
 customElements.define("fovea-theme", Theme);
 customElements.define("fovea-outage", Outage);
 guardDrops();
+showInvalid();
 listenForKeys();
 const loadTray = () => import("./tray.js");
 document.querySelector('[data-part="open-tray"]')?.addEventListener("click", loadTray, { once: true });

@@ -4,23 +4,43 @@
 
 const KEY = "fovea-key";
 
+/** Texts that a storage did not take because it is blocked or full: they last as long as the page. */
+const unstored = new Map();
+
+/** A text of `localStorage` or `sessionStorage`, or null. */
+export function recall(storage, name) {
+  try {
+    return window[storage].getItem(name) ?? unstored.get(name) ?? null;
+  } catch {
+    return unstored.get(name) ?? null;
+  }
+}
+
+/** Keep a text in a storage; null removes it. */
+export function retain(storage, name, text) {
+  unstored.delete(name);
+  try {
+    if (text === null) window[storage].removeItem(name);
+    else window[storage].setItem(name, text);
+  } catch {
+    if (text !== null) unstored.set(name, text);
+  }
+}
+
 /** The API key of this tab or of this device, or null. */
-export const storedKey = () => sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
+export const storedKey = () => recall("sessionStorage", KEY) ?? recall("localStorage", KEY);
 
 /** Whether this reader may have jobs and runs: on a first visit nothing asks for them. */
-export const wasUsed = () => storedKey() !== null || localStorage.getItem("fovea-used") !== null;
-export const noteUse = () => localStorage.setItem("fovea-used", "yes");
+export const wasUsed = () => storedKey() !== null || recall("localStorage", "fovea-used") !== null;
+export const noteUse = () => retain("localStorage", "fovea-used", "yes");
 
 /** Store a key: in this tab, or with `forGood` on this device. */
 export function storeKey(key, forGood = false) {
   forgetKey();
-  (forGood ? localStorage : sessionStorage).setItem(KEY, key);
+  retain(forGood ? "localStorage" : "sessionStorage", KEY, key);
 }
 
-export function forgetKey() {
-  sessionStorage.removeItem(KEY);
-  localStorage.removeItem(KEY);
-}
+export const forgetKey = () => ["sessionStorage", "localStorage"].forEach((storage) => retain(storage, KEY, null));
 
 /** An error of the gateway, in any of its three formats. */
 export class Problem extends Error {
@@ -67,7 +87,7 @@ export async function* events(response) {
   let rest = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch(throwUnreachable);
       if (done) return;
       const blocks = (rest + value).split(/\r?\n\r?\n/);
       rest = blocks.pop();

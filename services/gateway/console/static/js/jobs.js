@@ -1,20 +1,18 @@
 /**
- * Jobs page. A few jobs are followed through server-sent events (browsers open six connections to a host); the list
- * itself is fetched every few seconds, which also finds jobs that were queued elsewhere.
+ * Jobs page: the list is fetched every few seconds. Server-sent events would each hold one of the six connections that
+ * a browser opens to a host, in all tabs together.
  */
 
 import { describeEta } from "./eta.js";
 import { FINAL, jobNote, jobs } from "./submit.js";
-import { CustomElement, partOf } from "./custom_element.js";
+import { CustomElement, partOf, putText } from "./custom_element.js";
 import { save } from "./save.js";
 import "./result_view.js";
 
 const POLL_INTERVAL_MS = 3000;
-const MAX_FOLLOWED = 3;
 
 export class Jobs extends CustomElement {
   connectedCallback() {
-    this.followed = new Map();
     this.addEventListener("click", ({ target }) => target.closest("button") && this.showError(null));
     this.on("input", "filters", () => this.filter());
     this.on("submit", "filters", (event) => event.preventDefault());
@@ -29,7 +27,6 @@ export class Jobs extends CustomElement {
 
   disconnectedCallback() {
     clearInterval(this.timer);
-    for (const controller of this.followed.values()) controller.abort();
   }
 
   async refresh() {
@@ -38,7 +35,6 @@ export class Jobs extends CustomElement {
       if (this.isUnreachable) this.showError(null); // what a button could not do stays told
       this.isUnreachable = false;
       this.draw(found);
-      found.filter((job) => !FINAL.has(job.status)).forEach((job) => this.follow(job.id));
     } catch (problem) {
       this.isUnreachable = true;
       this.showError(problem);
@@ -106,28 +102,14 @@ export class Jobs extends CustomElement {
     row.className = `job job-${job.status}`;
     row.dataset.status = job.status;
     partOf(row, "status").className = `state state-${job.status}`;
-    partOf(row, "status").textContent = job.dead ? "Failed, no more retries" : job.status[0].toUpperCase() + job.status.slice(1);
+    putText(partOf(row, "status"), job.dead ? "Failed, no more retries" : job.status[0].toUpperCase() + job.status.slice(1));
     partOf(row, "bar").hidden = final;
     partOf(row, "bar").value = job.progress;
-    partOf(row, "note").textContent = job.error?.detail ?? (final ? duration(job) : describeProgress(job, this.all));
+    putText(partOf(row, "note"), job.error?.detail ?? (final ? duration(job) : describeProgress(job, this.all)));
     partOf(row, "cancel").hidden = final;
     partOf(row, "retry").hidden = !["failed", "cancelled"].includes(job.status);
     for (const name of ["result", "download"]) partOf(row, name).hidden = job.status !== "succeeded";
     partOf(row, "open").hidden = job.status !== "succeeded" || !partOf(row, "open").hasAttribute("href");
-  }
-
-  async follow(id) {
-    if (this.followed.has(id) || this.followed.size >= MAX_FOLLOWED) return;
-    const controller = new AbortController();
-    this.followed.set(id, controller);
-    try {
-      for await (const job of jobs.follow(id, controller.signal)) this.findRow(id) && this.update(this.findRow(id), job);
-    } catch {
-      // The list is fetched again anyway, so a broken event stream needs no message.
-    } finally {
-      this.followed.delete(id);
-    }
-    if (this.isConnected) this.refresh();
   }
 
   async runAction(verb, button) {

@@ -4,6 +4,7 @@
  */
 
 import { createButton, createNode } from "./custom_element.js";
+import { copyText } from "./save.js";
 import DOMPurify from "../vendor/purify.js";
 import { Marked } from "../vendor/marked.js";
 
@@ -35,10 +36,22 @@ const formula = {
   renderer: ({ tex, raw, isDisplayed }) => `<span data-tex="${escape(tex)}" ${isDisplayed ? 'data-display="yes"' : ""}>${escape(raw)}</span>`,
 };
 
+/** A formula in lines of its own, which may begin with a sign that would begin a list. */
+const block = {
+  ...formula,
+  name: "block",
+  level: "block",
+  start: (text) => text.match(/^(?:\$\$|\\\[)/m)?.index,
+  tokenizer(text) {
+    const match = /^(?:\$\$((?:(?!\n\s*\n)[^])+?)\$\$|\\\[((?:(?!\n\s*\n)[^])+?)\\\])[ \t]*(?:\n|$)/.exec(text);
+    return match ? { type: "block", raw: match[0], tex: (match[1] ?? match[2]).trim(), isDisplayed: true } : undefined;
+  },
+};
+
 const marked = new Marked({
   breaks: true,
   gfm: true,
-  extensions: [formula],
+  extensions: [formula, block],
   renderer: {
     html: ({ text }) => escape(text),
     image: ({ href, text }) => `<a href="${escape(href)}">${escape(text || href)}</a>`,
@@ -80,7 +93,7 @@ function addCopy(code) {
   const pre = code.parentElement;
   const language = code.className.replace("language-", "");
   const copy = createButton("Copy code", async () => {
-    await navigator.clipboard.writeText(code.textContent);
+    await copyText(code.textContent);
     copy.textContent = "Copied";
   }, "quiet small");
   const block = createNode("div", "code-block", createNode("div", "code-head", createNode("span", "muted", language), copy));

@@ -10,11 +10,13 @@ export async function fetchPage(url) {
   return new DOMParser().parseFromString(await response.text(), "text/html");
 }
 
-/** Replace title and content by those of a fetched page, once its modules are there. */
+/** Replace title, navigation and content by those of a fetched page, once its modules are there; style sheets are added. */
 export async function replacePage(fetched) {
+  const known = [...document.styleSheets].map(({ href }) => href);
+  document.head.append(...[...fetched.querySelectorAll("link[rel=stylesheet]")].filter(({ href }) => !known.includes(href)));
   await Promise.all([...fetched.querySelectorAll("script[type=module]")].map((script) => import(script.src)));
   document.title = fetched.title;
-  document.querySelector("main").replaceWith(document.adoptNode(fetched.querySelector("main")));
+  for (const part of ["#menu", "main"]) document.querySelector(part).replaceWith(document.adoptNode(fetched.querySelector(part)));
 }
 
 /** The choice of a model: redraws its options and keeps everything else, such as the picture. */
@@ -35,14 +37,20 @@ class ModelChoice extends HTMLElement {
     const url = new URL(location.href);
     url.searchParams.set("model", model);
     for (const name of ["session", "run"]) url.searchParams.delete(name); // they belong to the other model
-    const newForm = await fetchPage(url).then((page) => page.querySelector('form[data-part="options"]'), (problem) => {
+    const page = await fetchPage(url).catch((problem) => {
       if (isOld()) return;
       select.value = this.shown;
       if (go) go.disabled = !this.couldGo;
       this.closest("[data-path]").showError(problem);
     });
+    const newForm = page?.querySelector('form[data-part="options"]');
     if (!newForm || isOld()) return;
     history.replaceState(null, "", url);
+    Object.assign(this.closest("[data-path]").dataset, newForm.closest("[data-path]").dataset); // such as limits
+    for (const old of document.querySelectorAll("[data-of-model]")) {
+      const fresh = page.querySelector(`[data-of-model="${old.dataset.ofModel}"]`);
+      if (fresh) old.replaceChildren(...document.adoptNode(fresh).childNodes);
+    }
     form.replaceChildren(...document.adoptNode(newForm).childNodes);
     if (this.couldGo) form.querySelector('[data-part="go"]').disabled = false; // its picture is still there
     form.querySelector("fovea-model select").focus();

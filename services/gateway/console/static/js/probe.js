@@ -9,6 +9,7 @@ import { fillForm, selectedModel, readValues } from "./form.js";
 import { HeadBench } from "./head_bench.js";
 import { readReport } from "./report.js";
 import { RunTask } from "./run.js";
+import { copyText } from "./save.js";
 
 const HTML_HEADERS = { Accept: "text/html" };
 const GRID_OPTIONS = { lengths: [350, 700, 1200], depths: [0, 50, 100] };
@@ -24,7 +25,10 @@ class Probe extends RunTask {
     this.on("click", "pin", () => this.attempt(() => this.pin()));
     this.on("click", "notebook", () => this.attempt(async () => (await import("./notebook.js")).saveNotebook(this.part("answer").querySelector("h2")?.textContent ?? "Experiment", { model: this.experiment, ...this.spec }, new URL(this.permalink, location.href))));
     this.bench = new HeadBench(this);
-    this.addEventListener("fovea-model", () => this.offerModels().catch(() => {}));
+    this.addEventListener("fovea-model", () => {
+      this.part("as-job").checked = this.dataset.mode === "job";
+      this.offerModels().catch(() => {});
+    });
     this.offerModels().catch(() => {}); // without the list the field takes a name, as before
     const isStored = /[?&](run|job)=/.test(location.search);
     if (this.dataset.spec && this.dataset.mode === "sync" && !isStored) this.run();
@@ -60,7 +64,7 @@ class Probe extends RunTask {
 
   /** Pin the run that is shown, for a comparison. */
   async pin() {
-    const id = (await this.storing)?.id ?? this.storedId;
+    const id = (await this.storing?.catch(() => null))?.id ?? this.storedId;
     if (!id) throw Object.assign(new Error("This browser keeps no runs."), { title: "Not pinned" });
     const { pin } = await import("./runs.js");
     await pin(id, true);
@@ -121,7 +125,7 @@ class Probe extends RunTask {
         this.part("grids").append(...nodes);
       }
     });
-    this.showProgress(null);
+    if (this.running.signal === signal) this.showProgress(null);
     this.part("then").disabled = false;
   }
 
@@ -133,7 +137,7 @@ class Probe extends RunTask {
   /** Put the permalink into the address, copy it, and say which of it was done. */
   async updatePermalink() {
     history.replaceState(null, "", this.permalink);
-    const isCopied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
+    const isCopied = await copyText(location.href).then(() => true, () => false);
     this.setText("link", isCopied ? "Permalink copied" : "Permalink is in the address bar");
   }
 }

@@ -21,11 +21,18 @@ export async function store({ file, ...facts }) {
     model: answer?.model ?? request?.model, version: answer?.version, seed: request?.seed ?? answer?.seed,
     ...facts, request: shorten(request), input: file?.name, thumbnail: file && (await drawThumbnail(file)),
   };
-  await local.put({ ...run, answer: shorten(answer, 8_000_000), file });
   noteUse();
-  await prune();
-  if (storedKey()) await upload({ ...run, answer: shorten(answer) }).catch(() => {}); // a key may lack the scope
+  const kept = [keep({ ...run, answer: shorten(answer, 8_000_000), file })];
+  if (storedKey()) kept.push(upload({ ...run, answer: shorten(answer) }));
+  const ends = await Promise.allSettled(kept); // a key may lack the scope, and a browser may keep nothing
+  if (ends.every(({ status }) => status === "rejected")) throw ends[0].reason;
   return run;
+}
+
+/** Keep a run in this browser; if there is no room, the older half of the others goes. */
+async function keep(run) {
+  await local.put(run).catch(() => prune(0.5).then(() => local.put(run)));
+  await prune(MOST);
 }
 
 /** Replace the answer of a run that was corrected by hand. */
@@ -42,7 +49,8 @@ export async function amend(id, answer) {
 
 /** The newest runs, without their files. */
 export async function list() {
-  const mine = (await local.list()).map(({ file, ...run }) => run);
+  const stored = await local.list().catch((problem) => (storedKey() ? [] : Promise.reject(problem)));
+  const mine = stored.map(({ file, ...run }) => run);
   const known = new Set(mine.map(({ id }) => id));
   const others = (await listRemote()).filter(({ id }) => !known.has(id));
   return [...mine, ...others].sort((a, b) => b.time.localeCompare(a.time));
@@ -50,7 +58,7 @@ export async function list() {
 
 /** One run, from this browser or from the server. */
 export async function load(id) {
-  const found = await local.get(id);
+  const found = await local.get(id).catch(() => null);
   if (found) return found;
   const remote = (await listRemote()).find((run) => run.id === id);
   return remote ? (await call(`/v1/files/${remote.remote}/content`)).json() : null;
@@ -76,7 +84,7 @@ export async function loadJob(id) {
 }
 
 export async function remove(id) {
-  await local.remove(id);
+  await local.remove(id).catch(() => {});
   const remote = (await listRemote()).filter((run) => run.id === id);
   await Promise.all(remote.map((run) => call(`/v1/files/${run.remote}`, { method: "DELETE" })));
 }
@@ -90,9 +98,10 @@ export async function pin(id, isPinned) {
 /** Pinned runs with a report, newest first. */
 export const listPinned = async () => (await local.list()).filter(({ isPinned, html }) => isPinned && html).sort((a, b) => b.time.localeCompare(a.time));
 
-async function prune() {
-  const old = (await local.list()).filter(({ isPinned }) => !isPinned).sort((a, b) => b.time.localeCompare(a.time)).slice(MOST);
-  await Promise.all(old.map(({ id }) => local.remove(id)));
+/** Remove the oldest runs that are not pinned: all but a number of them, or a share below one. */
+async function prune(most) {
+  const all = (await local.list()).filter(({ isPinned }) => !isPinned).sort((a, b) => b.time.localeCompare(a.time));
+  await Promise.all(all.slice(most < 1 ? all.length * most : most).map(({ id }) => local.remove(id)));
 }
 
 /** A stored run's facts are in the name of its file, so that a list needs no content. */
@@ -109,9 +118,13 @@ async function upload(run) {
 async function listRemote() {
   if (!storedKey()) return [];
   const { data } = await call(`/v1/files?purpose=${PURPOSE}`).then((answer) => answer.json()).catch(() => ({ data: [] }));
-  return data.map(({ id: remote, filename }) => {
-    const [id, time, title, model, page] = filename.split(" ").map((part) => decodeURIComponent(part));
-    return { id, time, title, model, page, remote };
+  return data.flatMap(({ id: remote, filename }) => {
+    try {
+      const [id, time, title, model, page] = filename.split(" ").map((part) => decodeURIComponent(part));
+      return page ? [{ id, time, title, model, page, remote }] : [];
+    } catch {
+      return []; // another client stored it
+    }
   });
 }
 

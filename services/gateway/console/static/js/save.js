@@ -1,4 +1,4 @@
-/** Downloads: saves a blob or JSON as a file. */
+/** Downloads and the clipboard: saves a blob or JSON as a file, and copies a text. */
 
 export function save(blob, name) {
   const link = document.createElement("a");
@@ -9,3 +9,16 @@ export function save(blob, name) {
 }
 
 export const saveJson = (value, name) => save(new Blob([JSON.stringify(value, null, 2)], { type: "application/json" }), name);
+
+/** Copy a text, also on a page that came without HTTPS, where browsers have no `navigator.clipboard`. */
+export async function copyText(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const put = (event) => {
+    event.clipboardData.setData("text/plain", text);
+    event.preventDefault();
+  };
+  document.addEventListener("copy", put);
+  const isCopied = document.execCommand("copy");
+  document.removeEventListener("copy", put);
+  return isCopied ? undefined : Promise.reject(new Error("This browser copies only from pages with HTTPS."));
+}

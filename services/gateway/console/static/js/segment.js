@@ -217,7 +217,7 @@ class Segment extends PicturePage {
     const share = (100 * area) / (answer.width * answer.height);
     this.setText("threshold-figure", threshold.toFixed(3));
     this.setText("opacity-figure", `${Math.round(this.drawingOptions.opacity * 100)} %`);
-    this.setText("area", `${area.toLocaleString()} px`);
+    this.setText("area", `${area.toLocaleString("en")} px`);
     this.setText("share", `${share.toFixed(share < 10 ? 2 : 1)} %`);
     this.setText("regions", String(regions));
     this.setText("highest", highest.toFixed(3));
@@ -259,7 +259,7 @@ function describeRegion(region, at) {
   const { area, box, by_hand, ...rest } = region;
   const figures = Object.fromEntries(Object.entries(rest).filter(([, value]) => typeof value === "number"));
   const row = { region: at + 1, area, x1: box[0], y1: box[1], x2: box[2], y2: box[3], ...figures, ...(by_hand && { by_hand }) };
-  return { words: `Region ${at + 1}: ${area.toLocaleString()} px${by_hand ? `, ${by_hand} by hand` : ""}`, box, key: keyOf(region), row };
+  return { words: `Region ${at + 1}: ${area.toLocaleString("en")} px${by_hand ? `, ${by_hand} by hand` : ""}`, box, key: keyOf(region), row };
 }
 
 customElements.define("fovea-segment", Segment);

@@ -1,6 +1,7 @@
 /** Two small elements: a slider that shows its value, and a snippet with a copy button. */
 
 import { CustomElement } from "./custom_element.js";
+import { copyText } from "./save.js";
 
 export class Slider extends HTMLElement {
   connectedCallback() {
@@ -14,7 +15,7 @@ export class Slider extends HTMLElement {
 export class Code extends CustomElement {
   connectedCallback() {
     this.on("click", "copy", async () => {
-      await navigator.clipboard.writeText(this.part("text").textContent);
+      await copyText(this.part("text").textContent);
       this.setText("label", "Copied");
       setTimeout(() => this.setText("label", "Copy"), 1600);
     });

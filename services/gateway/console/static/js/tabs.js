@@ -14,7 +14,7 @@ class Tabs extends HTMLElement {
 
   openHash() {
     const named = this.tabs.find((tab) => `#${tab.dataset.tab}` === location.hash);
-    this.open(named ?? this.tabs[0], false);
+    if (named || !this.querySelector("[aria-selected=true]")) this.open(named ?? this.tabs[0], false); // or a link to a part
   }
 
   open(chosen, isClicked) {

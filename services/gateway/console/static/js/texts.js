@@ -82,7 +82,12 @@ export function indexById(text) {
 }
 
 function jsonLine(line) {
-  const row = JSON.parse(line);
+  let row;
+  try {
+    row = JSON.parse(line);
+  } catch {
+    throw Object.assign(new Error(`“${line.slice(0, 40)}” is not a JSON line.`), { title: "Bad input", hint: "Write each topic or passage in a line of its own." });
+  }
   return [String(row.id ?? row.qid ?? row.docid), row.text ?? row.query ?? row.passage];
 }
 

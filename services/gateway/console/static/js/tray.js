@@ -22,7 +22,10 @@ class Tray extends CustomElement {
     this.show(open > 0, "tray-count");
     this.part("open-tray").setAttribute("aria-label", open ? `Jobs, ${open} running` : "Jobs");
     this.show(found.length === 0, "tray-empty");
-    this.part("tray-list").replaceChildren(...found.slice(0, MOST).map((job) => createEntry(job, found)));
+    const list = this.part("tray-list");
+    const { href } = list.contains(document.activeElement) ? document.activeElement : {};
+    list.replaceChildren(...found.slice(0, MOST).map((job) => createEntry(job, found)));
+    if (href) [...list.querySelectorAll("a")].find((link) => link.href === href)?.focus();
     if (open) this.timer = setTimeout(() => this.refresh(), POLL_MS);
   }
 }

@@ -19,7 +19,7 @@ class Viewer extends HTMLElement {
     }, { passive: false });
     this.addEventListener("pointerdown", (event) => this.startPan(event));
     this.addEventListener("pointermove", (event) => this.pan(event));
-    this.addEventListener("pointerup", () => (this.grip = null));
+    for (const type of ["pointerup", "pointercancel"]) this.addEventListener(type, () => (this.grip = null));
   }
 
   act(verb) {
