@@ -449,3 +449,8 @@ def test_small_regions_are_dropped_the_largest_can_be_kept_alone_and_a_threshold
     every = np.arange(256, dtype=np.uint8).reshape(16, 16)
     for threshold, cut in ((0, 0), (0.5, 128), (1, 255), (1 / 255, 1), (0.2, 51), (0.201, 52)):
         assert arithmetic(page, every, threshold=threshold)["area"] == 256 - cut
+
+
+def test_a_long_name_of_a_file_leaves_the_page_as_wide_as_the_screen(page):
+    open_with_picture(page, "segment", {**PICTURE, "name": f"{'a_long_name_' * 12}.jpg"})
+    check_page(page, 1280, 320)
