@@ -201,7 +201,7 @@ DROP = """(data) => {
   const list = (entries) => ({ readEntries: (done) => done(entries.splice(0)) });
   const folder = (...entries) => ({ isDirectory: true, createReader: () => list(entries) });
   const road = folder(folder(leaf("/road/a/p.jpg")), folder(leaf("/road/b/p.jpg")));
-  const dataTransfer = { files: [], items: [{ webkitGetAsEntry: () => road }] };
+  const dataTransfer = { types: ["Files"], files: [], items: [{ webkitGetAsEntry: () => road }] };
   document.querySelector("fovea-drop").target.dispatchEvent(Object.assign(new Event("drop"), { dataTransfer }));
 }"""
 
