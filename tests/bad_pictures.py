@@ -102,10 +102,7 @@ def refused() -> tuple[RefusedPicture, ...]:
     cut = tuple(RefusedPicture(f"truncated-{k.lower()}", data[: len(data) // 2], 400) for k, data in whole.items())
     headers = tuple(RefusedPicture(f"header-only-{k.lower()}", data[:20], 400) for k, data in whole.items())
     return (
-        RefusedPicture("empty", b"", 400),
-        RefusedPicture("one-byte", b"\x89", 415),
-        *cut,
-        *headers,
+        RefusedPicture("empty", b"", 400), RefusedPicture("one-byte", b"\x89", 415), *cut, *headers,
         RefusedPicture("broken-crc", bytes(swapped), 400),
         RefusedPicture("magic-then-noise", b"\x89PNG\r\n\x1a\n" + noise, 400),
         RefusedPicture("bomb-png", png(20_000, 20_000, bytes(2_000_000)), 413),
@@ -117,13 +114,12 @@ def refused() -> tuple[RefusedPicture, ...]:
         RefusedPicture("no-pixels-png", png(0, 0, b""), 400),
         RefusedPicture("text-as-png", b"This is not a picture, whatever its name says.\n" * 20, 415),
         RefusedPicture("html-as-jpeg", b"<!DOCTYPE html><html><body>404</body></html>", 415),
-        RefusedPicture("json", b'{"image": "aGVsbG8="}', 415),
-        RefusedPicture("gif", encoded(page, "GIF"), 415),
+        RefusedPicture("json", b'{"image": "aGVsbG8="}', 415), RefusedPicture("gif", encoded(page, "GIF"), 415),
         RefusedPicture("pdf", b"%PDF-1.7\n" + noise, 415),
         RefusedPicture("svg", b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', 415),
         RefusedPicture("noise", b"\x00\x01" + noise, 415),
         RefusedPicture("float-tiff", encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), 415),
-    )
+    )  # fmt: skip
 
 
 def _turned(page: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exif]:

@@ -94,17 +94,13 @@ class Stub:
         self.cards = copy.deepcopy(CARDS)
         self.app = FastAPI(exception_handlers={FoveaError: _refuse})
         for path, endpoint, methods in (
-            ("/readyz", self.readyz, ["GET"]),
-            ("/v1/models", self.models, ["GET"]),
+            ("/readyz", self.readyz, ["GET"]), ("/v1/models", self.models, ["GET"]),
             ("/v1/models/{name:path}/example", self.example, ["GET"]),
-            ("/v1/models/{name:path}", self.model, ["GET"]),
-            ("/v1/segment", self.segment, ["POST"]),
-            ("/v1/classify", self.classify, ["POST"]),
-            ("/v1/chat/completions", self.chat, ["POST"]),
-            ("/v1/judge", self.judge, ["POST"]),
-            ("/v1/longctx/methods", self.methods, ["GET"]),
+            ("/v1/models/{name:path}", self.model, ["GET"]), ("/v1/segment", self.segment, ["POST"]),
+            ("/v1/classify", self.classify, ["POST"]), ("/v1/chat/completions", self.chat, ["POST"]),
+            ("/v1/judge", self.judge, ["POST"]), ("/v1/longctx/methods", self.methods, ["GET"]),
             ("/v1/steering-vectors", self.steering_vectors, ["GET"]),
-        ):
+        ):  # fmt: skip
             self.app.add_api_route(path, endpoint, methods=methods, response_model=None)
 
     async def readyz(self) -> Response:

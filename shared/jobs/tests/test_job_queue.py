@@ -352,10 +352,6 @@ async def test_what_is_asked_of_redis_has_the_limits_of_the_settings(payload, jo
     assert [await queue.recent("ann"), await queue.recent("ann", 0), await queue.dead("ann", 9999)] == [[], [], []]
     assert await queue.counts("svc") == (3, 2)
     assert [call[:4] for call in script.calls] == [
-        ("cancel", "a" * 32, "ann", 7000),
-        ("retry", "a" * 32, "ann", 30),
-        ("list", "tenant", "ann", 50),
-        ("list", "tenant", "ann", 1),
-        ("list", "dead", "ann", 1000),
-        ("counts", "svc"),
-    ]
+        ("cancel", "a" * 32, "ann", 7000), ("retry", "a" * 32, "ann", 30), ("list", "tenant", "ann", 50),
+        ("list", "tenant", "ann", 1), ("list", "dead", "ann", 1000), ("counts", "svc"),
+    ]  # fmt: skip

@@ -188,15 +188,11 @@ async def test_what_is_asked_of_redis_names_worker_attempt_and_limits(job_settin
     answer = Result(500, "text/plain", b"no")
     ttl_ms = job_settings.job_ttl_s * 1000
     assert script.calls == [
-        ("take", *who, "", *limits, *codec.REQUEST_FIELDS),
-        ("take", *who, "400", *limits, *codec.REQUEST_FIELDS),
-        ("progress", *one.key, "0.1235", ""),
-        ("again", *one.key, *limits, 1500, problem),
+        ("take", *who, "", *limits, *codec.REQUEST_FIELDS), ("take", *who, "400", *limits, *codec.REQUEST_FIELDS),
+        ("progress", *one.key, "0.1235", ""), ("again", *one.key, *limits, 1500, problem),
         ("fail", *one.key, ttl_ms, 2, codec.encode_problem(answer), *codec.encode_answer(answer), "answer", b"no"),
-        ("fail", *one.key, ttl_ms, 0, problem),
-        ("release", *one.key),
-        ("leave", *who),
-    ]
+        ("fail", *one.key, ttl_ms, 0, problem), ("release", *one.key), ("leave", *who),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("due_ms", "block_ms"), [(-1, 1000), (0, 1), (1, 1), (250, 250), (5000, 1000)])

@@ -51,20 +51,15 @@ def problem(answer, status):
 @pytest.mark.parametrize(
     "how",
     [
-        {"json": {"image": B64}},
-        {"json": {"image": f"data:image/png;base64,{B64}"}},
-        {"json": {"image": B64, "model": "toy/eye"}},
-        {"files": {"image": ("a.png", PNG, "image/png")}},
-        {"files": {"file": ("a.png", PNG)}},
-        {"files": {"images": ("a.png", PNG)}, "data": {"model": "toy/eye"}},
-        {"content": PNG, "headers": RAW},
-        {"content": PNG, "headers": {"content-type": "image/anything"}},
-        {"content": PNG, "headers": {"content-type": "application/octet-stream"}},
-        {"content": PNG},
+        {"json": {"image": B64}}, {"json": {"image": f"data:image/png;base64,{B64}"}},
+        {"json": {"image": B64, "model": "toy/eye"}}, {"files": {"image": ("a.png", PNG, "image/png")}},
+        {"files": {"file": ("a.png", PNG)}}, {"files": {"images": ("a.png", PNG)}, "data": {"model": "toy/eye"}},
+        {"content": PNG, "headers": RAW}, {"content": PNG, "headers": {"content-type": "image/anything"}},
+        {"content": PNG, "headers": {"content-type": "application/octet-stream"}}, {"content": PNG},
         {"content": json.dumps({"image": B64})},
         {"content": b"\xef\xbb\xbf" + json.dumps({"image": B64}).encode(), **AS_JSON},
     ],
-)
+)  # fmt: skip
 async def test_picture_comes_as_multipart_base64_or_raw_bytes(client, how):
     answer = await client.post("/v1/segment", **how)
     assert answer.status_code == 200, answer.text
