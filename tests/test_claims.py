@@ -26,16 +26,10 @@ def test_every_sparse_model_carries_a_measured_claim_with_nothing_but_studies_op
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(
-    ("fields", "rule"),
-    [
-        ({"granularity": None}, "S1"),
-        ({"mask": None}, "S2"),
-        ({"counted_in": "config"}, "S3"),
-        ({"sparsity_global": 1.0}, "S3"),
-        ({"dense_layers": ["nowhere"]}, "S3"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "rule"), [
+    ({"granularity": None}, "S1"), ({"mask": None}, "S2"), ({"counted_in": "config"}, "S3"),
+    ({"sparsity_global": 1.0}, "S3"), ({"dense_layers": ["nowhere"]}, "S3"),
+])  # fmt: skip
 def test_a_bad_record_is_blocked(name, fields, rule, capsys):
     assert claims.read({name: published()[name].model_copy(update=fields)}) == 1
     assert f"{rule} blocks" in capsys.readouterr().out

@@ -204,13 +204,10 @@ def chunk(**fields: Any) -> str:
     return json.dumps({"id": "1", "created": 1, "model": "m", "choices": [], **fields})
 
 
-@pytest.mark.parametrize(
-    "told",
-    [
-        {"error": {"message": "lost", "code": "fault"}}, {"error": {"detail": "lost", "status": 503}},
-        {"error": "lost"}, {"problem": {"detail": "lost", "status": 503}},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("told", [
+    {"error": {"message": "lost", "code": "fault"}}, {"error": {"detail": "lost", "status": 503}},
+    {"error": "lost"}, {"problem": {"detail": "lost", "status": 503}},
+])  # fmt: skip
 def test_an_event_that_says_the_answer_broke_off_is_raised(told):
     with pytest.raises(errors.FoveaError, match="lost"):
         StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(json.dumps(told)))

@@ -165,15 +165,12 @@ def site():
         yield url
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        (["none*.png"], 4, "No file matches"), (["empty"], 4, ".tiff"),
-        (["a.jpg", "--bogus", "3"], 2, "no option --bogus"), (["a.jpg", "--thresold=0.2"], 2, "--threshold?"),
-        (["a.jpg", "--threshold", "7"], 2, "--threshold"), (["a.jpg", "--normalise", "median"], 2, "median"),
-        (["a.jpg", "--model", "nope"], 4, "nope"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "code", "said"), [
+    (["none*.png"], 4, "No file matches"), (["empty"], 4, ".tiff"),
+    (["a.jpg", "--bogus", "3"], 2, "no option --bogus"), (["a.jpg", "--thresold=0.2"], 2, "--threshold?"),
+    (["a.jpg", "--threshold", "7"], 2, "--threshold"), (["a.jpg", "--normalise", "median"], 2, "median"),
+    (["a.jpg", "--model", "nope"], 4, "nope"),
+])  # fmt: skip
 def test_mistakes_are_answered_before_any_picture_is_sent(fovea, folder, monkeypatch, stage, words, code, said):
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()

@@ -49,18 +49,15 @@ class Mixed(BaseModel):
 SCHEMA = Mixed.model_json_schema()
 
 
-@pytest.mark.parametrize(
-    ("line", "plain", "texts"),
-    [
-        ("a.png b.png", ["a.png", "b.png"], []),
-        ("a.png --threshold 0.4 b.png", ["a.png", "b.png"], [("threshold", "0.4")]),
-        ("--threshold=0.4 a.png", ["a.png"], [("threshold", "0.4")]), ("--keep a.png", ["a.png"], [("keep", "true")]),
-        ("--no-keep a.png", ["a.png"], [("keep", "false")]), ("--top-k 3 -", ["-"], [("top_k", "3")]),
-        ("--prompt a=b", [], [("prompt", "a=b")]), ("--prompt=a=b", [], [("prompt", "a=b")]),
-        ("a.png --unknown", ["a.png"], [("unknown", "true")]), ("--threshold -0.5", [], [("threshold", "-0.5")]),
-        ("--words a --words b", [], [("words", "a"), ("words", "b")]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("line", "plain", "texts"), [
+    ("a.png b.png", ["a.png", "b.png"], []),
+    ("a.png --threshold 0.4 b.png", ["a.png", "b.png"], [("threshold", "0.4")]),
+    ("--threshold=0.4 a.png", ["a.png"], [("threshold", "0.4")]), ("--keep a.png", ["a.png"], [("keep", "true")]),
+    ("--no-keep a.png", ["a.png"], [("keep", "false")]), ("--top-k 3 -", ["-"], [("top_k", "3")]),
+    ("--prompt a=b", [], [("prompt", "a=b")]), ("--prompt=a=b", [], [("prompt", "a=b")]),
+    ("a.png --unknown", ["a.png"], [("unknown", "true")]), ("--threshold -0.5", [], [("threshold", "-0.5")]),
+    ("--words a --words b", [], [("words", "a"), ("words", "b")]),
+])  # fmt: skip
 def test_words_and_options_are_told_apart(line, plain, texts):
     assert split_arguments(line.split(), SCHEMA) == (plain, texts)
 

@@ -18,16 +18,13 @@ def test_defaults_bind_to_loopback_and_need_no_key(monkeypatch):
     assert (made.host, made.replica_host, made.auth) == ("127.0.0.1", "127.0.0.1", "insecure-local")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("FOVEA_HTTP_PORT", "70000"), ("FOVEA_MAX_BATCH_SIZE", "0"), ("FOVEA_AUTH", "off"), ("FOVEA_HTTP_PORT", "web"),
-        ("FOVEA_LOG_LEVEL", "loud"), ("FOVEA_DEVICE", "gpu"), ("FOVEA_STATIC_UPSTREAMS", "detection"),
-        ("FOVEA_STATIC_UPSTREAMS", "detection=triton:8000"), ("FOVEA_REDIS_URL", "cache:6379"),
-        ("FOVEA_REDIS_URL", "redis://:s3/cret@cache:6379/0"), ("FOVEA_REDIS_URL", "redis://:s3#cret@cache:6379/0"),
-        ("OTEL_SDK_DISABLED", "perhaps"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "value"), [
+    ("FOVEA_HTTP_PORT", "70000"), ("FOVEA_MAX_BATCH_SIZE", "0"), ("FOVEA_AUTH", "off"), ("FOVEA_HTTP_PORT", "web"),
+    ("FOVEA_LOG_LEVEL", "loud"), ("FOVEA_DEVICE", "gpu"), ("FOVEA_STATIC_UPSTREAMS", "detection"),
+    ("FOVEA_STATIC_UPSTREAMS", "detection=triton:8000"), ("FOVEA_REDIS_URL", "cache:6379"),
+    ("FOVEA_REDIS_URL", "redis://:s3/cret@cache:6379/0"), ("FOVEA_REDIS_URL", "redis://:s3#cret@cache:6379/0"),
+    ("OTEL_SDK_DISABLED", "perhaps"),
+])  # fmt: skip
 def test_nonsense_ends_a_process_with_the_name_of_the_setting(monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
     settings.cache_clear()
@@ -46,15 +43,12 @@ def test_a_missing_file_of_a_setting_is_named(monkeypatch, capsys, tmp_path):
     assert str(tmp_path / "none") in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("log_level", "debug"), ("device", "cuda:3"), ("redis_url", "redis+sentinel://a:1,b:2/m/0"),
-        ("redis_url", "rediss://:p@h:1/0"), ("redis_url", "redis://[::1]:6379?db=2"), ("redis_url", "unix:///r.sock"),
-        ("static_upstreams", "a=https://b"), ("static_upstreams", ""),
-        ("static_upstreams", " a=http://b:1|c:2 , d=http://e ,"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("field", "value"), [
+    ("log_level", "debug"), ("device", "cuda:3"), ("redis_url", "redis+sentinel://a:1,b:2/m/0"),
+    ("redis_url", "rediss://:p@h:1/0"), ("redis_url", "redis://[::1]:6379?db=2"), ("redis_url", "unix:///r.sock"),
+    ("static_upstreams", "a=https://b"), ("static_upstreams", ""),
+    ("static_upstreams", " a=http://b:1|c:2 , d=http://e ,"),
+])  # fmt: skip
 def test_settings_in_each_of_their_forms_are_taken(field, value):
     assert getattr(Settings(**{field: value}), field) == value
 
@@ -94,14 +88,11 @@ def test_a_new_name_of_a_setting_wins_over_the_old_one_and_child_processes_are_g
     assert environment(FOVEA_SHUTDOWN_GRACE_S="4")["FOVEA_SHUTDOWN_GRACE_S"] == "4"
 
 
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        ("FOVEA_MAX_BATCHSIZE", "FOVEA_MAX_BATCH_SIZE"), ("fovea_loglevel", "FOVEA_LOG_LEVEL"),
-        ("FOVEA_DEADLINE", "FOVEA_REQUEST_TIMEOUT_S"), ("FOVEA_MODEL", "FOVEA_LLM_MODEL"),
-        ("FOVEA_HTTP_PORT", None), ("FOVEA_URL", None), ("FOVEA_TRAFFIC", None), ("FOVEA_DICOMWEB_URL", None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("FOVEA_MAX_BATCHSIZE", "FOVEA_MAX_BATCH_SIZE"), ("fovea_loglevel", "FOVEA_LOG_LEVEL"),
+    ("FOVEA_DEADLINE", "FOVEA_REQUEST_TIMEOUT_S"), ("FOVEA_MODEL", "FOVEA_LLM_MODEL"),
+    ("FOVEA_HTTP_PORT", None), ("FOVEA_URL", None), ("FOVEA_TRAFFIC", None), ("FOVEA_DICOMWEB_URL", None),
+])  # fmt: skip
 def test_a_variable_that_is_nearly_a_setting_is_warned_of_and_those_of_clients_and_plugins_are_not(
     monkeypatch, caplog, typed, meant
 ):

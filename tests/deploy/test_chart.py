@@ -307,15 +307,12 @@ def test_worker_is_scaled_on_jobs_of_its_own_service_that_wait_or_run():
     assert "state=" not in trigger["metadata"]["query"]
 
 
-@pytest.mark.parametrize(
-    ("bad", "complaint"),
-    [
-        ("gateway.replicas=0", "minimum"), ("services.medical-seg.gpus=-1", "minimum"),
-        ("services.medical-seg.image.digest=sha256:beef", "pattern"),
-        ("httpRoute.enabled=true", "httpRoute.parentRefs"), ("services.unknown.enabled=true", "unknown"),
-        ("image.pullPolicy=Sometimes", "pullPolicy"), ("redis.url=http://x", "pattern"), ("typo=1", "typo"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("bad", "complaint"), [
+    ("gateway.replicas=0", "minimum"), ("services.medical-seg.gpus=-1", "minimum"),
+    ("services.medical-seg.image.digest=sha256:beef", "pattern"),
+    ("httpRoute.enabled=true", "httpRoute.parentRefs"), ("services.unknown.enabled=true", "unknown"),
+    ("image.pullPolicy=Sometimes", "pullPolicy"), ("redis.url=http://x", "pattern"), ("typo=1", "typo"),
+])  # fmt: skip
 def test_values_schema_refuses_nonsense(bad, complaint):
     done = run_helm("template", "demo", str(CHART), "--set", bad, check=False)
     assert done.returncode != 0

@@ -163,13 +163,10 @@ def tree(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("service", "folders", "requirements"),
-    [
-        ("detection", ["net", "road"], ["gpx", "scipy>=1"]), ("medical-seg", ["net"], ["gpx", "scipy>=1"]),
-        ("gateway", ["canary", "road"], ["redis"]), ("llm-longctx", [], []),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("service", "folders", "requirements"), [
+    ("detection", ["net", "road"], ["gpx", "scipy>=1"]), ("medical-seg", ["net"], ["gpx", "scipy>=1"]),
+    ("gateway", ["canary", "road"], ["redis"]), ("llm-longctx", [], []),
+])  # fmt: skip
 def test_an_image_has_what_brings_something_to_its_service(tree, service, folders, requirements):
     assert plugins.list_folders(service, tree) == [f"./plugins/{name}" for name in folders]
     assert plugins.list_requirements(service, tree) == requirements

@@ -139,14 +139,11 @@ def test_the_leaderboard_is_shown_and_templates_are_filled_in(fovea, files):
     assert "what is tea" in out
 
 
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        (["agreement", "none.qrels", "none.qrels"], 4), (["agreement", "{bad}", "{bad}"], 3),
-        (["batch", "--topics", "{bad}"], 3), (["templates", "nope"], 4), (["calibrate", "{bad}", "{bad}"], 3),
-        (["leaderboard", "--name", "nope"], 4), (["agreement", "{bad}.gz", "{bad}"], 3),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "wanted"), [
+    (["agreement", "none.qrels", "none.qrels"], 4), (["agreement", "{bad}", "{bad}"], 3),
+    (["batch", "--topics", "{bad}"], 3), (["templates", "nope"], 4), (["calibrate", "{bad}", "{bad}"], 3),
+    (["leaderboard", "--name", "nope"], 4), (["agreement", "{bad}.gz", "{bad}"], 3),
+])  # fmt: skip
 def test_a_mistake_is_one_line_and_an_exit_code_of_its_kind(fovea, tmp_path, words, wanted):
     bad = tmp_path / "bad.txt"
     bad.write_text("this is not a file of labels\n")

@@ -18,14 +18,11 @@ def test_forms_are_named_as_a_list_or_as_text_or_none_at_all(include):
     assert SegmentIn(image=PICTURE, include=include).include == (("mask", "rle") if include else ())
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("threshold", -0.01), ("threshold", 1.01), ("threshold", "high"), ("threshold", float("nan")),
-        ("normalise", "zscore"), ("min_area", -1), ("min_area", 1.5), ("include", ["video"]), ("include", 7),
-        ("include", [1]), ("include", {"mask": True}), ("image", "not base64!"), ("image", None), ("colour", "red"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("field", "value"), [
+    ("threshold", -0.01), ("threshold", 1.01), ("threshold", "high"), ("threshold", float("nan")),
+    ("normalise", "zscore"), ("min_area", -1), ("min_area", 1.5), ("include", ["video"]), ("include", 7),
+    ("include", [1]), ("include", {"mask": True}), ("image", "not base64!"), ("image", None), ("colour", "red"),
+])  # fmt: skip
 def test_bad_option_is_refused_by_name(field, value):
     with pytest.raises(ValidationError) as caught:
         SegmentIn.model_validate({"image": PICTURE, field: value})

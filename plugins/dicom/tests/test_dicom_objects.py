@@ -50,16 +50,13 @@ def load(name: str) -> FileDataset:
     return read_object(raw(name))
 
 
-@pytest.mark.parametrize(
-    ("coded", "plain", "most"),
-    [
-        ("MR_small_RLE", "MR_small", 0), ("MR_small_jp2klossless", "MR_small", 0),
-        ("MR_small_jpeg_ls_lossless", "MR_small", 0), ("MR_small_bigendian", "MR_small", 0),
-        ("MR_small_implicit", "MR_small", 0), ("SC_rgb_rle", "SC_rgb", 0), ("emri_small_RLE", "emri_small", 0),
-        ("OBXXXX1A_expb", "OBXXXX1A", 0), ("SC_rgb_jpeg_dcmtk", "SC_rgb", 3), ("SC_rgb_dcmtk_+eb+cy+np", "SC_rgb", 3),
-        ("SC_ybr_full_422_uncompressed", "SC_rgb", 3),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("coded", "plain", "most"), [
+    ("MR_small_RLE", "MR_small", 0), ("MR_small_jp2klossless", "MR_small", 0),
+    ("MR_small_jpeg_ls_lossless", "MR_small", 0), ("MR_small_bigendian", "MR_small", 0),
+    ("MR_small_implicit", "MR_small", 0), ("SC_rgb_rle", "SC_rgb", 0), ("emri_small_RLE", "emri_small", 0),
+    ("OBXXXX1A_expb", "OBXXXX1A", 0), ("SC_rgb_jpeg_dcmtk", "SC_rgb", 3), ("SC_rgb_dcmtk_+eb+cy+np", "SC_rgb", 3),
+    ("SC_ybr_full_422_uncompressed", "SC_rgb", 3),
+])  # fmt: skip
 def test_no_transfer_syntax_changes_a_pixel_but_those_with_loss_a_little(coded, plain, most):
     found, wanted = (read_frame(load(f"{name}.dcm")).astype(int) for name in (coded, plain))
     assert np.abs(found - wanted).mean() <= most
@@ -180,27 +177,21 @@ def region(x: object = 0.01, y: object = 0.02, units: tuple[int, int] = (3, 3)) 
     return types.SimpleNamespace(get={**facts, "PhysicalDeltaX": x, "PhysicalDeltaY": y}.get)
 
 
-@pytest.mark.parametrize(
-    ("regions", "size"),
-    [
-        ([region()], (0.2, 0.1)), ([region(-0.01, -0.02)], (0.2, 0.1)),
-        ([region(), region(), region(units=(4, 3))], (0.2, 0.1)), ([region(units=(3, 4))], None),
-        ([region(), region(0.03)], None), ([region(0.0)], None), ([region(None)], None), ([], None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("regions", "size"), [
+    ([region()], (0.2, 0.1)), ([region(-0.01, -0.02)], (0.2, 0.1)),
+    ([region(), region(), region(units=(4, 3))], (0.2, 0.1)), ([region(units=(3, 4))], None),
+    ([region(), region(0.03)], None), ([region(0.0)], None), ([region(None)], None), ([], None),
+])  # fmt: skip
 def test_ultrasound_has_a_size_where_its_regions_agree(regions, size):
     found = find_pixel_size(types.SimpleNamespace(get={"SequenceOfUltrasoundRegions": regions}.get))
     assert (found and (found.row_mm, found.column_mm, found.source)) == (size and (*size, "UltrasoundRegion"))
 
 
-@pytest.mark.parametrize(
-    ("cosines", "right", "left", "bottom", "top"),
-    [
-        ([1, 0, 0, 0, 1, 0], "L", "R", "P", "A"), ([0, 1, 0, 0, 0, -1], "P", "A", "F", "H"),
-        ([-0.6, 0, 0.8, 0, -1, 0], "HR", "FL", "A", "P"), ([1, 0.08, 0.09, 0, 1, 0], "LH", "RF", "P", "A"),
-        ([0.6, -0.6, 0.5, 0, 1, 0], "LAH", "RPF", "P", "A"), ([1, 0.087, 0, 0, 1, 0], "L", "R", "P", "A"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("cosines", "right", "left", "bottom", "top"), [
+    ([1, 0, 0, 0, 1, 0], "L", "R", "P", "A"), ([0, 1, 0, 0, 0, -1], "P", "A", "F", "H"),
+    ([-0.6, 0, 0.8, 0, -1, 0], "HR", "FL", "A", "P"), ([1, 0.08, 0.09, 0, 1, 0], "LH", "RF", "P", "A"),
+    ([0.6, -0.6, 0.5, 0, 1, 0], "LAH", "RPF", "P", "A"), ([1, 0.087, 0, 0, 1, 0], "L", "R", "P", "A"),
+])  # fmt: skip
 def test_edges_are_named_by_the_nearest_axes_first(cosines, right, left, bottom, top):
     expected = {"left": left, "right": right, "top": top, "bottom": bottom}
     assert find_edges(holding(ImageOrientationPatient=cosines)) == expected

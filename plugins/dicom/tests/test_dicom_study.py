@@ -304,14 +304,11 @@ async def test_patients_are_apart_where_series_have_no_ids():
     assert made == {"patient 2": 4, "patient 3": 9}
 
 
-@pytest.mark.parametrize(
-    ("characters", "name"),
-    [
-        ("ISO_IR 100", "Müller^Jürgen"), ("ISO_IR 192", "山田^太郎"), ("", "Plain^Name"), ("ISO 2022 IR 100", "Müller"),
-        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
-        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("characters", "name"), [
+    ("ISO_IR 100", "Müller^Jürgen"), ("ISO_IR 192", "山田^太郎"), ("", "Plain^Name"), ("ISO 2022 IR 100", "Müller"),
+    (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+    (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+])  # fmt: skip
 async def test_a_patient_keeps_the_name_in_any_character_set(characters, name):
     one = film(picture((2, 2, 4)), SpecificCharacterSet=characters, PatientName=name, PatientID="7")
     (series,) = (await segment(one)).series
@@ -319,14 +316,11 @@ async def test_a_patient_keeps_the_name_in_any_character_set(characters, name):
     assert names == [name, name]
 
 
-@pytest.mark.parametrize(
-    ("facts", "repeated"),
-    [
-        ({"PatientSex": "X"}, ""), ({"PatientSex": "F"}, "F"), ({"StudyDate": "20260230"}, ""),
-        ({"StudyTime": "2500"}, ""), ({"PatientName": "A\\B"}, ""),
-        ({"PatientBirthDate": "00000000"}, ""), ({"PatientBirthDate": "19700229"}, ""), ({"StudyTime": "0815"}, "0815"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("facts", "repeated"), [
+    ({"PatientSex": "X"}, ""), ({"PatientSex": "F"}, "F"), ({"StudyDate": "20260230"}, ""),
+    ({"StudyTime": "2500"}, ""), ({"PatientName": "A\\B"}, ""),
+    ({"PatientBirthDate": "00000000"}, ""), ({"PatientBirthDate": "19700229"}, ""), ({"StudyTime": "0815"}, "0815"),
+])  # fmt: skip
 async def test_values_that_no_derived_object_may_repeat_are_left_out(facts, repeated):
     (series,) = (await segment(film(picture((2, 2, 4)), **facts))).series
     ((name, _),) = facts.items()
@@ -360,14 +354,11 @@ async def test_films_in_mpeg_are_named_as_what_they_are():
     assert found.skipped[0].endswith("Films in MPEG are not read. Export their frames, or the film as JPEG.")
 
 
-@pytest.mark.parametrize(
-    ("facts", "told"),
-    [
-        ({"VOILUTSequence": []}, None), ({"RescaleSlope": None}, None), ({"RescaleIntercept": None}, None),
-        ({"WindowCenter": "nan", "WindowWidth": "9"}, None), ({"Modality": ["CT", "MR"]}, None),
-        ({"VOILUTSequence": [Dataset()]}, "can't be decoded"), ({"Columns": None}, "how large"), ({}, "how large"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("facts", "told"), [
+    ({"VOILUTSequence": []}, None), ({"RescaleSlope": None}, None), ({"RescaleIntercept": None}, None),
+    ({"WindowCenter": "nan", "WindowWidth": "9"}, None), ({"Modality": ["CT", "MR"]}, None),
+    ({"VOILUTSequence": [Dataset()]}, "can't be decoded"), ({"Columns": None}, "how large"), ({}, "how large"),
+])  # fmt: skip
 async def test_one_odd_object_does_not_stop_the_others(facts, told):
     pixels = picture((2, 2, 4))[..., 0]
     odd = film(pixels, SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", RescaleSlope=1, RescaleIntercept=0)

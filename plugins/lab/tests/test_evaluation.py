@@ -184,14 +184,11 @@ def gone(_request):
     raise httpx2.ConnectError("refused")
 
 
-@pytest.mark.parametrize(
-    ("answer", "error", "word"),
-    [
-        (lambda _: httpx2.Response(400, json={"error": {"message": "no such method"}}), BadInput, "no such method"),
-        (lambda _: httpx2.Response(200, json={"nothing": 1}), BadInput, None),
-        (lambda _: httpx2.Response(503, text="not yet"), NotReady, None), (gone, NotReady, "No gateway answers"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("answer", "error", "word"), [
+    (lambda _: httpx2.Response(400, json={"error": {"message": "no such method"}}), BadInput, "no such method"),
+    (lambda _: httpx2.Response(200, json={"nothing": 1}), BadInput, None),
+    (lambda _: httpx2.Response(503, text="not yet"), NotReady, None), (gone, NotReady, "No gateway answers"),
+])  # fmt: skip
 def test_refusals_and_absence_of_the_endpoint_are_passed_on(answer, error, word):
     with pytest.raises(error, match=word):
         endpoint_that(answer).chat("hello", max_tokens=3, longctx={"method": "duo"})

@@ -143,13 +143,10 @@ def test_needles_are_the_same_at_every_length_and_several_questions_share_a_cont
         generate("niah_multikey_1", codec, length=3000, n=6, questions=5)
 
 
-@pytest.mark.parametrize(
-    ("task", "length", "told"),
-    [
-        ("niah_single_1", 200, "smallest prompt"), ("niah_single_9", 2000, "no RULER-form task"),
-        ("qa_1", 2000, "file of questions"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("task", "length", "told"), [
+    ("niah_single_1", 200, "smallest prompt"), ("niah_single_9", 2000, "no RULER-form task"),
+    ("qa_1", 2000, "file of questions"),
+])  # fmt: skip
 def test_what_can_not_be_made_is_refused(codec, task, length, told):
     with pytest.raises(InvalidOption, match=told):
         generate(task, codec, length=length, n=1)

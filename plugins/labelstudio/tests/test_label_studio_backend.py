@@ -147,13 +147,10 @@ def test_a_password_is_asked_for_and_a_web_page_or_a_deep_body_can_not_post_here
         assert client.post("/webhook", content=body, headers={"content-type": kind}).status_code == status
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("evil.test", 403), ("evil.test:9090", 403), ("127.0.0.1.evil.test", 403), ("10.0.0.7:9090", 403),
-        ("localhost:9090", 200), ("127.0.0.1:9090", 200), ("[::1]:9090", 200),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("host", "status"), [
+    ("evil.test", 403), ("evil.test:9090", 403), ("127.0.0.1.evil.test", 403), ("10.0.0.7:9090", 403),
+    ("localhost:9090", 200), ("127.0.0.1:9090", 200), ("[::1]:9090", 200),
+])  # fmt: skip
 def test_without_a_password_only_names_of_this_machine_are_answered(client, host, status):
     for path in ("/versions", "/health"):
         assert client.get(path, headers={"host": host}).status_code == status
@@ -303,17 +300,14 @@ async def test_files_of_tasks_are_fetched_from_label_studio():
     assert [(url.host, url.port) for url in asked] == [("studio.test", 8080)] * 6
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "http://[", "/a\x00b", "/" + "a" * 70_000,
-        "/http://evil.test/a", "http://studio.test:8080/http://evil.test/a", "////evil.test/a", "/\\evil.test/a",
-        "/api/current-user/token", "/api/projects/1/export?exportType=JSON", "/user/account", "/", "/data",
-        "/database.sqlite", "/data/../api/current-user/token", "/data/%2e%2e/api/current-user/token",
-        "/data/%2E./api/current-user/token", "/data/..\\api", "/data//evil.test", "//data/upload/1/a.jpg",
-        "/tasks/7/annotations/", "/tasks/x/resolve/?fileuri=a", "/tasks/7/resolve/../../../api/users",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("address", [
+    "http://[", "/a\x00b", "/" + "a" * 70_000,
+    "/http://evil.test/a", "http://studio.test:8080/http://evil.test/a", "////evil.test/a", "/\\evil.test/a",
+    "/api/current-user/token", "/api/projects/1/export?exportType=JSON", "/user/account", "/", "/data",
+    "/database.sqlite", "/data/../api/current-user/token", "/data/%2e%2e/api/current-user/token",
+    "/data/%2E./api/current-user/token", "/data/..\\api", "/data//evil.test", "//data/upload/1/a.jpg",
+    "/tasks/7/annotations/", "/tasks/x/resolve/?fileuri=a", "/tasks/7/resolve/../../../api/users",
+])  # fmt: skip
 async def test_what_is_no_file_of_a_task_is_not_fetched(address):
     studio, asked = asked_studio()
     with pytest.raises(InvalidOption):

@@ -159,19 +159,13 @@ def test_a_batch_is_answered_set_by_set(client):
         assert together.lower_bound <= single.objective + 1e-9
 
 
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"task": "tsp"}, "points"),
-        ({"task": "knapsack", "points": [[0, 0]]}, "task"),
-        ({"task": "tsp", "points": []}, "points"),
-        ({"task": "hull", "points": [[0, 0], [1, 1], [2, 2]]}, "points"),
-        ({"task": "tsp", "points": [[0, 0], [1, 1]], "batch": [[[0, 0]]]}, "batch"),
-        ({"task": "tsp", "points": [[0, 0, 0]]}, "points"),
-        ({"task": "tsp", "points": [[0, 0]] * 2001}, "points"),
-        ({"task": "tsp", "points": [[0, 0]], "speed": 1}, "speed"),
-    ],
-)
+@pytest.mark.parametrize(("body", "field"), [
+    ({"task": "tsp"}, "points"), ({"task": "knapsack", "points": [[0, 0]]}, "task"),
+    ({"task": "tsp", "points": []}, "points"), ({"task": "hull", "points": [[0, 0], [1, 1], [2, 2]]}, "points"),
+    ({"task": "tsp", "points": [[0, 0], [1, 1]], "batch": [[[0, 0]]]}, "batch"),
+    ({"task": "tsp", "points": [[0, 0, 0]]}, "points"), ({"task": "tsp", "points": [[0, 0]] * 2001}, "points"),
+    ({"task": "tsp", "points": [[0, 0]], "speed": 1}, "speed"),
+])  # fmt: skip
 def test_mistakes_about_plans_are_named(client, body, field):
     problem(client.post("/v1/plan", json=body), 422, field)
 

@@ -98,13 +98,10 @@ def test_a_picture_of_too_many_pixels_and_too_many_boxes_are_not_compared(kind):
         measure_agreement(answer, answer)
 
 
-@pytest.mark.parametrize(
-    "plan",
-    [
-        {"percent": {"a": 60, "b": 41}}, {"percent": {"a": -1}}, {"percent": {"a": float("nan")}},
-        {"percent": {"": 30}}, {"percent": {"a": 5}, "shadow": "a"}, {"shadow": "A B"},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("plan", [
+    {"percent": {"a": 60, "b": 41}}, {"percent": {"a": -1}}, {"percent": {"a": float("nan")}},
+    {"percent": {"": 30}}, {"percent": {"a": 5}, "shadow": "a"}, {"shadow": "A B"},
+])  # fmt: skip
 def test_a_plan_that_makes_no_sense_is_refused(plan):
     with pytest.raises(ValueError, match=r"percent|pattern|finite"):
         TrafficPlan.model_validate(plan)

@@ -185,22 +185,19 @@ def test_a_sweep_is_its_patches_one_by_one(client, server, codec):
     assert sweep(server, **few, source=CORRUPT).json()["recovered"] is None, "no way, and no share of it"
 
 
-@pytest.mark.parametrize(
-    ("more", "what", "param"),
-    [
-        ({"source": "short"}, "source has 5 tokens and prompt 32", "source"),
-        ({"tokens": ["Bob"]}, "is not one token of this model, but 3: 'B', 'o', 'b'", "tokens[0]"),
-        ({"tokens": [999]}, "is not one token", "tokens[0]"), ({"tokens": []}, "at least 1", "tokens"),
-        ({"site": "scores"}, "sites are resid_pre, resid_mid", "site"),
-        ({"site": "resid_post.1"}, "There is no site 'resid_post.1' of a layer", "site"),
-        ({"layers": [2]}, "layers are 0…1", "layers"), ({"layers": [1, 1]}, "layers names one twice", None),
-        ({"positions": [N]}, "no position 32", "positions"), ({"by": "head"}, "resid_post has no heads", "site"),
-        ({"by": "head", "site": "z", "heads": [4]}, "no head 4", "heads"),
-        ({"prompt": [999] * N}, "ids are below 272", "prompt"),
-        ({"prompt": [{"role": "user", "content": "x" * 500}]}, "context", "prompt"),
-        ({"model": "nobody"}, "nobody", "model"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("more", "what", "param"), [
+    ({"source": "short"}, "source has 5 tokens and prompt 32", "source"),
+    ({"tokens": ["Bob"]}, "is not one token of this model, but 3: 'B', 'o', 'b'", "tokens[0]"),
+    ({"tokens": [999]}, "is not one token", "tokens[0]"), ({"tokens": []}, "at least 1", "tokens"),
+    ({"site": "scores"}, "sites are resid_pre, resid_mid", "site"),
+    ({"site": "resid_post.1"}, "There is no site 'resid_post.1' of a layer", "site"),
+    ({"layers": [2]}, "layers are 0…1", "layers"), ({"layers": [1, 1]}, "layers names one twice", None),
+    ({"positions": [N]}, "no position 32", "positions"), ({"by": "head"}, "resid_post has no heads", "site"),
+    ({"by": "head", "site": "z", "heads": [4]}, "no head 4", "heads"),
+    ({"prompt": [999] * N}, "ids are below 272", "prompt"),
+    ({"prompt": [{"role": "user", "content": "x" * 500}]}, "context", "prompt"),
+    ({"model": "nobody"}, "nobody", "model"),
+])  # fmt: skip
 def test_a_sweep_that_can_not_be_done_is_a_clear_4xx(server, more, what, param):
     answer = sweep(server, **more)
     assert answer.status_code == (404 if param == "model" else 400), answer.text

@@ -197,14 +197,11 @@ def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decod
         say(client, extra_body={"interventions": [{"vector": "calm@1"}]})
 
 
-@pytest.mark.parametrize(
-    ("more", "status"),
-    [
-        ({"name": "A B"}, 400), ({"layers": [7]}, 400), ({"positive": []}, 400), ({"positive": [""]}, 400),
-        ({"negative": ["x" * 5000]}, 400), ({"tokens": "first"}, 400), ({"model": "nobody"}, 404),
-        ({"unknown": 1}, 400),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("more", "status"), [
+    ({"name": "A B"}, 400), ({"layers": [7]}, 400), ({"positive": []}, 400), ({"positive": [""]}, 400),
+    ({"negative": ["x" * 5000]}, 400), ({"tokens": "first"}, 400), ({"model": "nobody"}, 404),
+    ({"unknown": 1}, 400),
+])  # fmt: skip
 def test_bad_vectors_are_refused(server, more, status):
     answer = vector_of(server, **more)
     assert answer.status_code == status, answer.text

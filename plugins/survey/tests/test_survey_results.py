@@ -48,16 +48,13 @@ def angle(degrees: int) -> tuple[Any, ...]:
     return tuple(TiffImagePlugin.IFDRational(value, 1) for value in (degrees, 0, 0))
 
 
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"GPSLatitudeRef": None}, "latitude is stated without N or S"),
-        ({"GPSLongitudeRef": None}, "longitude is stated without E or W"),
-        ({"GPSLatitudeRef": "\0"}, "without N or S"), ({"GPSLongitudeRef": "N"}, "without E or W"),
-        ({"GPSLatitude": angle(95)}, "latitude 95 is impossible"),
-        ({"GPSLongitude": angle(181)}, "longitude 181 is impossible"), ({"GPSLatitude": None}, "no GPS position"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"GPSLatitudeRef": None}, "latitude is stated without N or S"),
+    ({"GPSLongitudeRef": None}, "longitude is stated without E or W"),
+    ({"GPSLatitudeRef": "\0"}, "without N or S"), ({"GPSLongitudeRef": "N"}, "without E or W"),
+    ({"GPSLatitude": angle(95)}, "latitude 95 is impossible"),
+    ({"GPSLongitude": angle(181)}, "longitude 181 is impossible"), ({"GPSLatitude": None}, "no GPS position"),
+])  # fmt: skip
 def test_a_position_that_is_not_fully_stated_is_not_guessed(changes, told):
     found = find_place(tagged(**changes))
     assert isinstance(found, str)

@@ -201,13 +201,10 @@ def test_with_keys_a_page_asks_for_one_and_opens_with_it(tmp_path):
         assert "Authorization: Bearer" in site.get("/console/models/disc", headers=headers).text
 
 
-@pytest.mark.parametrize(
-    ("name", "title", "told"),
-    [
-        ("parrot", "openai", "You said: Say hello."), ("disc", "fovea", "model"), ("patches/tiny", "fovea", "model"),
-        ("sink", "fovea", "'image': "),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "title", "told"), [
+    ("parrot", "openai", "You said: Say hello."), ("disc", "fovea", "model"), ("patches/tiny", "fovea", "model"),
+    ("sink", "fovea", "'image': "),
+])  # fmt: skip
 def test_snippets_run_as_they_stand(stage, capsys, tmp_path, monkeypatch, name, title, told):
     (tmp_path / "picture.jpg").write_bytes(photograph())
     monkeypatch.chdir(tmp_path)

@@ -171,13 +171,10 @@ async def test_a_replica_is_told_the_scopes_and_what_it_says_is_audited(gateway,
     assert entry["request_id"] == answer.headers["x-request-id"]
 
 
-@pytest.mark.parametrize(
-    ("body", "is_audited"),
-    [
-        (b'{"interventions": [{}]}', True), (b'{"\\u0069nterventions": [{}]}', True),
-        (b'{"captur\\u0065": [{}]}', True), (b'{"messages": ["\\u0069"]}', False), (b"\x00\x01\\u", False),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("body", "is_audited"), [
+    (b'{"interventions": [{}]}', True), (b'{"\\u0069nterventions": [{}]}', True),
+    (b'{"captur\\u0065": [{}]}', True), (b'{"messages": ["\\u0069"]}', False), (b"\x00\x01\\u", False),
+])  # fmt: skip
 async def test_a_job_that_may_steer_is_audited_however_its_fields_are_written(body, is_audited):
     assert await _may_steer(body) is is_audited
 

@@ -96,19 +96,16 @@ def test_the_client_s_pages_reach_the_oldest_file_and_batch(client):
     assert [one.id for one in client.files.list(order="asc", limit=2)][-3:] == files
 
 
-@pytest.mark.parametrize(
-    ("data", "told"),
-    [
-        (b"", "0 requests"), (b"{", "Line 1"), (jsonl({"custom_id": "a"}), "Line 1"),
-        (jsonl(line("a"), line("b"), line("a")), "'a' is there twice: in lines 1 and 3"),
-        (jsonl(line("a", url="/v1/embeddings")), "all must be"),
-        (jsonl(line("a", body={"stream": True})), "stream"), (b"\n".join([jsonl(line("a"))] * 501), "501"),
-        (b"\r\n\n" + jsonl(line("a"), {"custom_id": "b"}), "Line 4"),
-        (b"\n" + jsonl(line("a"), line("b", url="/v1/embeddings")), "Line 3 is"),
-        (jsonl(line("a" * 513)), "Line 1 is no request: custom_id String should have at most 512"),
-        (jsonl(line("\ud800")), "Line 1 is no request: custom_id"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("data", "told"), [
+    (b"", "0 requests"), (b"{", "Line 1"), (jsonl({"custom_id": "a"}), "Line 1"),
+    (jsonl(line("a"), line("b"), line("a")), "'a' is there twice: in lines 1 and 3"),
+    (jsonl(line("a", url="/v1/embeddings")), "all must be"),
+    (jsonl(line("a", body={"stream": True})), "stream"), (b"\n".join([jsonl(line("a"))] * 501), "501"),
+    (b"\r\n\n" + jsonl(line("a"), {"custom_id": "b"}), "Line 4"),
+    (b"\n" + jsonl(line("a"), line("b", url="/v1/embeddings")), "Line 3 is"),
+    (jsonl(line("a" * 513)), "Line 1 is no request: custom_id String should have at most 512"),
+    (jsonl(line("\ud800")), "Line 1 is no request: custom_id"),
+])  # fmt: skip
 def test_files_that_hold_no_requests_are_refused(client, data, told):
     stored = client.files.create(file=("a.jsonl", data), purpose="batch")
     with pytest.raises(openai.BadRequestError, match=told) as caught:
@@ -250,13 +247,10 @@ async def test_a_batch_that_can_not_be_stored_leaves_no_job_running(tmp_path, mo
     assert sum(gateways.admitted) == 0, "what is not run is given back to the quota"
 
 
-@pytest.mark.parametrize(
-    ("more", "path"),
-    [
-        ({}, "/v1/chat/completions"), ({"interventions": [{}]}, "/v1/chat/completions"),
-        ({"capture": [{}]}, "/v1/chat/completions"), ({}, "/v1/steering-vectors"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("more", "path"), [
+    ({}, "/v1/chat/completions"), ({"interventions": [{}]}, "/v1/chat/completions"),
+    ({"capture": [{}]}, "/v1/chat/completions"), ({}, "/v1/steering-vectors"),
+])  # fmt: skip
 async def test_a_batch_that_steers_is_audited(tmp_path, more, path):
     gateways, audited = Gateways(tmp_path), []
     stored = gateways.files[0].add("ann", "x", "batch", jsonl(line("a", {"prompt": "x", **more}, url=path)))

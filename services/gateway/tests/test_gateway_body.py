@@ -116,16 +116,13 @@ async def test_without_memory_a_body_flows_once_and_is_refused_for_now_where_it_
     assert refused.value.retry_after == 1
 
 
-@pytest.mark.parametrize(
-    ("headers", "outcome"),
-    [
-        ({}, 0), ({b"content-length": b"0"}, 0), ({b"content-length": b"100"}, 100),
-        ({b"transfer-encoding": b"chunked"}, None), ({b"content-length": b"101"}, TooLarge),
-        ({b"content-length": b"9" * 30}, TooLarge), ({b"content-length": b"-1"}, Malformed),
-        ({b"content-length": b"1.5"}, Malformed), ({b"content-length": b""}, Malformed),
-        ({b"content-length": "²".encode()}, Malformed),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("headers", "outcome"), [
+    ({}, 0), ({b"content-length": b"0"}, 0), ({b"content-length": b"100"}, 100),
+    ({b"transfer-encoding": b"chunked"}, None), ({b"content-length": b"101"}, TooLarge),
+    ({b"content-length": b"9" * 30}, TooLarge), ({b"content-length": b"-1"}, Malformed),
+    ({b"content-length": b"1.5"}, Malformed), ({b"content-length": b""}, Malformed),
+    ({b"content-length": "²".encode()}, Malformed),
+])  # fmt: skip
 def test_a_stated_length_is_checked_before_reading(headers, outcome):
     if isinstance(outcome, type) and issubclass(outcome, FoveaError):
         with pytest.raises(outcome):

@@ -224,13 +224,10 @@ def test_rotating_says_when_the_old_key_ends_and_makes_none_that_has_expired(run
     assert len(ring.list_keys()) == 2
 
 
-@pytest.mark.parametrize(
-    ("words", "told", "code"),
-    [
-        (("add", "an n"), "not a valid tenant", 2), (("add", "ann", "--scope", "root"), "root", 2),
-        (("add", "ann", "--expires", "soon"), "soon", 2), (("revoke", "12345678"), "12345678", 4),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "told", "code"), [
+    (("add", "an n"), "not a valid tenant", 2), (("add", "ann", "--scope", "root"), "root", 2),
+    (("add", "ann", "--expires", "soon"), "soon", 2), (("revoke", "12345678"), "12345678", 4),
+])  # fmt: skip
 def test_the_verb_says_what_is_wrong(run, words, told, code):
     refused = run(*words).exception
     assert told in refused.detail

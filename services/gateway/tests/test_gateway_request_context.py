@@ -125,22 +125,19 @@ CLASSIFIERS = RouteTable.from_records(
 )
 
 
-@pytest.mark.parametrize(
-    ("kind", "body", "query", "service"),
-    [
-        (b"application/json", b'{"model": "m2"}', b"", "b"),
-        (b"application/json; charset=utf-8", b'{"x": {"model": "m1"}, "model": "m2"}', b"", "b"),
-        (b"application/json", b'{"a": ["model"], "c": "\\"model\\": \\"m1\\"", "model" : "m2"}', b"", "b"),
-        (b"application/json", b'{"t": "model", "model":"\\u006d2"}', b"", "b"),
-        (b"application/json", b'["model", "m2"]', b"", "a"), (b"application/json", b'{"model": ["m2"]}', b"", "a"),
-        (b"application/json", b'{"model": {"model": "m2"}}', b"", "a"), (b"application/json", b"", b"", "a"),
-        (b"application/json", b'{"model": 7}', b"", "a"), (b"application/json", b"[1]", b"", "a"),
-        (b"application/json", b"{broken", b"", "a"), (b"application/json", b"[" * 100_000, b"", "a"),
-        (b"image/png", b'{"model": "m2"}', b"", "a"), (b"image/png", b"\x89PNG", b"model=m2", "b"),
-        (b"multipart/form-data; boundary=x", FORM % b"model", b"", "b"),
-        (b"multipart/form-data; boundary=x", FORM % b"image", b"", "a"), (b"", b"", b"", "a"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "body", "query", "service"), [
+    (b"application/json", b'{"model": "m2"}', b"", "b"),
+    (b"application/json; charset=utf-8", b'{"x": {"model": "m1"}, "model": "m2"}', b"", "b"),
+    (b"application/json", b'{"a": ["model"], "c": "\\"model\\": \\"m1\\"", "model" : "m2"}', b"", "b"),
+    (b"application/json", b'{"t": "model", "model":"\\u006d2"}', b"", "b"),
+    (b"application/json", b'["model", "m2"]', b"", "a"), (b"application/json", b'{"model": ["m2"]}', b"", "a"),
+    (b"application/json", b'{"model": {"model": "m2"}}', b"", "a"), (b"application/json", b"", b"", "a"),
+    (b"application/json", b'{"model": 7}', b"", "a"), (b"application/json", b"[1]", b"", "a"),
+    (b"application/json", b"{broken", b"", "a"), (b"application/json", b"[" * 100_000, b"", "a"),
+    (b"image/png", b'{"model": "m2"}', b"", "a"), (b"image/png", b"\x89PNG", b"model=m2", "b"),
+    (b"multipart/form-data; boundary=x", FORM % b"model", b"", "b"),
+    (b"multipart/form-data; boundary=x", FORM % b"image", b"", "a"), (b"", b"", b"", "a"),
+])  # fmt: skip
 def test_the_model_is_read_wherever_callers_put_it(kind, body, query, service):
     made = make_context([(b"content-type", kind)], query_string=query)
     found = asyncio.run(resolve_service(made, CLASSIFIERS.find("/v1/classify"), body, CLASSIFIERS))
@@ -179,22 +176,19 @@ ADAPTERS = replica("llm", ("/v1/lora-adapters",), ("smollm",))
 WITH_ADAPTERS = RouteTable.from_records([replica("seg", ("/v1/segment",), ("pranet",)), ADAPTERS])
 
 
-@pytest.mark.parametrize(
-    ("path", "service", "label"),
-    [
-        ("/v1/segment", "seg", "/v1/segment"), ("/v1/segment/more/below", "seg", "/v1/segment"),
-        ("/v1/sessions/42", "llm", "/v1/sessions/{id}"), ("/v1/probe/heads/run", "llm", "/v1/probe/{kind}/run"),
-        ("/v1/documents/7/pages", "llm", "/v1/documents"), ("/v1/papers/a/b/c", "papers", "/v1/papers/{path:path}"),
-        ("/v2/models/pranet/infer", "seg", "/v2/models/{name}/infer"),
-        ("/v2/models/org/pranet/versions/2/ready", "seg", "/v2/models/{name}/ready"),
-        ("/v2/models/pranet", "seg", "/v2/models/{name}/"),
-        ("/v2/models/a/ready/infer", "llm", "/v2/models/{name}/infer"),
-        ("/v2/repository/models/org/pranet/load", "seg", "/v2/repository/models/{name}/load"),
-        ("/v1/models/org/pranet", "seg", "/v1/models/{name}/"),
-        ("/v1/models/org/pranet/example", "seg", "/v1/models/{name}/example"),
-        ("/v1/models/org/pranet/sparsity", "seg", "/v1/models/{name}/sparsity"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("path", "service", "label"), [
+    ("/v1/segment", "seg", "/v1/segment"), ("/v1/segment/more/below", "seg", "/v1/segment"),
+    ("/v1/sessions/42", "llm", "/v1/sessions/{id}"), ("/v1/probe/heads/run", "llm", "/v1/probe/{kind}/run"),
+    ("/v1/documents/7/pages", "llm", "/v1/documents"), ("/v1/papers/a/b/c", "papers", "/v1/papers/{path:path}"),
+    ("/v2/models/pranet/infer", "seg", "/v2/models/{name}/infer"),
+    ("/v2/models/org/pranet/versions/2/ready", "seg", "/v2/models/{name}/ready"),
+    ("/v2/models/pranet", "seg", "/v2/models/{name}/"),
+    ("/v2/models/a/ready/infer", "llm", "/v2/models/{name}/infer"),
+    ("/v2/repository/models/org/pranet/load", "seg", "/v2/repository/models/{name}/load"),
+    ("/v1/models/org/pranet", "seg", "/v1/models/{name}/"),
+    ("/v1/models/org/pranet/example", "seg", "/v1/models/{name}/example"),
+    ("/v1/models/org/pranet/sparsity", "seg", "/v1/models/{name}/sparsity"),
+])  # fmt: skip
 def test_a_path_leads_to_its_service(path, service, label):
     route = TABLE.find(path)
     assert (route.services, route.label) == ((service,), label)
@@ -235,15 +229,12 @@ def test_no_path_breaks_the_table(text):
         assert route is None or route.services
 
 
-@pytest.mark.parametrize(
-    ("path", "form", "status"),
-    [
-        ("/v2/models/x/infer", "oip", 400), ("/v1/chat/completions", "openai", 400),
-        ("/v1/models", "openai", 400), ("/v1/messages", "anthropic", 400),
-        ("/v1/messages/count_tokens", "anthropic", 400), ("/v1/messagesx", "problem", 422),
-        ("/v1/modelsx", "problem", 422), ("/v1/segment", "problem", 422),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("path", "form", "status"), [
+    ("/v2/models/x/infer", "oip", 400), ("/v1/chat/completions", "openai", 400),
+    ("/v1/models", "openai", 400), ("/v1/messages", "anthropic", 400),
+    ("/v1/messages/count_tokens", "anthropic", 400), ("/v1/messagesx", "problem", 422),
+    ("/v1/modelsx", "problem", 422), ("/v1/segment", "problem", 422),
+])  # fmt: skip
 def test_each_family_has_its_own_form_and_knows_its_own_statuses(path, form, status):
     assert find_error_format(path) == form
     assert render_error(InvalidOption("no"), find_error_format(path), "id")[0] == status

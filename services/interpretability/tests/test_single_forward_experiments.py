@@ -19,26 +19,23 @@ from shared.lm.decoder import Decoder
 from shared.lm.taps import Scale, trace
 
 
-@pytest.mark.parametrize(
-    ("study", "options", "field"),
-    [
-        (AttentionPatterns, {"text": None, "messages": [{"role": "user", "content": "x"}]}, "messages"),
-        (AttentionPatterns, {"text": None, "ids": [1, 256]}, "ids"),
-        (AttentionPatterns, {"text": "a", "ids": [1]}, "text"), (AttentionPatterns, {"layers": [3]}, "layers"),
-        (AttentionPatterns, {"layers": []}, "layers"), (AttentionPatterns, {"heads": [4]}, "heads"),
-        (AttentionPatterns, {"queries": [99]}, "queries"), (AttentionSinks, {"text": "too short"}, "text"),
-        (AttentionSinks, {"text": "x" * 2049}, "text"), (AttentionSinks, {"remove": 400}, "remove"),
-        (AttentionSinks, {"remove": 0, "heads": [[9, 0]]}, "heads"),
-        (AttentionSinks, {"remove": 0, "heads": [[1]]}, "heads"), (LogitLens, {"text": "x" * 600}, "text"),
-        (LogitLens, {"text": "abc", "position": 3}, "position"), (HeadPatterns, {"text": "k"}, "text"),
-        (HeadPatterns, {"half": 2000}, "half"), (Ablation, {"kind": "override", "continuation": 0}, "keys"),
-        (Ablation, {"kind": "override", "keys": [2], "continuation": 3}, "continuation"),
-        (Ablation, {"kind": "override", "keys": [9], "positions": [2, 12], "continuation": 0}, "positions"),
-        (Ablation, {"correct": "m"}, "wrong"), (Ablation, {"correct": "12", "wrong": "15"}, "wrong"),
-        (Ablation, {"positions": [99], "continuation": 0}, "positions"),
-        (Ablation, {"phase": "decode", "continuation": 0}, "phase"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("study", "options", "field"), [
+    (AttentionPatterns, {"text": None, "messages": [{"role": "user", "content": "x"}]}, "messages"),
+    (AttentionPatterns, {"text": None, "ids": [1, 256]}, "ids"),
+    (AttentionPatterns, {"text": "a", "ids": [1]}, "text"), (AttentionPatterns, {"layers": [3]}, "layers"),
+    (AttentionPatterns, {"layers": []}, "layers"), (AttentionPatterns, {"heads": [4]}, "heads"),
+    (AttentionPatterns, {"queries": [99]}, "queries"), (AttentionSinks, {"text": "too short"}, "text"),
+    (AttentionSinks, {"text": "x" * 2049}, "text"), (AttentionSinks, {"remove": 400}, "remove"),
+    (AttentionSinks, {"remove": 0, "heads": [[9, 0]]}, "heads"),
+    (AttentionSinks, {"remove": 0, "heads": [[1]]}, "heads"), (LogitLens, {"text": "x" * 600}, "text"),
+    (LogitLens, {"text": "abc", "position": 3}, "position"), (HeadPatterns, {"text": "k"}, "text"),
+    (HeadPatterns, {"half": 2000}, "half"), (Ablation, {"kind": "override", "continuation": 0}, "keys"),
+    (Ablation, {"kind": "override", "keys": [2], "continuation": 3}, "continuation"),
+    (Ablation, {"kind": "override", "keys": [9], "positions": [2, 12], "continuation": 0}, "positions"),
+    (Ablation, {"correct": "m"}, "wrong"), (Ablation, {"correct": "12", "wrong": "15"}, "wrong"),
+    (Ablation, {"positions": [99], "continuation": 0}, "positions"),
+    (Ablation, {"phase": "decode", "continuation": 0}, "phase"),
+])  # fmt: skip
 def test_what_cannot_be_measured_is_refused_by_name(context, study, options, field):
     with pytest.raises((InvalidOption, TooLarge)) as caught:
         ask(study, context, **options)

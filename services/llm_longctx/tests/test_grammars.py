@@ -103,13 +103,10 @@ def accepts(text, **options):
     return grammar.is_accepting
 
 
-@pytest.mark.parametrize(
-    ("pattern", "met", "missed"),
-    [
-        (r"\d{2}-[\da-f]", "12-f", "٣٤-f"), (r"\w+", "a_1", "é"), (r"[^\W]", "a", "é"), (r"a\sb", "a\fb", "a b"),
-        (r"[\S]\D", "é٣", "é3"), (r"\\d", r"\d", r"\1"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("pattern", "met", "missed"), [
+    (r"\d{2}-[\da-f]", "12-f", "٣٤-f"), (r"\w+", "a_1", "é"), (r"[^\W]", "a", "é"), (r"a\sb", "a\fb", "a b"),
+    (r"[\S]\D", "é٣", "é3"), (r"\\d", r"\d", r"\1"),
+])  # fmt: skip
 @pytest.mark.parametrize(
     "write", [lambda p: {"regex": p}, lambda p: {"grammar": f'start: A "\\\\d"\nA: /{p}/ // /\\d/'}]
 )
@@ -120,17 +117,14 @@ def test_classes_are_ascii(write, pattern, met, missed):
     assert not accepts(missed + end, structured_outputs=form)
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"type": "integer", "minimum": 10**20, "maximum": 10**20 + 5}, {"type": "number", "maximum": 1e300},
-        {"type": "integer", "minimum": -(2**63), "maximum": -(2**63)},  # ended the process
-        {"items": {"minimum": -(2**63) + 1, "maximum": -(2**63) + 1}}, {"type": "integer", "maximum": 10**400},
-        {"enum": [1, {"a": [10**20 + 5]}]}, {"const": 2**63}, {"enum": [{"a": [-(2**63) + 1]}]},  # did so, too
-        {"const": 1234567890123456789}, {"properties": {"id": {"enum": [2**53 + 1]}}},  # became 1234567890123456768
-        {"type": "integer", "maximum": 2**53 + 1},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("schema", [
+    {"type": "integer", "minimum": 10**20, "maximum": 10**20 + 5}, {"type": "number", "maximum": 1e300},
+    {"type": "integer", "minimum": -(2**63), "maximum": -(2**63)},  # ended the process
+    {"items": {"minimum": -(2**63) + 1, "maximum": -(2**63) + 1}}, {"type": "integer", "maximum": 10**400},
+    {"enum": [1, {"a": [10**20 + 5]}]}, {"const": 2**63}, {"enum": [{"a": [-(2**63) + 1]}]},  # did so, too
+    {"const": 1234567890123456789}, {"properties": {"id": {"enum": [2**53 + 1]}}},  # became 1234567890123456768
+    {"type": "integer", "maximum": 2**53 + 1},
+])  # fmt: skip
 def test_numbers_beyond_64_bits_are_refused(compiler, schema):
     with pytest.raises(InvalidOption, match="64 bits"):
         compile_options(compiler, response_format=json_schema(schema))
@@ -341,15 +335,12 @@ def test_a_schema_is_endless_exactly_where_no_definition_can_be_met_first(defini
             check_schema(schema, "f")
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        {}, {"json_object": False}, {"regex": "a", "choice": ["b"]}, {"regex": "("}, {"regex": r"(?=a)b"},
-        {"regex": r"[^\s\S]"}, {"regex": "a" * 200_000}, {"choice": []}, {"choice": [""]},
-        {"choice": [str(i) for i in range(1001)]}, {"grammar": "start: foo"}, {"grammar": "start: start"},
-        {"grammar": "::= nothing"}, {"json": "{oops"}, {"json": "[1]"}, {"json": {"not": {"type": "string"}}},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("form", [
+    {}, {"json_object": False}, {"regex": "a", "choice": ["b"]}, {"regex": "("}, {"regex": r"(?=a)b"},
+    {"regex": r"[^\s\S]"}, {"regex": "a" * 200_000}, {"choice": []}, {"choice": [""]},
+    {"choice": [str(i) for i in range(1001)]}, {"grammar": "start: foo"}, {"grammar": "start: start"},
+    {"grammar": "::= nothing"}, {"json": "{oops"}, {"json": "[1]"}, {"json": {"not": {"type": "string"}}},
+])  # fmt: skip
 def test_bad_structured_outputs_are_refused(compiler, form):
     with pytest.raises(InvalidOption) as caught:
         structured(compiler, **form)

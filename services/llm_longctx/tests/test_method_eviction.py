@@ -148,28 +148,20 @@ def test_cuts_while_decoding_are_the_published_ones(golden_llama, how):
     assert np.abs(torch.stack(said).numpy() - GOLDEN[f"every8_{how.name}_decode"]).max() < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("tokens", "ratio", "budget", "kept"),
-    [
-        (100, 0.1, None, 10), (100, 1 - 0.9, None, 10), (10, 0.01, None, 1), (0, 0.5, None, 0), (9, 0.5, 20, 9),
-        (9, 1, 4, 4),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("tokens", "ratio", "budget", "kept"), [
+    (100, 0.1, None, 10), (100, 1 - 0.9, None, 10), (10, 0.01, None, 1), (0, 0.5, None, 0), (9, 0.5, 20, 9),
+    (9, 1, 4, 4),
+])  # fmt: skip
 def test_counts(tokens, ratio, budget, kept):
     assert count_kept(tokens, ratio, budget) == kept
     assert StreamingLlm(ratio=ratio, budget=budget).counts(tokens, 3) == [kept] * 3
 
 
-@pytest.mark.parametrize(
-    ("tokens", "window", "beta", "ratio", "counts"),
-    [
-        (512, 16, 2, 0.5, [384, 347, 311, 274, 238, 201, 165, 128]),
-        (512, 16, 20, 0.5, [496, 427, 359, 290, 222, 153, 85, 16]),
-        (257, 16, 2, 0.25, [96, 87, 78, 69, 60, 50, 41, 32]),
-        (96, 16, 20, 0.5, [80, 71, 62, 53, 43, 34, 25, 16]),
-        (96, 16, 2, 0.25, [24] * 8),
-    ],
-)
+@pytest.mark.parametrize(("tokens", "window", "beta", "ratio", "counts"), [
+    (512, 16, 2, 0.5, [384, 347, 311, 274, 238, 201, 165, 128]),
+    (512, 16, 20, 0.5, [496, 427, 359, 290, 222, 153, 85, 16]), (257, 16, 2, 0.25, [96, 87, 78, 69, 60, 50, 41, 32]),
+    (96, 16, 20, 0.5, [80, 71, 62, 53, 43, 34, 25, 16]), (96, 16, 2, 0.25, [24] * 8),
+])  # fmt: skip
 def test_pyramids_are_the_published_ones(tokens, window, beta, ratio, counts):
     assert pyramid_counts(tokens, 8, ratio * tokens, window, beta) == counts
     assert SnapKv(window=window, allocation="pyramid", beta=beta, ratio=ratio).counts(tokens, 8) == counts

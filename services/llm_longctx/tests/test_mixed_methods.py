@@ -186,17 +186,14 @@ def test_the_part_for_heads_is_fitted_to_a_budget(tiny):
         compose(decode=RECYCLED).fit(80, tiny.config, plan, 40, 7)
 
 
-@pytest.mark.parametrize(
-    ("parts", "word"),
-    [
-        ({"prefill": RECYCLED}, "nothing in prefill"), ({"decode": "flexprefill"}, "nothing in decode"),
-        ({"prefill": DUO}, "goes in as plan"), ({"plan": POWER}, "does not work by a head plan"),
-        ({"plan": {"schema": "head-plan/1", "heads": [[0, 0]]}}, "no roles"),
-        ({"plan": "act", "prefill": "flexprefill"}, "calibrates whole rows"),
-        ({"plan": "act", "decode": "recycled"}, "calibrates whole rows"),
-        ({"prefill": "denser"}, "no attention method"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("parts", "word"), [
+    ({"prefill": RECYCLED}, "nothing in prefill"), ({"decode": "flexprefill"}, "nothing in decode"),
+    ({"prefill": DUO}, "goes in as plan"), ({"plan": POWER}, "does not work by a head plan"),
+    ({"plan": {"schema": "head-plan/1", "heads": [[0, 0]]}}, "no roles"),
+    ({"plan": "act", "prefill": "flexprefill"}, "calibrates whole rows"),
+    ({"plan": "act", "decode": "recycled"}, "calibrates whole rows"),
+    ({"prefill": "denser"}, "no attention method"),
+])  # fmt: skip
 def test_what_does_not_go_together_is_refused_with_a_reason(parts, word):
     with pytest.raises(InvalidOption, match=word):
         compose(**parts)

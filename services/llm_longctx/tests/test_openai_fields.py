@@ -172,14 +172,11 @@ def test_a_cut_prompt_is_echoed_as_it_is_kept(client, server, monkeypatch, size,
     assert choice.logprobs.text_offset[-1] == len(kept) - 1
 
 
-@pytest.mark.parametrize(
-    ("older", "text"),
-    [
-        ({"guided_choice": ["yes", "no"]}, ("yes", "no")), ({"guided_regex": "a{3}"}, ("aaa",)),
-        ({"guided_grammar": 'root ::= "ab"'}, ("ab",)), ({"guided_json": {"const": 7}}, ("7",)),
-        ({"guided_json": '{"const": 7}', "guided_decoding_backend": "xgrammar"}, ("7",)),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("older", "text"), [
+    ({"guided_choice": ["yes", "no"]}, ("yes", "no")), ({"guided_regex": "a{3}"}, ("aaa",)),
+    ({"guided_grammar": 'root ::= "ab"'}, ("ab",)), ({"guided_json": {"const": 7}}, ("7",)),
+    ({"guided_json": '{"const": 7}', "guided_decoding_backend": "xgrammar"}, ("7",)),
+])  # fmt: skip
 def test_older_names_of_structured_outputs_are_understood(client, older, text):
     assert text_of(client, extra_body=older) in text
 
@@ -274,22 +271,19 @@ def test_fields_of_openai_and_vllm_are_served_refused_or_named(client, route):
     assert not ACCEPTED.keys() & REFUSED.keys()
 
 
-@pytest.mark.parametrize(
-    ("route", "more", "named"),
-    [
-        (
-            "/v1/chat/completions",
-            {
-                "messages": [{**HELLO[0], "names": "x", "name": "Ann"}], "response_format": {"tpye": "json_object"},
-                "tools": [{"type": "function", "cache_control": {}, "function": {"name": "f", "paramters": {"a": 1}}}],
-                "tool_choice": "none", "longctx": {"method": "knorm", "ratio": 0.9},
-            },
-            ["messages[0].names' (did you mean 'name'?", "response_format.tpye' (did you mean 'type'?",
-             "tools[0].function.paramters' (did you mean 'parameters'?"],
-        ),
-        ("/v1/completions", {"response_format": {"form": "json"}}, ["response_format.form'"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("route", "more", "named"), [
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [{**HELLO[0], "names": "x", "name": "Ann"}], "response_format": {"tpye": "json_object"},
+            "tools": [{"type": "function", "cache_control": {}, "function": {"name": "f", "paramters": {"a": 1}}}],
+            "tool_choice": "none", "longctx": {"method": "knorm", "ratio": 0.9},
+        },
+        ["messages[0].names' (did you mean 'name'?", "response_format.tpye' (did you mean 'type'?",
+         "tools[0].function.paramters' (did you mean 'parameters'?"],
+    ),
+    ("/v1/completions", {"response_format": {"form": "json"}}, ["response_format.form'"]),
+])  # fmt: skip
 def test_unknown_fields_of_nested_objects_are_named_too(client, route, more, named):
     check_nested_fields(client, route, BODIES[route] | more, named)
 

@@ -144,19 +144,16 @@ def test_the_command_and_the_package_add_list_and_delete(server, shared):
     assert run("delete", "gone") == "deleted: gone\n"
 
 
-@pytest.mark.parametrize(
-    ("changed", "status", "what"),
-    [
-        ({"name": MODEL}, 409, "called"), ({"name": "house/style"}, 400, "name"),
-        ({"model": "nobody"}, 404, "nobody"), ({"weights": "%%%"}, 400, "base64"),
-        ({"weights": base64.b64encode(b"\xff" * 99).decode()}, 400, "safetensors"),
-        ({"weights": base64.b64encode(save({"a": torch.zeros(1)})).decode()}, 400, "'a'"),
-        ({"config": CONFIG | {"use_dora": True}}, 400, "use_dora"), ({"config": CONFIG | {"r": 4}}, 400, "must be"),
-        ({"config": {}}, 400, "only LORA"), ({"config": CONFIG | {"\ud800": 1}}, 400, "ud800"),
-        ({"config": CONFIG | {"r": "\ud800"}}, 400, "rank"),
-        ({"config": CONFIG | {"revision": "x" * 70_000}}, 413, "65,536"), ({"wrong": 1}, 400, "wrong"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("changed", "status", "what"), [
+    ({"name": MODEL}, 409, "called"), ({"name": "house/style"}, 400, "name"),
+    ({"model": "nobody"}, 404, "nobody"), ({"weights": "%%%"}, 400, "base64"),
+    ({"weights": base64.b64encode(b"\xff" * 99).decode()}, 400, "safetensors"),
+    ({"weights": base64.b64encode(save({"a": torch.zeros(1)})).decode()}, 400, "'a'"),
+    ({"config": CONFIG | {"use_dora": True}}, 400, "use_dora"), ({"config": CONFIG | {"r": 4}}, 400, "must be"),
+    ({"config": {}}, 400, "only LORA"), ({"config": CONFIG | {"\ud800": 1}}, 400, "ud800"),
+    ({"config": CONFIG | {"r": "\ud800"}}, 400, "rank"),
+    ({"config": CONFIG | {"revision": "x" * 70_000}}, 413, "65,536"), ({"wrong": 1}, 400, "wrong"),
+])  # fmt: skip
 def test_what_can_not_be_served_is_refused(server, changed, status, what):
     found = send(server, "POST", "/v1/lora-adapters", content=json.dumps(body("refused") | changed))
     assert (found.status_code, what in found.text) == (status, True), found.text

@@ -143,16 +143,10 @@ def test_a_memo_goes_with_its_prefix(cache, pool):
     assert run.memos == ["memo"]
 
 
-@pytest.mark.parametrize(
-    ("method", "facts", "kept"),
-    [
-        ({"reuse": False}, {}, 0),
-        ({}, {"boundaries": [4]}, 0),
-        ({"cut_at_end": True, "cut": True}, {}, 0),
-        ({"cut_at_end": True}, {}, 2),
-        ({"cut": True}, {}, 2),
-    ],
-)
+@pytest.mark.parametrize(("method", "facts", "kept"), [
+    ({"reuse": False}, {}, 0), ({}, {"boundaries": [4]}, 0), ({"cut_at_end": True, "cut": True}, {}, 0),
+    ({"cut_at_end": True}, {}, 2), ({"cut": True}, {}, 2),
+])  # fmt: skip
 def test_what_others_can_not_use_is_not_kept(cache, pool, method, facts, kept):
     read(cache, pool, range(8), method=method, **facts)
     assert len(cache) == kept

@@ -25,17 +25,14 @@ def read(parser, pieces):
     return tuple("".join(part) for part in zip(*parts, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("prompt", "text", "parts"),
-    [
-        ("<assistant>", WROTE, ("A letter.\n\nThen b?", "b, I think.")),
-        ("<assistant><think>\n", WROTE.removeprefix("<think>"), ("A letter.\n\nThen b?", "b, I think.")),
-        ("<assistant><think>\n\n</think>\n\n", "b <th", ("", "b <th")),
-        ("<assistant>", " No thoughts.\n</think>", ("", " No thoughts.\n</think>")),
-        ("<assistant>", "<think>\ncut \n", ("cut", "")), ("<assistant>", "<think>\n\n</think>\n\n x\n", ("", "x\n")),
-        ("<assistant>", "<think", ("", "<think")), ("<assistant>", "", ("", "")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("prompt", "text", "parts"), [
+    ("<assistant>", WROTE, ("A letter.\n\nThen b?", "b, I think.")),
+    ("<assistant><think>\n", WROTE.removeprefix("<think>"), ("A letter.\n\nThen b?", "b, I think.")),
+    ("<assistant><think>\n\n</think>\n\n", "b <th", ("", "b <th")),
+    ("<assistant>", " No thoughts.\n</think>", ("", " No thoughts.\n</think>")),
+    ("<assistant>", "<think>\ncut \n", ("cut", "")), ("<assistant>", "<think>\n\n</think>\n\n x\n", ("", "x\n")),
+    ("<assistant>", "<think", ("", "<think")), ("<assistant>", "", ("", "")),
+])  # fmt: skip
 @given(data=st.data())
 def test_thoughts_are_read_whatever_the_pieces(prompt, text, parts, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
@@ -74,13 +71,10 @@ JSON = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": 
 TOOL = [{"type": "function", "function": {"name": "f", "parameters": JSON}}]
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": JSON}}},
-        {"extra_body": {"structured_outputs": {"json": JSON}}}, {"tools": TOOL, "tool_choice": "required"},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("more", [
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": JSON}}},
+    {"extra_body": {"structured_outputs": {"json": JSON}}}, {"tools": TOOL, "tool_choice": "required"},
+])  # fmt: skip
 def test_what_a_form_demands_is_no_thought_where_the_prompt_begins_one(thinker, more):
     extra = more.get("extra_body", {}) | {"chat_template_kwargs": {"opens": True}}
     message = say(thinker, max_tokens=300, **more | {"extra_body": extra}).choices[0].message

@@ -32,14 +32,11 @@ def test_draws_follow_the_softmax_and_temperature_zero_takes_the_likeliest():
         assert found[token] / 3000 == pytest.approx(probability, abs=0.03)
 
 
-@pytest.mark.parametrize(
-    ("knob", "kept"),
-    [
-        ({"top_k": 2}, {1, 2}), ({"top_k": 99}, {0, 1, 2, 3, 4}), ({"top_p": 0.0}, {1}), ({"top_p": 0.6}, {1}),
-        ({"top_p": 0.8}, {1, 2}), ({"min_p": 0.3}, {1, 2}), ({"min_p": 1.0}, {1}),
-        ({"top_k": 3, "top_p": 0.99, "min_p": 0.1, "temperature": 2.0}, {1, 2, 3}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("knob", "kept"), [
+    ({"top_k": 2}, {1, 2}), ({"top_k": 99}, {0, 1, 2, 3, 4}), ({"top_p": 0.0}, {1}), ({"top_p": 0.6}, {1}),
+    ({"top_p": 0.8}, {1, 2}), ({"min_p": 0.3}, {1, 2}), ({"min_p": 1.0}, {1}),
+    ({"top_k": 3, "top_p": 0.99, "min_p": 0.1, "temperature": 2.0}, {1, 2, 3}),
+])  # fmt: skip
 def test_knobs_keep_the_likeliest_tokens(knob, kept):
     assert set(draws({"temperature": 3.0} | knob if knob.keys() <= {"top_k"} else knob, 400)) == kept
 

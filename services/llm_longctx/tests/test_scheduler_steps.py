@@ -186,14 +186,11 @@ def test_the_youngest_that_may_lose_its_memory_does(scheduler, backend):
     assert [ear.ids for _, ear in asked] == [[4] * 9] * 3
 
 
-@pytest.mark.parametrize(
-    ("requests", "lost"),
-    [
-        ([{"letter": "a", "n": 2}], "A"), ([{"letter": "a", "priority": -1}, {"letter": "b"}], "a"),
-        ([{"letter": "a", "run": CallContext(job="j")}, {"letter": "b"}], "a"),
-        ([{"letter": "a"}, {"letter": "b", "priority": 1, "run": CallContext(job="j")}], "a"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("requests", "lost"), [
+    ([{"letter": "a", "n": 2}], "A"), ([{"letter": "a", "priority": -1}, {"letter": "b"}], "a"),
+    ([{"letter": "a", "run": CallContext(job="j")}, {"letter": "b"}], "a"),
+    ([{"letter": "a"}, {"letter": "b", "priority": 1, "run": CallContext(job="j")}], "a"),
+])  # fmt: skip
 def test_the_last_answer_of_a_request_batches_and_jobs_lose_their_memory_first(scheduler, backend, requests, lost):
     start(scheduler, *(ask(**facts, new=9) for facts in requests))
     backend.room = sum(backend.held.values())

@@ -346,13 +346,10 @@ def test_other_orders_and_words_are_understood_and_qwens_values_have_their_types
     assert json.loads(read(QwenParser, [written])[1][0][1]) == {"city": "5", "days": 2}
 
 
-@pytest.mark.parametrize(
-    ("template", "parser"),
-    [
-        ('… <tool_call>\n{"name" …', HermesParser), ("… <tool_call>\n<function=…", QwenParser),
-        ('… {"name": function name, "parameters": dictionary of …', LlamaParser), ("nothing known", HermesParser),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("template", "parser"), [
+    ('… <tool_call>\n{"name" …', HermesParser), ("… <tool_call>\n<function=…", QwenParser),
+    ('… {"name": function name, "parameters": dictionary of …', LlamaParser), ("nothing known", HermesParser),
+])  # fmt: skip
 def test_the_template_says_which_form(template, parser):
     assert find_parser(template) is parser
 

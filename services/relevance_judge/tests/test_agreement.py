@@ -78,13 +78,10 @@ def test_nothing_in_common_is_undefined_everywhere_and_no_crash():
     assert set(found.kappa_by_cut.values()) == {None}
 
 
-@pytest.mark.parametrize(
-    ("measure", "labels", "told"),
-    [
-        (cohen_kappa, ([4], [0]), "outside"), (cohen_kappa, ([1], [0, 1]), "1 labels against 2"),
-        (krippendorff_alpha, ([[0, 7], [0, 1]],), "outside"), (krippendorff_alpha, ([],), "raters"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("measure", "labels", "told"), [
+    (cohen_kappa, ([4], [0]), "outside"), (cohen_kappa, ([1], [0, 1]), "1 labels against 2"),
+    (krippendorff_alpha, ([[0, 7], [0, 1]],), "outside"), (krippendorff_alpha, ([],), "raters"),
+])  # fmt: skip
 def test_labels_outside_the_scale_and_unequal_lists_are_refused(measure, labels, told):
     with pytest.raises(ValueError, match=told):
         measure(*labels)

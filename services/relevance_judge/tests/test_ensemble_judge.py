@@ -140,14 +140,11 @@ def test_a_member_without_a_signal_makes_the_sum_invalid_and_not_smaller():
     assert (found.grade, found.valid, found.reason) == (None, False, "no_signal")
 
 
-@pytest.mark.parametrize(
-    ("members", "error"),
-    [
-        (["oracle"], NotFound), (["ensemble"], NotFound), ([{"weight": 1}], InvalidOption),
-        (["log-odds/direct"], InvalidOption),
-        *((members, ValidationError) for members in ([], ["direct"] * 9, [3], [{"who": 1}], "direct")),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("members", "error"), [
+    (["oracle"], NotFound), (["ensemble"], NotFound), ([{"weight": 1}], InvalidOption),
+    (["log-odds/direct"], InvalidOption),
+    *((members, ValidationError) for members in ([], ["direct"] * 9, [3], [{"who": 1}], "direct")),
+])  # fmt: skip
 def test_members_that_can_not_vote_are_refused(ensemble, members, error):
     with pytest.raises(error):
         _one(ensemble, members=members)

@@ -54,14 +54,11 @@ def test_few_pairs_are_a_warning_and_a_signal_that_is_not_finite_has_no_grade():
             found.grade(signal)
 
 
-@pytest.mark.parametrize(
-    ("signals", "grades", "queries"),
-    [
-        ([], [], []), ([1.0], [0, 1], ["a"]), ([math.nan], [0], ["a"]), ([1.0], [4], ["a"]),
-        *(([signal, 0.1], [1, 0], ["1", "2"]) for signal in (1e308, -1e101)),
-        *(([0.5, 0.1], [grade, 0], ["1", "2"]) for grade in (2**70, -(2**70))),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("signals", "grades", "queries"), [
+    ([], [], []), ([1.0], [0, 1], ["a"]), ([math.nan], [0], ["a"]), ([1.0], [4], ["a"]),
+    *(([signal, 0.1], [1, 0], ["1", "2"]) for signal in (1e308, -1e101)),
+    *(([0.5, 0.1], [grade, 0], ["1", "2"]) for grade in (2**70, -(2**70))),
+])  # fmt: skip
 def test_broken_training_data_is_refused(signals, grades, queries):
     with pytest.raises(InvalidOption):
         fit(signals, grades, queries)
@@ -186,13 +183,10 @@ def test_the_fit_is_scikit_learns_logistic_regression_of_differences():
     assert fit_order(x, y, q, 1.0, lowest=None) == pytest.approx(oracle.coef_[0], abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("signals", "grades", "told"),
-    [
-        ([[1.0, 2.0], [1.0, 3.0]], [0, 1], "same for all"), ([[1.0], [2.0]], [1, 1], "unequal grade"),
-        ([[1.0], [math.nan]], [1, 0], "finite"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("signals", "grades", "told"), [
+    ([[1.0, 2.0], [1.0, 3.0]], [0, 1], "same for all"), ([[1.0], [2.0]], [1, 1], "unequal grade"),
+    ([[1.0], [math.nan]], [1, 0], "finite"),
+])  # fmt: skip
 def test_what_cannot_be_weighed_is_refused(signals, grades, told):
     with pytest.raises(InvalidOption, match=told):
         fit_signal_weights(signals, grades, ["a", "a"])

@@ -29,33 +29,27 @@ def test_it_is_total_and_gives_a_grade_or_a_reason(text):
     assert found.grade is None or 0 <= found.grade <= 3
 
 
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        ("##final score: 5", "out_of_range"), ("##final score: 2.5", "not_an_integer"),
-        ("##final score: high", "not_a_number"), ("score: 2-3", "ambiguous"), ("score: 2 out of 10", "out_of_range"),
-        ("<think> it is 3", "truncated"), ("", "absent"), ("I see 3 reasons and 1 doubt, in 2 parts.", "absent"),
-        ("##final score: " + "9" * 40, "out_of_range"), ('{"O": true}', "not_a_number"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("answer", "reason"), [
+    ("##final score: 5", "out_of_range"), ("##final score: 2.5", "not_an_integer"),
+    ("##final score: high", "not_a_number"), ("score: 2-3", "ambiguous"), ("score: 2 out of 10", "out_of_range"),
+    ("<think> it is 3", "truncated"), ("", "absent"), ("I see 3 reasons and 1 doubt, in 2 parts.", "absent"),
+    ("##final score: " + "9" * 40, "out_of_range"), ('{"O": true}', "not_a_number"),
+])  # fmt: skip
 def test_an_invalid_answer_says_why(answer, reason):
     found = parse(answer)
     assert (found.grade, found.reason) == (None, reason)
 
 
-@pytest.mark.parametrize(
-    ("answer", "grade", "rule", "reason"),
-    [
-        ("Score: 25th of all", None, "none", "absent"), ("Score: 2.5x", None, "none", "absent"),
-        ("##final score: 25th", None, "tag", "not_a_number"), ("O2 is a gas.", None, "none", "absent"),
-        ("Overall IS 2\nScore: 1", 2, "label", None), ("FINAL SCORE: 2 OUT OF 5", None, "label", "out_of_range"),
-        ("Overall: 2 OR 3", None, "label", "ambiguous"),
-        ("Final score (an integer between 0 and 3): 2", 2, "label", None),
-        ("Overall score" + " " * 30 + ": 2", 2, "label", None), ("{" + " " * 60 + '"O": 2}', 2, "json", None),
-        ('{"score": 1e20}', None, "json", "out_of_range"), ('{"score": 2e0}', 2, "json", None),
-        ('{"score": NaN}', None, "json", "not_an_integer"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("answer", "grade", "rule", "reason"), [
+    ("Score: 25th of all", None, "none", "absent"), ("Score: 2.5x", None, "none", "absent"),
+    ("##final score: 25th", None, "tag", "not_a_number"), ("O2 is a gas.", None, "none", "absent"),
+    ("Overall IS 2\nScore: 1", 2, "label", None), ("FINAL SCORE: 2 OUT OF 5", None, "label", "out_of_range"),
+    ("Overall: 2 OR 3", None, "label", "ambiguous"),
+    ("Final score (an integer between 0 and 3): 2", 2, "label", None),
+    ("Overall score" + " " * 30 + ": 2", 2, "label", None), ("{" + " " * 60 + '"O": 2}', 2, "json", None),
+    ('{"score": 1e20}', None, "json", "out_of_range"), ('{"score": 2e0}', 2, "json", None),
+    ('{"score": NaN}', None, "json", "not_an_integer"),
+])  # fmt: skip
 def test_a_number_is_read_whole_and_after_any_separator(answer, grade, rule, reason):
     found = parse(answer)
     assert (found.grade, found.rule, found.reason) == (grade, rule, reason)

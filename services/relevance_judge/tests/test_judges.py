@@ -146,28 +146,22 @@ def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out():
         assert (verdict.grade, verdict.valid, verdict.reason) == (None, False, reason)
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "kind"),
-    [
-        (401, {"error": {"message": "no key"}}, NotReady), (500, {}, NotReady),
-        (404, {"error": {"message": "no model"}}, NotFound), (422, {"detail": "bad"}, InvalidOption),
-        (200, {"choices": []}, FoveaError), (200, [], FoveaError),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("status", "body", "kind"), [
+    (401, {"error": {"message": "no key"}}, NotReady), (500, {}, NotReady),
+    (404, {"error": {"message": "no model"}}, NotFound), (422, {"detail": "bad"}, InvalidOption),
+    (200, {"choices": []}, FoveaError), (200, [], FoveaError),
+])  # fmt: skip
 def test_what_the_endpoint_refuses_is_an_error_of_ours(status, body, kind):
     transport = httpx2.MockTransport(lambda _: httpx2.Response(status, json=body))
     with pytest.raises(kind):
         _one(PromptedGrade(ChatClient("http://x.test", transport=transport)))
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        {}, {"pairs": []}, {"query": "q"}, {"query": "q", "passages": [{"doc": {}}]}, {"query": "q", "passages": "abc"},
-        {"pairs": [PAIR], "query": "q"}, {"pairs": [{"query": "", "passage": "p"}]}, {"pairs": [PAIR] * 257},
-        {"pairs": [PAIR], "impute": 4}, {"pairs": [PAIR], "what": 1},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("broken", [
+    {}, {"pairs": []}, {"query": "q"}, {"query": "q", "passages": [{"doc": {}}]}, {"query": "q", "passages": "abc"},
+    {"pairs": [PAIR], "query": "q"}, {"pairs": [{"query": "", "passage": "p"}]}, {"pairs": [PAIR] * 257},
+    {"pairs": [PAIR], "impute": 4}, {"pairs": [PAIR], "what": 1},
+])  # fmt: skip
 def test_a_broken_request_is_refused(broken):
     with pytest.raises(ValidationError):
         JudgeIn.model_validate(broken)

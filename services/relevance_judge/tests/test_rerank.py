@@ -76,16 +76,11 @@ def test_bad_requests_are_refused_in_openais_form(client, path, body, status):
     assert answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    ("verdict", "score"),
-    [
-        ({"grade": 2, "valid": True, "expected": 1.5}, 0.5),
-        ({"grade": None, "valid": True, "signal": 0.0}, 0.5),
-        ({"grade": 3, "valid": True}, 1.0),
-        ({"grade": None, "valid": False}, 0.0),
-        ({"grade": None, "valid": True, "signal": -1e9}, 0.0),
-    ],
-)
+@pytest.mark.parametrize(("verdict", "score"), [
+    ({"grade": 2, "valid": True, "expected": 1.5}, 0.5), ({"grade": None, "valid": True, "signal": 0.0}, 0.5),
+    ({"grade": 3, "valid": True}, 1.0), ({"grade": None, "valid": False}, 0.0),
+    ({"grade": None, "valid": True, "signal": -1e9}, 0.0),
+])  # fmt: skip
 def test_verdicts_become_scores(verdict, score):
     assert score_verdict(Verdict(template="t@1", **verdict)) == pytest.approx(score, abs=1e-9)
 

@@ -157,14 +157,11 @@ def test_labels_go_out_and_come_in_again_in_both_forms():
     assert set(MEDIA_TYPES) == {"qrels", "jsonl", "csv"}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"qid": "1"}', '{"qid": "1", "docid": "a", "grade": 1.5}', "{]", '{"qid": "1", "docid": "a", "grade": true}',
-        '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}', '{"a": 1}\n[1]',
-        '{"qid": 1, "docid": "a", "grade": 1000000000000000000000000000000}',
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    '{"qid": "1"}', '{"qid": "1", "docid": "a", "grade": 1.5}', "{]", '{"qid": "1", "docid": "a", "grade": true}',
+    '{"qid": 1, "docid": "a", "grade": 1}\n{"qid": 1, "docid": "a", "grade": 2}', '{"a": 1}\n[1]',
+    '{"qid": 1, "docid": "a", "grade": 1000000000000000000000000000000}',
+])  # fmt: skip
 def test_broken_json_lines_are_named_by_their_number(text):
     with pytest.raises(Malformed, match=r"Line [12] of judge"):
         parse_labels(text, "judge")

@@ -85,13 +85,10 @@ def test_nothing_changes_where_the_copy_stays_and_bands_do_not_show(monkeypatch)
     np.testing.assert_array_equal(carry_over(seen, copy, changed), whole)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "resolution", "size"),
-    [
-        (3000, 4000, "auto", (1225, 1633)), (3000, 4000, "full", (3000, 4000)), (3000, 4000, "preview", (433, 577)),
-        (1000, 2000, "auto", (1000, 2000)), (400, 500, "preview", (400, 500)), (1, 4_000_000, "auto", (1, 2_828_427)),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("height", "width", "resolution", "size"), [
+    (3000, 4000, "auto", (1225, 1633)), (3000, 4000, "full", (3000, 4000)), (3000, 4000, "preview", (433, 577)),
+    (1000, 2000, "auto", (1000, 2000)), (400, 500, "preview", (400, 500)), (1, 4_000_000, "auto", (1, 2_828_427)),
+])  # fmt: skip
 def test_copies_keep_the_shape_and_are_no_larger_than_wanted(height, width, resolution, size):
     assert working_size(height, width, resolution) == size
 

@@ -158,13 +158,10 @@ def test_every_datatype_goes_out_and_comes_back(opened, server, datatype):
     assert server.binary[-1]  # tensors travel as bytes, not as JSON lists
 
 
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [
-        (400, BadInput), (401, Unauthenticated), (404, NotFound), (413, TooLarge), (429, RateLimited),
-        (500, Fault), (503, NotReady), (504, DeadlineExceeded),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("status", "kind"), [
+    (400, BadInput), (401, Unauthenticated), (404, NotFound), (413, TooLarge), (429, RateLimited),
+    (500, Fault), (503, NotReady), (504, DeadlineExceeded),
+])  # fmt: skip
 def test_status_of_the_server_becomes_our_error(opened, status, kind):
     with pytest.raises(kind) as caught:
         opened(f"status-{status}").run({"x": X})
@@ -172,13 +169,10 @@ def test_status_of_the_server_becomes_our_error(opened, status, kind):
     assert ("because" in caught.value.detail) == (kind is not Fault)
 
 
-@pytest.mark.parametrize(
-    ("code", "status"),
-    [
-        ("INVALID_ARGUMENT", 400), ("NOT_FOUND", 404), ("UNAVAILABLE", 503), ("DEADLINE_EXCEEDED", 504),
-        ("RESOURCE_EXHAUSTED", 429), ("INTERNAL", 500), ("UNKNOWN", 500),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("code", "status"), [
+    ("INVALID_ARGUMENT", 400), ("NOT_FOUND", 404), ("UNAVAILABLE", 503), ("DEADLINE_EXCEEDED", 504),
+    ("RESOURCE_EXHAUSTED", 429), ("INTERNAL", 500), ("UNKNOWN", 500),
+])  # fmt: skip
 def test_grpc_code_becomes_our_error(code, status):
     assert _to_fovea_error(InferenceServerException("why", status=f"StatusCode.{code}")).status == status
 
@@ -245,13 +239,10 @@ def test_a_server_that_can_not_see_our_memory_is_sent_the_bytes(opened, server):
     assert sum(path.endswith("/register") for path in server.paths[-5:]) == 1
 
 
-@pytest.mark.parametrize(
-    ("address", "is_here"),
-    [
-        ("127.0.0.1:8000", True), ("localhost:1", True), ("[::1]:8001", True), ("triton:8000", False),
-        ("10.0.0.7:1", False),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("address", "is_here"), [
+    ("127.0.0.1:8000", True), ("localhost:1", True), ("[::1]:8001", True), ("triton:8000", False),
+    ("10.0.0.7:1", False),
+])  # fmt: skip
 def test_only_loopback_is_taken_for_this_host(address, is_here):
     assert is_this_host(address) == is_here
 

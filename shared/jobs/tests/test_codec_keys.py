@@ -53,13 +53,10 @@ def test_a_fingerprint_tells_different_requests_apart(change):
     assert codec.fingerprint(PAYLOAD) != codec.fingerprint(replace(PAYLOAD, **change))
 
 
-@pytest.mark.parametrize(
-    ("outcome", "status"),
-    [
-        (Result(404, "", b""), 404), (InvalidOption("x"), 422), (ValueError("x"), 500),
-        (asyncio.CancelledError(), 499), (Cancelled("x"), 499),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("outcome", "status"), [
+    (Result(404, "", b""), 404), (InvalidOption("x"), 422), (ValueError("x"), 500),
+    (asyncio.CancelledError(), 499), (Cancelled("x"), 499),
+])  # fmt: skip
 def test_every_outcome_has_a_status(outcome, status):
     assert codec.get_status(outcome) == status
 
@@ -69,14 +66,11 @@ def test_the_words_of_our_own_failures_are_not_shown():
     assert json.loads(codec.encode_problem(TooLarge("Big.", hint="Shrink it.")))["hint"] == "Shrink it."
 
 
-@pytest.mark.parametrize(
-    ("body", "detail"),
-    [
-        (b'{"title":"T","status":422,"detail":"Too wide.","code":"invalid_option","limit":9}', "Too wide."),
-        (b'{"error": {"message": "Too wide.", "code": "x"}}', "Too wide."), (b'{"error": "Too wide."}', "Too wide."),
-        (b"<h1>Too wide.</h1>", "The service answered 422."),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("body", "detail"), [
+    (b'{"title":"T","status":422,"detail":"Too wide.","code":"invalid_option","limit":9}', "Too wide."),
+    (b'{"error": {"message": "Too wide.", "code": "x"}}', "Too wide."), (b'{"error": "Too wide."}', "Too wide."),
+    (b"<h1>Too wide.</h1>", "The service answered 422."),
+])  # fmt: skip
 def test_a_problem_says_what_the_body_of_any_of_our_protocols_says(body, detail):
     assert json.loads(codec.encode_problem(Result(422, "", body)))["detail"] == detail
 

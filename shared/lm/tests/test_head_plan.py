@@ -38,14 +38,11 @@ def test_a_plan_by_hand_needs_little(given):
     assert HeadPlan.parse({"schema": "head-plan/1"} | given).check(CONFIG, "cd")
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"schema": "head-plan/2"}, "schema"), ({"roles": None, "heads": None}, "roles, heads or centres"),
-        ({"roles": [[1, 0], [1]]}, "length"), ({"roles": [[2, 0]] * 3}, "roles"), ({"spare": 1}, "spare"),
-        ({"full_fraction": 1.5}, "full_fraction"), ({"heads": [[1]]}, "heads"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "word"), [
+    ({"schema": "head-plan/2"}, "schema"), ({"roles": None, "heads": None}, "roles, heads or centres"),
+    ({"roles": [[1, 0], [1]]}, "length"), ({"roles": [[2, 0]] * 3}, "roles"), ({"spare": 1}, "spare"),
+    ({"full_fraction": 1.5}, "full_fraction"), ({"heads": [[1]]}, "heads"),
+])  # fmt: skip
 def test_what_is_no_plan_is_refused_and_named(change, word):
     with pytest.raises(Malformed, match=word):
         HeadPlan.parse(PLAN | change)
@@ -60,14 +57,11 @@ def test_broken_json_and_huge_files_are_refused(tmp_path, monkeypatch):
         HeadPlan.read(path)
 
 
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"roles": ROLES[:2]}, "roles is 2x2, not 3x2"), ({"scores": {"echo": [[0.0] * 3] * 3}}, "echo is 3x3"),
-        ({"heads": [[3, 0]]}, r"no head \(3, 0\)"), ({"heads": [[0, -1]]}, "no head"),
-        ({"model": {"layers": 4}}, "4 layers, not 3"), ({"model": {"query_heads": 8}}, "8 query_heads"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "word"), [
+    ({"roles": ROLES[:2]}, "roles is 2x2, not 3x2"), ({"scores": {"echo": [[0.0] * 3] * 3}}, "echo is 3x3"),
+    ({"heads": [[3, 0]]}, r"no head \(3, 0\)"), ({"heads": [[0, -1]]}, "no head"),
+    ({"model": {"layers": 4}}, "4 layers, not 3"), ({"model": {"query_heads": 8}}, "8 query_heads"),
+])  # fmt: skip
 def test_a_plan_for_other_shapes_is_refused(change, word):
     with pytest.raises(BadInput, match=word):
         HeadPlan.parse(PLAN | change).check(CONFIG)
@@ -113,13 +107,10 @@ def test_another_share_of_the_same_evidence():
         HeadPlan.parse({"schema": "head-plan/1", "roles": ROLES}).with_share(0.5)
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"scores": [["a", "b"]]}, {"scores": [1, 2]}, {"scores": {"a": 1}}, {"scores": [[1, 2, 3]]}, {"model": 5},
-        {"scores": [[1, 2], [1]]}, {"scores": [[]]}, {"seed": "x"}, {"model": {"kv_heads": "x"}},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("bad", [
+    {"scores": [["a", "b"]]}, {"scores": [1, 2]}, {"scores": {"a": 1}}, {"scores": [[1, 2, 3]]}, {"model": 5},
+    {"scores": [[1, 2], [1]]}, {"scores": [[]]}, {"seed": "x"}, {"model": {"kv_heads": "x"}},
+])  # fmt: skip
 def test_a_broken_retrieval_report_is_refused(bad):
     report = {"schema": "retrieval-report/1", "scores": [[0.1, 0.2]] * 2, **bad}
     for broken in (report, [report]):

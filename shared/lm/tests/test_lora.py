@@ -49,21 +49,18 @@ def test_an_adapter_equals_peft(model, name):
     assert said[6:] == known["greedy"]
 
 
-@pytest.mark.parametrize(
-    ("changed", "what"),
-    [
-        ({"use_dora": True}, "use_dora"), ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "lora_only"}, "bias"), ({"trainable_token_indices": [3]}, "trainable_token_indices"),
-        ({"layer_replication": [[0, 2]]}, "layer_replication"), ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"kasa_config": {"beta": 1}}, "kasa_config"), ({"peft_type": "IA3"}, "IA3"),
-        ({"layers_pattern": "blocks"}, "layers_pattern"), ({"r": 10_000}, "1 to 256"), ({"r": True}, "1 to 256"),
-        ({"lora_alpha": float("nan")}, "alpha"), ({"rank_pattern": {"(a+)+b": 3}}, "may take long"),
-        ({"rank_pattern": {"(q_proj": 3}}, "regular expression"), ({"rank_pattern": [3]}, "can't be used"),
-        ({"target_modules": [3]}, "list of names"), ({"layers_to_transform": ["one"]}, "numbers of layers"),
-        ({"target_modules": ["k_proj"]}, "leaves out"), ({"exclude_modules": ["v_proj"]}, "leaves out"),
-        ({"r": 5}, "must be"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("changed", "what"), [
+    ({"use_dora": True}, "use_dora"), ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"bias": "lora_only"}, "bias"), ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+    ({"layer_replication": [[0, 2]]}, "layer_replication"), ({"init_lora_weights": "pissa"}, "pissa"),
+    ({"kasa_config": {"beta": 1}}, "kasa_config"), ({"peft_type": "IA3"}, "IA3"),
+    ({"layers_pattern": "blocks"}, "layers_pattern"), ({"r": 10_000}, "1 to 256"), ({"r": True}, "1 to 256"),
+    ({"lora_alpha": float("nan")}, "alpha"), ({"rank_pattern": {"(a+)+b": 3}}, "may take long"),
+    ({"rank_pattern": {"(q_proj": 3}}, "regular expression"), ({"rank_pattern": [3]}, "can't be used"),
+    ({"target_modules": [3]}, "list of names"), ({"layers_to_transform": ["one"]}, "numbers of layers"),
+    ({"target_modules": ["k_proj"]}, "leaves out"), ({"exclude_modules": ["v_proj"]}, "leaves out"),
+    ({"r": 5}, "must be"),
+])  # fmt: skip
 def test_a_configuration_that_is_not_served_is_refused_by_name(model, changed, what):
     with pytest.raises(FoveaError, match=what) as caught:
         build_adapter(parse_lora_config(facts_of("plain") | changed), tensors_of("plain"), model, "")

@@ -157,23 +157,20 @@ def test_without_captures_no_operation_is_added(llama_golden):
     assert len(captured.seen) <= len(traced.seen) + 2, "detach and one copy"
 
 
-@pytest.mark.parametrize(
-    ("what", "says"),
-    [
-        ({"capture": ["zz.1"]}, "zz.1.*sites are"), ({"capture": ["z"]}, "'z'.*sites are"),
-        ({"capture": ["final.0"]}, "final.0"), ({"capture": ["z.3"]}, r"layer 3.*0…2"),
-        ({"capture": ["z.-1"]}, "layers are 0…2"), ({"edits": [Scale("z.0", 0.0, heads=4)]}, "head 4.*0…3"),
-        ({"edits": [Scale("k.0", 0.0, heads=2)]}, "head 2.*0…1"),
-        ({"edits": [Scale("mlp_out.0", 0.0, heads=0)]}, "no heads.*pattern, z"),
-        ({"edits": [Attend(0, 0, 3, [0, 1], [1.0, 2.0, 3.0])]}, "3 weights for 2 keys"),
-        ({"edits": [Uniform(7, 0)]}, "layer 7"), ({"edits": [Attend(0, 9, 0, [0], [1.0])]}, "head 9"),
-        ({"edits": [Attend(0, 0, 12, [0], [1.0])]}, "position 12"),
-        ({"edits": [Scale("z.0", 0.0, positions=[12])]}, "position 12.*0…11"),
-        ({"edits": [Scale("z.0", 0.0, rows=[6])]}, "row 6"),
-        ({"edits": [Replace("z.0", torch.zeros(5))]}, "broadcast"),
-        ({"capture": ["pattern.0"], "kernel": "sdpa"}, "eager"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("what", "says"), [
+    ({"capture": ["zz.1"]}, "zz.1.*sites are"), ({"capture": ["z"]}, "'z'.*sites are"),
+    ({"capture": ["final.0"]}, "final.0"), ({"capture": ["z.3"]}, r"layer 3.*0…2"),
+    ({"capture": ["z.-1"]}, "layers are 0…2"), ({"edits": [Scale("z.0", 0.0, heads=4)]}, "head 4.*0…3"),
+    ({"edits": [Scale("k.0", 0.0, heads=2)]}, "head 2.*0…1"),
+    ({"edits": [Scale("mlp_out.0", 0.0, heads=0)]}, "no heads.*pattern, z"),
+    ({"edits": [Attend(0, 0, 3, [0, 1], [1.0, 2.0, 3.0])]}, "3 weights for 2 keys"),
+    ({"edits": [Uniform(7, 0)]}, "layer 7"), ({"edits": [Attend(0, 9, 0, [0], [1.0])]}, "head 9"),
+    ({"edits": [Attend(0, 0, 12, [0], [1.0])]}, "position 12"),
+    ({"edits": [Scale("z.0", 0.0, positions=[12])]}, "position 12.*0…11"),
+    ({"edits": [Scale("z.0", 0.0, rows=[6])]}, "row 6"),
+    ({"edits": [Replace("z.0", torch.zeros(5))]}, "broadcast"),
+    ({"capture": ["pattern.0"], "kernel": "sdpa"}, "eager"),
+])  # fmt: skip
 def test_what_a_model_does_not_have_is_named_with_the_choices(llama_golden, what, says):
     with pytest.raises(ValueError, match=says) as caught:
         trace(llama_golden.model, llama_golden.clean, **what)

@@ -106,14 +106,11 @@ def test_broken_and_missing_tokenizers_are_told_apart(tmp_path):
         Tokenizer.from_folder(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}",
-        "{{ raise_exception('no system role') }}", "{{ messages[0].content.missing.deeper }}",
-        "{% for i in range(10**9) %}{% endfor %}",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("template", [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}",
+    "{{ raise_exception('no system role') }}", "{{ messages[0].content.missing.deeper }}",
+    "{% for i in range(10**9) %}{% endfor %}",
+])  # fmt: skip
 def test_templates_run_in_a_sandbox_and_their_refusals_are_ours(template):
     with pytest.raises(InvalidOption, match="template refuses"):
         byte_level(chat_template=template).chat([{"role": "user", "content": "Hi"}])

@@ -142,17 +142,14 @@ def test_tensors_that_do_not_fit_are_named(folder, change, says):
         load_decoder(folder)
 
 
-@pytest.mark.parametrize(
-    ("facts", "says"),
-    [
-        ({"model_type": "mamba"}, "mamba"), ({"hidden_act": "gelu"}, "hidden_act"), ({"mlp_bias": True}, "mlp_bias"),
-        ({"model_type": "mistral", "sliding_window": 16}, "sliding_window"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"), ({"num_key_value_heads": 3}, "evenly"),
-        ({"num_hidden_layers": 0}, "layers"), ({"head_dim": 7}, "even"), ({"hidden_size": None}, "TypeError"),
-        (GEMMA | {"final_logit_softcapping": 30.0}, "soft-capping"), (GEMMA | {"hidden_activation": "relu"}, "relu"),
-        (GEMMA | {"head_dim": 7}, "even"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("facts", "says"), [
+    ({"model_type": "mamba"}, "mamba"), ({"hidden_act": "gelu"}, "hidden_act"), ({"mlp_bias": True}, "mlp_bias"),
+    ({"model_type": "mistral", "sliding_window": 16}, "sliding_window"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"), ({"num_key_value_heads": 3}, "evenly"),
+    ({"num_hidden_layers": 0}, "layers"), ({"head_dim": 7}, "even"), ({"hidden_size": None}, "TypeError"),
+    (GEMMA | {"final_logit_softcapping": 30.0}, "soft-capping"), (GEMMA | {"hidden_activation": "relu"}, "relu"),
+    (GEMMA | {"head_dim": 7}, "even"),
+])  # fmt: skip
 def test_what_the_decoder_has_no_form_for_is_refused(facts, says):
     with pytest.raises(BadInput, match=says):
         from_official(FACTS | facts)
@@ -245,16 +242,11 @@ def test_the_tokenizer_of_a_gguf_file_comes_along(tmp_path):
     assert tokenizer.eos == {0, 1}
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"arch": "mamba"}, "mamba"),
-        ({"kind": "bert"}, "tokenizer of kind 'bert'"),
-        ({"pre": "strange"}, "strange"),
-        ({"llama__rope__scaling__type": "yarn"}, "yarn"),
-        ({"tensors": {"token_embd.weight": np.zeros((40, 32), "f4"), "blk.0.odd.weight": np.zeros(4, "f4")}}, "odd"),
-    ],
-)
+@pytest.mark.parametrize(("change", "says"), [
+    ({"arch": "mamba"}, "mamba"), ({"kind": "bert"}, "tokenizer of kind 'bert'"), ({"pre": "strange"}, "strange"),
+    ({"llama__rope__scaling__type": "yarn"}, "yarn"),
+    ({"tensors": {"token_embd.weight": np.zeros((40, 32), "f4"), "blk.0.odd.weight": np.zeros(4, "f4")}}, "odd"),
+])  # fmt: skip
 def test_gguf_files_we_do_not_read_are_refused(tmp_path, change, says):
     write(tmp_path / "m.gguf", llama(), **change)
     with pytest.raises(UnsupportedMedia, match=says):

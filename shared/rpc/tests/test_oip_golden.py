@@ -176,17 +176,14 @@ def test_each_wire_type_is_stepped_over_and_fields_of_a_real_message_are_those_t
     assert fields == [(1, b"pranet"), (3, b"7"), (7, raw), (7, b"x")]
 
 
-@pytest.mark.parametrize(
-    ("message", "told"),
-    [
-        (b"\x0a", "in the middle of a number"), (b"\x0a\xff", "in the middle of a number"),
-        (b"\xff" * 20, "in the middle of a number"), (b"\x08" + b"\x80" * 10 + b"\x01", "in the middle of a number"),
-        (b"\x0a\x03hi", "in the middle of a field"), (b"\x15abc", "in the middle of a field"),
-        (b"\x19abcdefg", "in the middle of a field"), (b"\x0b", "unknown wire type 3"),
-        (b"\x0f", "unknown wire type 7"), (b"\x00\x01", "a field of the number 0,"),
-        (b"\x80\x80\x80\x80\x10\x01", "a field of the number 536870912,"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("message", "told"), [
+    (b"\x0a", "in the middle of a number"), (b"\x0a\xff", "in the middle of a number"),
+    (b"\xff" * 20, "in the middle of a number"), (b"\x08" + b"\x80" * 10 + b"\x01", "in the middle of a number"),
+    (b"\x0a\x03hi", "in the middle of a field"), (b"\x15abc", "in the middle of a field"),
+    (b"\x19abcdefg", "in the middle of a field"), (b"\x0b", "unknown wire type 3"),
+    (b"\x0f", "unknown wire type 7"), (b"\x00\x01", "a field of the number 0,"),
+    (b"\x80\x80\x80\x80\x10\x01", "a field of the number 536870912,"),
+])  # fmt: skip
 def test_what_is_no_message_is_malformed(message, told):
     with pytest.raises(Malformed, match=told):
         list(iterate_fields(message))

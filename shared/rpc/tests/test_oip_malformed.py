@@ -232,15 +232,12 @@ def test_a_bad_message_is_malformed_and_says_where(bad, told):
     assert re.search(told, caught.value.detail), caught.value.detail
 
 
-@pytest.mark.parametrize(
-    ("datatype", "field", "values"),
-    [
-        ("BOOL", "bool_contents", [True, False]), ("INT8", "int_contents", [-1, 2]),
-        ("INT64", "int64_contents", [-1, 2**62]), ("UINT16", "uint_contents", [1, 65535]),
-        ("UINT64", "uint64_contents", [1, 2**64 - 1]), ("FP32", "fp32_contents", [0.5, -2.0]),
-        ("FP64", "fp64_contents", [0.1, -2.0]), ("BYTES", "bytes_contents", [b"\xff", b""]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("datatype", "field", "values"), [
+    ("BOOL", "bool_contents", [True, False]), ("INT8", "int_contents", [-1, 2]),
+    ("INT64", "int64_contents", [-1, 2**62]), ("UINT16", "uint_contents", [1, 65535]),
+    ("UINT64", "uint64_contents", [1, 2**64 - 1]), ("FP32", "fp32_contents", [0.5, -2.0]),
+    ("FP64", "fp64_contents", [0.1, -2.0]), ("BYTES", "bytes_contents", [b"\xff", b""]),
+])  # fmt: skip
 def test_typed_contents_are_read_and_answered_in_kind(datatype, field, values):
     call = oip_proto.decode_request(message(datatype=datatype, contents=contents(**{field: values})))
     told = oip_proto.encode_answer(build_answer(call, {"y": call.feeds["x"]}, "1"), call)
@@ -318,14 +315,11 @@ def test_a_wrong_number_of_bytes_is_refused(array, data):
                 tensors.from_raw("t", tensors.datatype_of("t", array), array.shape, wrong)
 
 
-@pytest.mark.parametrize(
-    ("datatype", "shape"),
-    [
-        ("FP32", [-1]), ("FP32", [2, -3]), ("FP32", [2**31]), ("FP32", [2**63, 2]),
-        ("UINT8", [2**30, 2**30, 2**30]), ("UINT8", [0, 2**31 - 1, 2**31 - 1, 2**31 - 1]), ("FP32", [1] * 33),
-        ("FP8", [1]), ("fp32", [1]), ("", []),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("datatype", "shape"), [
+    ("FP32", [-1]), ("FP32", [2, -3]), ("FP32", [2**31]), ("FP32", [2**63, 2]),
+    ("UINT8", [2**30, 2**30, 2**30]), ("UINT8", [0, 2**31 - 1, 2**31 - 1, 2**31 - 1]), ("FP32", [1] * 33),
+    ("FP8", [1]), ("fp32", [1]), ("", []),
+])  # fmt: skip
 def test_impossible_tensors_are_refused_before_anything_is_allocated(datatype, shape):
     with pytest.raises(Malformed, match="Tensor 'weights'") as caught:
         tensors.element_count("weights", datatype, shape)
@@ -376,16 +370,13 @@ def test_bytes_that_are_no_values_of_their_tensor_are_refused(datatype, raw, tol
     assert caught.value.field == "t"
 
 
-@pytest.mark.parametrize(
-    ("datatype", "values"),
-    [
-        ("INT32", [1.5]), ("INT32", [1.0]), ("INT32", [True]), ("INT32", ["1"]), ("INT32", [None]),
-        ("INT32", [[1]]), ("UINT8", [256]), ("UINT8", [-1]), ("UINT64", [2**64]), ("INT64", [2**63]),
-        ("INT8", [10**4000]), ("BOOL", [1]), ("BOOL", ["true"]), ("FP32", [True]), ("FP32", ["1.0"]),
-        ("FP32", [1e39]), ("FP16", [65520.0]), ("BF16", [1e39]), ("FP64", [10**4000]), ("BF16", [10**4000]),
-        ("BYTES", [1]), ("FP32", []), ("FP32", [1.0, 2.0]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("datatype", "values"), [
+    ("INT32", [1.5]), ("INT32", [1.0]), ("INT32", [True]), ("INT32", ["1"]), ("INT32", [None]),
+    ("INT32", [[1]]), ("UINT8", [256]), ("UINT8", [-1]), ("UINT64", [2**64]), ("INT64", [2**63]),
+    ("INT8", [10**4000]), ("BOOL", [1]), ("BOOL", ["true"]), ("FP32", [True]), ("FP32", ["1.0"]),
+    ("FP32", [1e39]), ("FP16", [65520.0]), ("BF16", [1e39]), ("FP64", [10**4000]), ("BF16", [10**4000]),
+    ("BYTES", [1]), ("FP32", []), ("FP32", [1.0, 2.0]),
+])  # fmt: skip
 def test_values_of_another_kind_range_or_number_are_refused(datatype, values):
     with pytest.raises(Malformed, match=r"^Tensor 't'") as caught:
         tensors.from_values("t", datatype, [1], values)

@@ -191,21 +191,18 @@ def test_marks_are_read_from_any_operation_of_a_path_and_bad_documents_have_none
         assert set(route_fields(bad, lambda _: True).values()) == {()}
 
 
-@pytest.mark.parametrize(
-    ("service", "effectful", "endless"),
-    [
-        ("detection", set(), {"/v1/detect/stream"}),
-        (
-            "llm-longctx",
-            {
-                "/v1/documents", "/v1/sessions", "/v1/sessions/{session_id}/fork",
-                "/v1/sessions/{session_id}/import", "/v1/sessions/{session_id}/rollback", "/v1/steering-vectors",
-                "/v1/lora-adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
-            },
-            set(),
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("service", "effectful", "endless"), [
+    ("detection", set(), {"/v1/detect/stream"}),
+    (
+        "llm-longctx",
+        {
+            "/v1/documents", "/v1/sessions", "/v1/sessions/{session_id}/fork",
+            "/v1/sessions/{session_id}/import", "/v1/sessions/{session_id}/rollback", "/v1/steering-vectors",
+            "/v1/lora-adapters", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
+        },
+        set(),
+    ),
+])  # fmt: skip
 def test_services_mark_their_own_routes(service, effectful, endless):
     fields = route_fields(load_app(service).openapi(), lambda path: path.startswith("/v1/"))
     assert (set(fields["effectful"]), set(fields["endless"])) == (effectful, endless)
@@ -315,15 +312,12 @@ def _refuse(_key: str) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-@pytest.mark.parametrize(
-    ("low", "target", "busy", "is_wanted", "replicas"),
-    [
-        (0, 0, {}, False, 0), (0, 0, {}, True, 1), (0, 1, {}, False, 1), (0, 1, {"r1": 0}, False, 0),
-        (0, 1, {"r1": 0}, True, 1), (0, 1, {"r1": 1}, False, 1), (0, 1, {"r1": 17}, True, 3), (1, 1, {}, True, 1),
-        (1, 1, {}, False, 1), (1, 1, {"r1": 0}, False, 1), (1, 1, {"r1": 8}, False, 1), (1, 1, {"r1": 9}, False, 2),
-        (1, 1, {"r1": 8, "r2": 8, "r3": 8}, False, 3), (1, 1, {"r1": 99}, False, 4),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("low", "target", "busy", "is_wanted", "replicas"), [
+    (0, 0, {}, False, 0), (0, 0, {}, True, 1), (0, 1, {}, False, 1), (0, 1, {"r1": 0}, False, 0),
+    (0, 1, {"r1": 0}, True, 1), (0, 1, {"r1": 1}, False, 1), (0, 1, {"r1": 17}, True, 3), (1, 1, {}, True, 1),
+    (1, 1, {}, False, 1), (1, 1, {"r1": 0}, False, 1), (1, 1, {"r1": 8}, False, 1), (1, 1, {"r1": 9}, False, 2),
+    (1, 1, {"r1": 8, "r2": 8, "r3": 8}, False, 3), (1, 1, {"r1": 99}, False, 4),
+])  # fmt: skip
 def test_replicas_grow_with_requests_in_flight_and_a_service_without_has_one_while_it_is_wanted_or_starts(
     monkeypatch, low, target, busy, is_wanted, replicas
 ):

@@ -176,15 +176,10 @@ async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model(sta
     assert [first.text, *[event.text async for event in events]] == ["toy telling", "telling"]
 
 
-@pytest.mark.parametrize(
-    ("facts", "gap_s", "told"),
-    [
-        ({"is_stream": True}, 1, None),
-        ({"is_stream": True}, 121, "nothing new .* FOVEA_REQUEST_TIMEOUT_S"),
-        ({"is_stream": True, "lasts_s": 7_000}, 1, "FOVEA_STREAM_TIMEOUT_S"),
-        ({}, 1, "FOVEA_REQUEST_TIMEOUT_S"),
-    ],
-)
+@pytest.mark.parametrize(("facts", "gap_s", "told"), [
+    ({"is_stream": True}, 1, None), ({"is_stream": True}, 121, "nothing new .* FOVEA_REQUEST_TIMEOUT_S"),
+    ({"is_stream": True, "lasts_s": 7_000}, 1, "FOVEA_STREAM_TIMEOUT_S"), ({}, 1, "FOVEA_REQUEST_TIMEOUT_S"),
+])  # fmt: skip
 async def test_deadline_of_a_stream_counts_from_each_piece(start, clock, facts, gap_s, told):
     class Slow(toys.Story):
         card = toys.card("slow", "plan")

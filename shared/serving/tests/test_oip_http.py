@@ -203,14 +203,11 @@ def test_exactly_the_stated_tensors_pass_and_batch_sizes_that_differ_are_named()
         tensors.check_feeds({**good(), "b": np.array([b"x"], object)}, SPECS)
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"a": None}, "a"), ({"z": np.zeros(1)}, "z"), ({"a": np.zeros((2, 2), np.float64)}, "a"),
-        ({"a": np.zeros((2, 3), np.float32)}, "a"), ({"a": np.zeros(2, np.float32)}, "a"),
-        ({"a": np.zeros((0, 2), np.float32)}, "a"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("changes", "field"), [
+    ({"a": None}, "a"), ({"z": np.zeros(1)}, "z"), ({"a": np.zeros((2, 2), np.float64)}, "a"),
+    ({"a": np.zeros((2, 3), np.float32)}, "a"), ({"a": np.zeros(2, np.float32)}, "a"),
+    ({"a": np.zeros((0, 2), np.float32)}, "a"),
+])  # fmt: skip
 def test_a_tensor_that_does_not_fit_is_named(changes, field):
     feeds = {name: array for name, array in {**good(), **changes}.items() if array is not None}
     with pytest.raises(InvalidOption) as caught:

@@ -79,13 +79,10 @@ async def test_key_is_sent_where_there_is_one(tmp_path):
     assert ["authorization: bearer fovea_secret" in head for head in seen] == [False, True]
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b'{"detail": "No."}', "No."), (b'{"error": {"message": "No."}}', "No."), (b'{"error": "No."}', "No."),
-        (b"<html>", "500"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("body", "words"), [
+    (b'{"detail": "No."}', "No."), (b'{"error": {"message": "No."}}', "No."), (b'{"error": "No."}', "No."),
+    (b"<html>", "500"),
+])  # fmt: skip
 def test_failure_is_told_in_every_error_form(body, words):
     request = httpx2.Request("GET", "http://x/")
     error = httpx2.HTTPStatusError("500", request=request, response=httpx2.Response(500, content=body, request=request))

@@ -48,18 +48,15 @@ def problem(answer, status):
     return body
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"json": {"image": B64}}, {"json": {"image": f"data:image/png;base64,{B64}"}},
-        {"json": {"image": B64, "model": "toy/eye"}}, {"files": {"image": ("a.png", PNG, "image/png")}},
-        {"files": {"file": ("a.png", PNG)}}, {"files": {"images": ("a.png", PNG)}, "data": {"model": "toy/eye"}},
-        {"content": PNG, "headers": RAW}, {"content": PNG, "headers": {"content-type": "image/anything"}},
-        {"content": PNG, "headers": {"content-type": "application/octet-stream"}}, {"content": PNG},
-        {"content": json.dumps({"image": B64})},
-        {"content": b"\xef\xbb\xbf" + json.dumps({"image": B64}).encode(), **AS_JSON},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("how", [
+    {"json": {"image": B64}}, {"json": {"image": f"data:image/png;base64,{B64}"}},
+    {"json": {"image": B64, "model": "toy/eye"}}, {"files": {"image": ("a.png", PNG, "image/png")}},
+    {"files": {"file": ("a.png", PNG)}}, {"files": {"images": ("a.png", PNG)}, "data": {"model": "toy/eye"}},
+    {"content": PNG, "headers": RAW}, {"content": PNG, "headers": {"content-type": "image/anything"}},
+    {"content": PNG, "headers": {"content-type": "application/octet-stream"}}, {"content": PNG},
+    {"content": json.dumps({"image": B64})},
+    {"content": b"\xef\xbb\xbf" + json.dumps({"image": B64}).encode(), **AS_JSON},
+])  # fmt: skip
 async def test_picture_comes_as_multipart_base64_or_raw_bytes(client, how):
     answer = await client.post("/v1/segment", **how)
     assert answer.status_code == 200, answer.text
@@ -265,15 +262,12 @@ def test_fields_of_bytes_are_found_with_their_media_type_and_schemas_inlined():
     assert FIELDS["tree"]["anyOf"][0]["properties"]["leaves"]["items"] == {}
 
 
-@pytest.mark.parametrize(
-    ("field", "values", "meaning"),
-    [
-        ("count", ["7"], "7"), ("text", ["null"], "null"), ("text", ["[1"], "[1"), ("kind", ["b"], "b"),
-        ("maybe", ["null"], None), ("maybe", ["3"], "3"), ("flag", ["true"], "true"),
-        ("sizes", ["[1, 2]"], [1, 2]), ("sizes", ["1", "2"], ["1", "2"]), ("sizes", ["1"], ["1"]),
-        ("box", ["[1, 2]"], [1, 2]), ("inner", ['{"size": 3}'], {"size": 3}), ("inner", ["null"], None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("field", "values", "meaning"), [
+    ("count", ["7"], "7"), ("text", ["null"], "null"), ("text", ["[1"], "[1"), ("kind", ["b"], "b"),
+    ("maybe", ["null"], None), ("maybe", ["3"], "3"), ("flag", ["true"], "true"),
+    ("sizes", ["[1, 2]"], [1, 2]), ("sizes", ["1", "2"], ["1", "2"]), ("sizes", ["1"], ["1"]),
+    ("box", ["[1, 2]"], [1, 2]), ("inner", ['{"size": 3}'], {"size": 3}), ("inner", ["null"], None),
+])  # fmt: skip
 def test_text_values_mean_what_the_field_s_type_says(field, values, meaning):
     assert servable_schema.decode_text(field, FIELDS[field], values) == meaning
 

@@ -93,15 +93,12 @@ def test_canvas_of_every_kind_of_webp_is_known_before_it_is_opened(options):
     assert webp_canvas(encoded(quadrants(70, 50), "WEBP", **options)) == (70, 50)
 
 
-@pytest.mark.parametrize(
-    ("head", "said"),
-    [
-        (b"\0\0\0\x18ftypheic", "HEIC"), (b"\0\0\0\x18ftypavif", "AVIF"), (b"\0\0\0\x18ftypisom", "MP4 video"),
-        (b"RIFF\0\0\0\0AVI ", "RIFF audio or video"), (b"\0" * 128 + b"DICM", "DICOM"),
-        (b"\xef\xbb\xbf  <svg>", "SVG"), ("ä".encode() * 400, "text"), (b"x" + "ä".encode() * 400, "text"),
-        (b"\xc3", "unknown binary data"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("head", "said"), [
+    (b"\0\0\0\x18ftypheic", "HEIC"), (b"\0\0\0\x18ftypavif", "AVIF"), (b"\0\0\0\x18ftypisom", "MP4 video"),
+    (b"RIFF\0\0\0\0AVI ", "RIFF audio or video"), (b"\0" * 128 + b"DICM", "DICOM"),
+    (b"\xef\xbb\xbf  <svg>", "SVG"), ("ä".encode() * 400, "text"), (b"x" + "ä".encode() * 400, "text"),
+    (b"\xc3", "unknown binary data"),
+])  # fmt: skip
 def test_signature_is_recognised(head, said):
     assert detect_format(head) == said
 

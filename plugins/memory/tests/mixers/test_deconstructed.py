@@ -63,13 +63,10 @@ def test_recurrence_equals_the_parallel_form_in_constant_space(variant, scale, s
     assert sizes == {cache_bytes(variant, 2, 9, 8, 2, itemsize=8)}
 
 
-@pytest.mark.parametrize(
-    ("variant", "expected"),
-    [
-        ("standard", 4 * 3 * 7 * 12), ("mlp", 0), ("nonapproximate", 2 * 3 * 12 + 4 * 3 * 2),
-        ("random_qk", 2 * 4 * 7 * 12), ("fixed_qk", 2 * 4 * 7 * 12), ("static_qk", 4 * 3 * 7 * 12),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("variant", "expected"), [
+    ("standard", 4 * 3 * 7 * 12), ("mlp", 0), ("nonapproximate", 2 * 3 * 12 + 4 * 3 * 2),
+    ("random_qk", 2 * 4 * 7 * 12), ("fixed_qk", 2 * 4 * 7 * 12), ("static_qk", 4 * 3 * 7 * 12),
+])  # fmt: skip
 def test_bytes_follow_the_papers_formulas(variant, expected):
     assert cache_bytes(variant, batch=3, length=7, width=12, heads=2) == expected
 

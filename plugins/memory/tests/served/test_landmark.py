@@ -122,14 +122,11 @@ def _refused(http, path, **body):
     return answer.json()["error"]
 
 
-@pytest.mark.parametrize(
-    ("knobs", "param"),
-    [
-        ({"block": 2}, "longctx.block"), ({"method": "duo"}, "longctx.method"), ({"blocks": 0}, "longctx.blocks"),
-        ({"selection": "best"}, "longctx.selection"), ({"offload": "tape"}, "longctx.offload"),
-        ({"capacity": 0}, "longctx.capacity"), ({"knobs": {"speed": 1}}, "longctx.speed"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("knobs", "param"), [
+    ({"block": 2}, "longctx.block"), ({"method": "duo"}, "longctx.method"), ({"blocks": 0}, "longctx.blocks"),
+    ({"selection": "best"}, "longctx.selection"), ({"offload": "tape"}, "longctx.offload"),
+    ({"capacity": 0}, "longctx.capacity"), ({"knobs": {"speed": 1}}, "longctx.speed"),
+])  # fmt: skip
 def test_unknown_knobs_are_refused_by_name(http, knobs, param):
     assert _refused(http, "completions", prompt="? dog", longctx=knobs)["param"] == param
     assert _refused(http, "documents", text=FILL, longctx=knobs)["param"] == param

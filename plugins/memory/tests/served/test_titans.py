@@ -186,17 +186,12 @@ def test_surprise_says_what_was_learnt_token_by_token(http):
     assert http.get(f"/v1/sessions/{session}/surprise", params={"version": 7}).status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "param"),
-    [
-        ("chat/completions", {"n": 2}, "n"),
-        ("chat/completions", {"longctx": {"blocks": 2}}, "longctx.blocks"),
-        ("chat/completions", {"model": "fovea-titans-mag"}, "session_id"),
-        ("chat/completions", {"model": "fovea-landmark-recall"}, "model"),
-        ("chat/completions", {"session_id": "mine"}, "session_id"),
-        ("completions", {"prompt": ["the", "of"]}, "prompt"),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "param"), [
+    ("chat/completions", {"n": 2}, "n"), ("chat/completions", {"longctx": {"blocks": 2}}, "longctx.blocks"),
+    ("chat/completions", {"model": "fovea-titans-mag"}, "session_id"),
+    ("chat/completions", {"model": "fovea-landmark-recall"}, "model"),
+    ("chat/completions", {"session_id": "mine"}, "session_id"), ("completions", {"prompt": ["the", "of"]}, "prompt"),
+])  # fmt: skip
 def test_what_a_session_can_not_do_is_400(http, path, body, param):
     said = SAID if path.startswith("chat") else {"model": MODEL}
     answer = http.post(f"/v1/{path}", json={**said, "session_id": _open(http), **body})

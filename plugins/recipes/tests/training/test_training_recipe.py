@@ -64,13 +64,10 @@ def test_knobs_are_set_by_name_and_dots_reach_into_groups(line):
     assert chosen.schedule.rate == line().schedule.rate
 
 
-@pytest.mark.parametrize(
-    ("assignment", "told"),
-    [
-        ("seed", "name=value"), ("seed=x", "seed"), ("flavour=1", "flavour"), ("soup.x=1", "soup"),
-        ("schedule.steps=0", r"schedule\.steps"), ("schedule.soup=0", r"schedule\.soup"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("assignment", "told"), [
+    ("seed", "name=value"), ("seed=x", "seed"), ("flavour=1", "flavour"), ("soup.x=1", "soup"),
+    ("schedule.steps=0", r"schedule\.steps"), ("schedule.soup=0", r"schedule\.soup"),
+])  # fmt: skip
 def test_a_wrong_knob_is_told_by_its_name(line, assignment, told):
     with pytest.raises(InvalidOption, match=told):
         configure_recipe(line, [assignment])
