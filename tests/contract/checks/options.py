@@ -15,7 +15,7 @@ _CONTEXTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
          "include": ("activitynet",)},
     ],
     "detect": [
-        {"confidence": 0.01, "include": ()}, {"tile": 64, "confidence": 0.01, "include": ()},
+        {"confidence": 0.01, "include": ()}, {"tile": "a quarter", "confidence": 0.01, "include": ()},
         {"confidence": 0.001, "iou": 0.2, "max_detections": 3000, "include": ()},
     ],
     "plan": [{"task": "hull", "solver": "pointer"}, {"solver": "pointer"}],
@@ -97,6 +97,8 @@ def situations(task: str, example: BaseModel, option: str | None = None) -> list
 def _drawn(value: Any, example: BaseModel) -> Any:
     if value == "noise":
         return _noise()
+    if value == "a quarter":  # of a large picture: slices of 64 pixels would be hundreds
+        return max(64, max(decode(example.image).pixels.shape) // 4)  # type: ignore[attr-defined]
     if value == "poster":  # so large that what a small network needs for it depends on the memory it may take
         return encode(np.zeros((512, 520, 3), np.uint8))
     if value == "pale copy":  # what is found in the copy, a model is less sure of

@@ -197,7 +197,7 @@ def _numbers(prop: dict[str, Any], now: Any) -> list[float]:
     if isinstance(now, int | float) and not isinstance(now, bool):
         found += [now / 2, now * 2, now + 1, now - 1]  # less work first
     if low is not None:
-        found += [low * 4, low, low + 1, low * 2]
+        found += [low * 4, low * 2, low, low + 1]
     if high is not None and abs(high) <= SMALL:
         found += [high, (high + (low or 0)) / 2, 0.9 * high]
     found = found or [1, 2, 5]
