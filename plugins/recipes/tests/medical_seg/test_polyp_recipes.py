@@ -1,26 +1,45 @@
-"""Recipes on synthetic frames and on folders, and committed weights: masks, training, scores and warnings."""
+"""Recipes on synthetic frames, on folders and by docs/09-your-own-data.md up to an answer; committed weights."""
 
 import io
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
 
 from fovea.api.mask import SegmentIn
-from fovea.errors import NotFound
+from fovea.cli.option_groups import CommandApp
+from fovea.errors import InvalidOption, NotFound
 from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, score_frames
 from fovea_recipes.medical_seg.polyps import draw_frame
 from fovea_recipes.medical_seg.pranet_demo import PraNetDemo
 from fovea_recipes.medical_seg.pranet_full import PraNetFull, PraNetV2Full
+from fovea_recipes.medical_seg.pranet_lite import PraNetLiteRecipe
+from fovea_recipes.training.cli import configure_recipe, train
 from fovea_recipes.training.data.mask_folders import find_masks
 from fovea_recipes.training.data.synthetic import draw_split
-from fovea_recipes.training.recipe import MultiScale, Schedule
-from fovea_recipes.training.trainer import fit
+from fovea_recipes.training.progress_report import ProgressReport, format_time
+from fovea_recipes.training.publish import publish
+from fovea_recipes.training.recalibrate import recalibrate
+from fovea_recipes.training.recipe import MultiScale, Schedule, recipe_named, recipes
+from fovea_recipes.training.trainer import FitProgress, fit
 from services.medical_seg.models.pranet import PraNetSegmenter, PraNetV2Segmenter
-from shared.registry import CallContext, LoadContext
+from shared.registry import CallContext, LoadContext, network
 from shared.registry.weights import read_weights
+from shared.serving.build_app import build
+from shared.serving.tests.ready_client import ready_client
+from shared.settings import Settings, settings
 from shared.vision.draw import encode
+from tests.harness.waiting import wait_until
 
 TINY = {"width": 0.0625, "decoder": 4}
 SOON = Schedule(steps=4, batch=4, rate=3e-3, floor=1e-3, clamp=0.5, validate_every=2)
@@ -149,3 +168,144 @@ def test_the_polyp_of_the_sample_is_marked_and_only_what_is_no_frame_warned_of(s
     others = [wall, rng.integers(0, 256, (240, 320, 3), np.uint8)]
     answers = served.predict([SegmentIn(image=encode(other)) for other in others], CallContext())
     assert all(answer.warnings for answer in answers)
+
+
+def frames(folder: Path, count: int) -> Path:
+    """Brown pictures with one bright disc each, and its mask; every fourth has none."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:96, :96]
+    for index in range(count):
+        y, x = rng.uniform(30, 66, 2)
+        mask = ((rows - y) ** 2 + (columns - x) ** 2 < 15**2) & bool(index % 4)
+        pixels = np.where(mask[..., None], (230, 160, 140), (120, 60, 50)) + rng.normal(0, 8, (96, 96, 3))
+        for kind, array in (("images", np.clip(pixels, 0, 255).astype(np.uint8)), ("masks", mask)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / f"{index:02}.png")
+    return folder
+
+
+def recipe(folder: Path, steps: int = 2, **more: Any) -> PraNetLiteRecipe:
+    schedule = Schedule(steps=steps, batch=4, rate=1e-3, validate_every=steps)
+    return PraNetLiteRecipe(data=folder, choose=4, scale=MultiScale(side=96, rates=(1.0,)), schedule=schedule, **more)
+
+
+def test_the_layout_is_pranets_behind_another_backbone():
+    net = network("pranet-lite").eval()
+    assert sum(p.numel() for p in net.parameters()) == 4_348_311
+    with torch.no_grad():
+        maps = net(torch.zeros(2, 3, 64, 96))
+    assert [tuple(each.shape) for each in maps] == [(2, 1, 64, 96)] * 4
+    network("pranet-lite", reverse=False).load_state_dict(net.state_dict())
+
+
+@pytest.mark.release
+def test_it_learns_to_mark_discs(tmp_path):
+    made = recipe(frames(tmp_path / "data", 24), steps=60)
+    assert made.measure(fit(made, tmp_path / "run").network)["dice_at_half"] > 0.8
+
+
+def test_samples_without_a_polyp_come_from_frames_with_one_and_too_few_are_refused(tmp_path):
+    made = recipe(frames(tmp_path / "data", 20), empty=0.9)
+    made.prepare(tmp_path)
+    shares = [
+        (next(made.batches(step, np.random.default_rng(step)))["mask"].amax(dim=(1, 2, 3)) < 0.5).float().mean()
+        for step in range(6)
+    ]
+    assert np.mean(shares) > 0.6
+    with pytest.raises(InvalidOption, match="2 pictures with masks"):
+        recipe(frames(tmp_path / "few", 2)).prepare(tmp_path)
+    with pytest.raises(InvalidOption, match="0 held-out marks"):
+        recipe(tmp_path / "data", held_out="00|04").prepare(tmp_path)
+
+
+def test_warnings_are_learnt_anew_from_coco_masks_without_files_in_the_working_folder(tmp_path, monkeypatch):
+    data, square = frames(tmp_path / "data", 20), [9, 9, 60, 9, 60, 60, 9, 60]
+    shutil.rmtree(data / "masks")
+    labels = [{"image_id": index, "category_id": 1, "segmentation": [square]} for index in range(20) if index % 4]
+    images = [{"id": index, "file_name": f"{index:02}.png"} for index in range(20)]
+    kinds = [{"id": 1, "name": "disc"}]
+    (data / "coco.json").write_text(json.dumps({"images": images, "annotations": labels, "categories": kinds}))
+    made = recipe(data)
+    publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "false_warnings" in recalibrate(tmp_path / "out" / "pranet.safetensors", data).metrics
+    assert not list(Path.cwd().iterdir())
+
+
+DOC = Path(__file__).parents[4] / "docs" / "09-your-own-data.md"
+cli = CommandApp()
+cli.command()(train)
+
+SHORT = ("schedule.steps=2", "schedule.batch=4", "schedule.validate_every=2", "choose=4", "scale.side=96")
+
+
+def command() -> list[str]:
+    (line,) = re.findall(r"^fovea train pranet .*$", DOC.read_text(), re.MULTILINE)
+    return shlex.split(line)[2:]
+
+
+def test_every_command_and_knob_of_the_page_is_one_of_a_recipe():
+    page = DOC.read_text()
+    lines = [shlex.split(line) for line in re.findall(r"^fovea train .*$", page, re.MULTILINE)]
+    assert [words[2] for words in lines] == ["patnet", "pranet", "yolo9tr"]
+    for words in lines:
+        knobs = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+        configure_recipe(recipe_named(words[2]), ["data=x", *knobs])
+    knobs = re.findall(r"`(?:--set )?'?([a-z_.]+=[^`']+)'?`", page)
+    assert len(knobs) > 5
+    for knob in knobs:
+        group, _, name = knob.partition("=")[0].rpartition(".")
+        fields = [kind.model_fields for kind in recipes().values() if "data" in kind.model_fields]
+        groups = [f[group].annotation.model_fields for f in fields if group in f] if group else fields
+        assert any(name in each for each in groups) or knob.startswith("OMP_"), knob
+
+
+def test_a_long_training_says_every_so_often_what_it_does_in_times_of_people():
+    text = io.StringIO()
+    with ProgressReport(Console(file=text, width=200), interval_s=0.05) as report:
+        report.begin("Reading the data")
+        wait_until(lambda: text.getvalue().count("Reading the data") > 2)
+        recipe = SimpleNamespace(name="teacher", schedule=SimpleNamespace(steps=1000))
+        for step in (1, 2):
+            report.step(recipe, FitProgress(step=step, loss=0.5))
+        wait_until(lambda: "teacher: step 2 of 1,000, loss 0.500, about " in text.getvalue())
+    assert "Training teacher, 1,000 steps …" in text.getvalue()
+    assert [format_time(seconds) for seconds in (4.4, 59.6, 185)] == ["4 s", "1 min 0 s", "3 min 5 s"]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty folder with the frames of the document in it, and nothing served yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "fovea"))
+    settings.cache_clear()
+    frames(tmp_path / "discs", 20)
+    yield tmp_path
+    settings.cache_clear()
+
+
+def test_a_folder_becomes_a_served_model(home):
+    args = [*command(), *(part for knob in SHORT for part in ("--set", knob))]
+    ran = CliRunner().invoke(cli, args, catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    assert "17 pictures to train on, 3 held out" in ran.output
+    assert "dice_at_half" in ran.output
+    frame = (home / "discs" / "images" / "01.png").read_bytes()
+    with ready_client(build("medical-seg", settings=Settings(preload="my-discs"))) as client:
+        listed = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+        assert {"pranet", "my-discs"} <= listed.keys()
+        answer = client.post("/v1/segment", params={"model": "my-discs"}, files={"image": frame})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["model"] == "my-discs"
+        card = client.get("/v1/models/my-discs").json()
+        (dice,) = [metric for metric in card["metrics"] if metric["name"] == "dice_at_half"]
+        assert dice["data"] == "the folder discs (real), 3 held-out pictures"
+        assert "95 % interval" in dice["note"]
+
+
+def test_a_run_that_was_stopped_leaves_nothing_to_serve(home):
+    args = [*command(), "--set", "schedule.rate=1e30", *(part for knob in SHORT[:-1] for part in ("--set", knob))]
+    args += ["--set", "schedule.warm_up=0", "--set", "schedule.steps=6", "--set", "scale.side=64"]
+    assert CliRunner().invoke(cli, args).exit_code != 0
+    assert not list((home / "fovea").rglob("my-discs.safetensors"))

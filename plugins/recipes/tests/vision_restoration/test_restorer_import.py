@@ -127,13 +127,7 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def weights():
-    return read_weights(RRFormerRestorer.folder / "rrformer-restorer.safetensors")
-
-
-@pytest.fixture(scope="module")
-def pairs():
+def photograph_pairs():
     """Each photograph behind a pane before each other one, and as it is."""
     pages = [Image.open(SERVICES / name).convert("RGB").resize((96, 96)) for name in PHOTOGRAPHS]
     scenes = [np.asarray(page, np.float32) / 255 for page in pages]
@@ -147,7 +141,8 @@ def pairs():
     return ReflectionPairs(np.stack(mixed), np.stack(clean), np.array(plain))
 
 
-def test_photographs_behind_glass_gain_and_clean_ones_stay(weights, pairs):
+def test_photographs_behind_glass_gain_and_clean_ones_stay():
+    weights, pairs = read_weights(RRFormerRestorer.folder / "rrformer-restorer.safetensors"), photograph_pairs()
     restored = restore_pairs(ExportedForms(weights, Path(), (), (), "measured").network(), pairs.mixed)
     assert gain_pairs(restored, pairs).min() > 0.3
     assert score_pairs(restored, pairs)["psnr_clean"] > 35
