@@ -108,12 +108,8 @@ def small():
     return net.eval()
 
 
-@pytest.fixture(scope="module")
-def crops():
-    return picture("shelf", (6, 3, 48, 32))
-
-
-def test_objects_renumbered_with_their_places_have_their_logits_renumbered(small, crops):
+def test_objects_renumbered_with_their_places_have_their_logits_renumbered(small):
+    crops = picture("shelf", (6, 3, 48, 32))
     order, cells = torch.tensor([3, 0, 5, 1, 2, 4]), grid_cells((2, 3))
     place = order.argsort()
     path, target = torch.tensor([1, 4]), 2

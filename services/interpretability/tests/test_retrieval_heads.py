@@ -104,14 +104,10 @@ def prompt(tiny):
     return build_key_value_prompt(tiny.tokenizer, pairs=5, seed=3, shots=2, key_chars=4, value_words=0)
 
 
-@pytest.fixture(scope="module")
-def rows(tiny, prompt):
+def test_forcing_agrees_with_the_whole_pattern_and_with_measuring(tiny, prompt):
     names = [f"pattern.{l}" for l in range(tiny.layers)]
     traced = trace(tiny.model, tiny.tensor([[*prompt.ids, *prompt.answer_ids[:-1]]]), capture=names)
-    return np.stack([traced[name][0, :, len(prompt.ids) - 1 :].numpy() for name in names])  # [L,H,steps,S]
-
-
-def test_forcing_agrees_with_the_whole_pattern_and_with_measuring(tiny, prompt, rows):
+    rows = np.stack([traced[name][0, :, len(prompt.ids) - 1 :].numpy() for name in names])  # [L,H,steps,S]
     answered = trace_known_answer(PrefixReader(tiny), prompt, top=3)
     for t in range(len(prompt.answer_ids)):
         seen = rows[:, :, t, : len(prompt.ids) + t]
@@ -202,12 +198,10 @@ def test_rows_of_sliding_layers_end_with_their_window():
     assert (seen[local][0, :, -1] > 0).sum(-1).tolist() == [4, 4]
 
 
-SINKS = read("attention_sinks.json")["models"]
-
-
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_sinks_and_column_means_equal_the_golden_ones(family):
-    facts, patterns = SINKS[family], read_golden(WEIGHTS / f"tiny_{family}_attention.arrays")
+    facts = read("attention_sinks.json")["models"][family]
+    patterns = read_golden(WEIGHTS / f"tiny_{family}_attention.arrays")
     layers = [patterns[f"layer{layer}"] for layer in range(3)]
     for threshold in ("0.05", "0.1", "0.2"):
         found = [attention_sinks.sinks(layer, float(threshold)) for layer in layers]

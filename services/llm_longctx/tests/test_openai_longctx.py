@@ -111,11 +111,6 @@ def test_a_method_that_needs_a_plan_takes_the_models_default(folder, tmp_path, m
 
 
 @pytest.fixture(scope="module")
-def engine():
-    return Engine(tiny_decoder(), page=8)
-
-
-@pytest.fixture(scope="module")
 def deep():
     """As many heads and layers as SmolLM2: pages of many heads round up at different budgets."""
     shape = {"width": 72, "layers": 30, "heads": 9, "kv_heads": 3, "hidden": 8, "positions": 512}
@@ -164,7 +159,8 @@ def test_borders_of_a_prompt_that_is_read_in_parts_are_taken(roomy):
     assert caught.value.param == "longctx.budget"
 
 
-def test_nothing_asked_is_the_engines_own_and_knobs_may_stand_beside_or_apart(engine):
+def test_nothing_asked_is_the_engines_own_and_knobs_may_stand_beside_or_apart():
+    engine = Engine(tiny_decoder(), page=8)
     assert select_policy(engine, None, {}, 10, 5) is engine.policy
     beside = select_policy(engine, LongctxOptions.model_validate({"method": "power", "block": 64}), {}, 10, 5)
     apart = select_policy(engine, LongctxOptions(method="power", knobs={"block": 64}), {}, 10, 5)

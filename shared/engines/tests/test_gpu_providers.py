@@ -110,18 +110,14 @@ def test_a_run_binds_tensors_on_the_card_keeps_memory_of_one_shape_and_leaves_te
 
 
 @pytest.fixture
-def stored(tmp_path):
-    return ObjectStore.open((tmp_path / "objects").as_uri())
-
-
-@pytest.fixture
 def file(tmp_path):
     path = tmp_path / "net-0123.onnx"
     path.write_bytes(identity("FP32"))
     return path
 
 
-def test_engines_that_one_node_built_are_there_on_the_next(card, stored, file, tmp_path):
+def test_engines_that_one_node_built_are_there_on_the_next(card, file, tmp_path):
+    stored = ObjectStore.open((tmp_path / "objects").as_uri())
     artifacts = ModelArtifacts("net", (FIXED,), (FIXED,), graph=lambda: file)
     options = {"vision_precision": "fp16"}
 

@@ -110,20 +110,15 @@ def branch(operator: str):
     return helper.make_graph([helper.make_node(operator, ["x"], ["out"])], operator, [], [out])
 
 
-@pytest.fixture
-def graph(tmp_path):
+def test_operators_of_branches_are_found(tmp_path, capsys):
     facts = (("x", TensorProto.FLOAT, [1]), ("flag", TensorProto.BOOL, []), ("y", TensorProto.FLOAT, [1]))
     x, flag, out = (helper.make_tensor_value_info(*one) for one in facts)
     chosen = helper.make_node("If", ["flag"], ["y"], then_branch=branch("Relu"), else_branch=branch("Det"))
     path = tmp_path / f"net-{'0' * 64}-v1.onnx"
     save(helper.make_model(helper.make_graph([chosen], "g", [x, flag], [out])), path)
-    return path
-
-
-def test_operators_of_branches_are_found(graph, capsys):
-    assert read_operators(graph) == ["Det", "If", "Relu"]
+    assert read_operators(path) == ["Det", "If", "Relu"]
     assert find_lacking(["Relu", "Det", "Conv"]) == ["Det"]
-    assert main([str(graph.parent)]) == 1
+    assert main([str(tmp_path)]) == 1
     assert capsys.readouterr().out == "net, v1: Det\n"
 
 

@@ -158,20 +158,15 @@ def test_a_figure_says_on_which_pictures_it_was_measured_and_what_the_warning_le
     assert unlearnt.data.endswith("against pictures of cells, none of which was learnt")
 
 
-@pytest.fixture
-def objects(s3_variables, monkeypatch):  # noqa: F811
-    for name, value in s3_variables.items():
-        monkeypatch.setenv(name, value)
-    return ObjectStore.open("s3://fovea/models")
-
-
 def _write(folder: Path, value: float) -> None:
     manifest = Manifest(name="net", origin="imported", network=NetworkSpec(name="net"), dtype="float32")
     write_weights(folder, {"w": np.full((4,), value, np.float32)}, manifest)
 
 
-def test_weights_reach_another_machine_and_follow_changes(objects, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
+def test_weights_reach_another_machine_and_follow_changes(s3_variables, monkeypatch, tmp_path):  # noqa: F811
+    for name, value in s3_variables.items():
+        monkeypatch.setenv(name, value)
+    objects, one, two = ObjectStore.open("s3://fovea/models"), tmp_path / "one", tmp_path / "two"
     _write(one, 1.0)
     publish_weights(objects, one, "net")
     fetch_weights(objects, two)

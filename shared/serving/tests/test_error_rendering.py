@@ -63,24 +63,21 @@ def invalid(**first):
     return RequestValidationError([{"loc": ("body", "a", 0), "msg": "is wrong", "type": "x", **first}])
 
 
-@pytest.mark.parametrize(
-    ("raised", "kind", "field", "told"),
-    [
-        (invalid(), errors.InvalidOption, "a.0", "is wrong"),
-        (invalid(loc=("query", "size")), errors.InvalidOption, "size", "is wrong"),
-        (invalid(loc=("body",)), errors.InvalidOption, "body", "is wrong"),
-        (invalid(type="json_invalid", ctx={"error": "Expecting value"}), errors.Malformed, None, "Expecting value"),
-        (invalid(type="json_invalid"), errors.Malformed, None, ""),
-        (HTTPException(404), errors.NotFound, None, "There is no such route here."),
-        (HTTPException(404, "No such document."), errors.NotFound, None, "No such document."),
-        (HTTPException(405, headers={"Allow": "GET"}), errors.MethodNotAllowed, None, "It takes GET."),
-        (HTTPException(406, "x"), NotAcceptable, None, ""), (HTTPException(408, "x"), SlowBody, None, ""),
-        (HTTPException(413, "x"), errors.TooLarge, None, ""), (HTTPException(500, "x"), errors.Fault, None, ""),
-        (HTTPException(401, "x"), errors.Unauthenticated, None, ""), (ClientDisconnect(), errors.Cancelled, None, ""),
-        (ZeroDivisionError("/etc/secret"), errors.Fault, None, ""),
-        (errors.Conflict("as it is"), errors.Conflict, None, "as it is"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("raised", "kind", "field", "told"), [
+    (invalid(), errors.InvalidOption, "a.0", "is wrong"),
+    (invalid(loc=("query", "size")), errors.InvalidOption, "size", "is wrong"),
+    (invalid(loc=("body",)), errors.InvalidOption, "body", "is wrong"),
+    (invalid(type="json_invalid", ctx={"error": "Expecting value"}), errors.Malformed, None, "Expecting value"),
+    (invalid(type="json_invalid"), errors.Malformed, None, ""),
+    (HTTPException(404), errors.NotFound, None, "There is no such route here."),
+    (HTTPException(404, "No such document."), errors.NotFound, None, "No such document."),
+    (HTTPException(405, headers={"Allow": "GET"}), errors.MethodNotAllowed, None, "It takes GET."),
+    (HTTPException(406, "x"), NotAcceptable, None, ""), (HTTPException(408, "x"), SlowBody, None, ""),
+    (HTTPException(413, "x"), errors.TooLarge, None, ""), (HTTPException(500, "x"), errors.Fault, None, ""),
+    (HTTPException(401, "x"), errors.Unauthenticated, None, ""), (ClientDisconnect(), errors.Cancelled, None, ""),
+    (ZeroDivisionError("/etc/secret"), errors.Fault, None, ""),
+    (errors.Conflict("as it is"), errors.Conflict, None, "as it is"),
+])  # fmt: skip
 def test_anything_raised_becomes_an_error_of_ours_and_words_of_routers_are_kept(raised, kind, field, told):
     error = translate(raised)
     assert (type(error), error.field) == (kind, field)
@@ -96,16 +93,13 @@ def test_an_error_of_ours_is_as_it_was_and_another_names_what_failed():
     assert "log" in told.hint
 
 
-@pytest.mark.parametrize(
-    ("where", "form"),
-    [
-        (scope("/v1/segment"), "problem"), (scope("/v2/models/x/infer"), "oip"),
-        (scope("/v1/chat/completions"), "openai"), (scope("/v1/completions"), "openai"),
-        (scope("/v1/models/org/none"), "openai"), (scope("/v1/responses/x/cancel"), "openai"),
-        (scope("/anything", route=SimpleNamespace(openapi_extra={"x-error-form": "openai"})), "openai"),
-        (scope("/anything", route=object()), "problem"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("where", "form"), [
+    (scope("/v1/segment"), "problem"), (scope("/v2/models/x/infer"), "oip"),
+    (scope("/v1/chat/completions"), "openai"), (scope("/v1/completions"), "openai"),
+    (scope("/v1/models/org/none"), "openai"), (scope("/v1/responses/x/cancel"), "openai"),
+    (scope("/anything", route=SimpleNamespace(openapi_extra={"x-error-form": "openai"})), "openai"),
+    (scope("/anything", route=object()), "problem"),
+])  # fmt: skip
 def test_form_follows_the_route(where, form):
     answer = render(where, errors.InvalidOption("threshold is 7.", field="threshold", hint="Use 0 to 1."))
     body = json.loads(answer.body)
@@ -128,16 +122,13 @@ def test_time_to_come_back_is_told_in_whole_seconds(seconds, header):
 OFFERED = ["application/json", "image/png", "image/webp"]
 
 
-@pytest.mark.parametrize(
-    ("accept", "chosen"),
-    [
-        (None, "application/json"), ("", "application/json"), ("*/*", "application/json"), ("image/png", "image/png"),
-        ("IMAGE/PNG", "image/png"), ("image/*", "image/png"), ("image/webp, image/png;q=0.5", "image/webp"),
-        ("image/png;q=0.2, application/json;q=0.1", "image/png"), ("image/png;level=1;q=0.7", "image/png"),
-        ("image/*;q=0.9, image/png;q=0.1, */*;q=0.2", "image/webp"), ("application/json;q=0, */*", "image/png"),
-        ("text/html, application/xhtml+xml, */*;q=0.8", "application/json"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("accept", "chosen"), [
+    (None, "application/json"), ("", "application/json"), ("*/*", "application/json"), ("image/png", "image/png"),
+    ("IMAGE/PNG", "image/png"), ("image/*", "image/png"), ("image/webp, image/png;q=0.5", "image/webp"),
+    ("image/png;q=0.2, application/json;q=0.1", "image/png"), ("image/png;level=1;q=0.7", "image/png"),
+    ("image/*;q=0.9, image/png;q=0.1, */*;q=0.2", "image/webp"), ("application/json;q=0, */*", "image/png"),
+    ("text/html, application/xhtml+xml, */*;q=0.8", "application/json"),
+])  # fmt: skip
 def test_best_liked_offer_is_chosen(accept, chosen):
     assert choose(accept, OFFERED) == chosen
 
@@ -360,14 +351,11 @@ def moved(to):
 PUBLIC = ("8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8", "64:ff9b::808:808")
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.9", "169.254.169.254", "100.64.0.1", "0.0.0.0",
-        "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1",
-        "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:0a00:0001::", *PUBLIC,
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("address", [
+    "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.9", "169.254.169.254", "100.64.0.1", "0.0.0.0",
+    "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:0a00:0001::", *PUBLIC,
+])  # fmt: skip
 def test_only_public_addresses_are_public_in_any_dress(address):
     assert is_public(ipaddress.ip_address(address)) is (address in PUBLIC)
 
@@ -375,13 +363,10 @@ def test_only_public_addresses_are_public_in_any_dress(address):
 OF_OTHER_KINDS = ("ftp://example.org/a", "http://user:pass@8.8.8.8/a", "http:///a", "https://")
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://127.0.0.1/a", "http://localhost/a", "http://2130706433/a", "http://0x7f.1/a", "http://[::1]/a",
-        "http://[::ffff:127.0.0.1]/a", "https://169.254.169.254/latest/meta-data", *OF_OTHER_KINDS,
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("url", [
+    "http://127.0.0.1/a", "http://localhost/a", "http://2130706433/a", "http://0x7f.1/a", "http://[::1]/a",
+    "http://[::ffff:127.0.0.1]/a", "https://169.254.169.254/latest/meta-data", *OF_OTHER_KINDS,
+])  # fmt: skip
 async def test_private_host_in_any_spelling_and_url_of_another_kind_is_refused_without_its_address(url):
     with pytest.raises(InvalidOption, match="http or https" if url in OF_OTHER_KINDS else "not public|no host"):
         await Fetcher(1000).fetch(url)
@@ -436,12 +421,8 @@ async def fetching(start_client):
     return await start_client(allow_image_urls=True, max_body_bytes=100_000)
 
 
-@pytest.fixture
-def open_doors(monkeypatch):
+async def test_routes_take_urls_in_json_and_query_and_one_bad_url_of_a_list_fails_alone(monkeypatch, fetching):
     monkeypatch.setattr("shared.serving.http.task_routes.Fetcher", lambda limit: Fetcher(limit, allowed=anywhere))
-
-
-async def test_routes_take_urls_in_json_and_query_and_one_bad_url_of_a_list_fails_alone(open_doors, fetching):
     async with server({"/a.png": ok(PNG)}) as (url, _):
         in_json = await fetching.post("/v1/segment", json={"image": f"{url}/a.png"})
         in_query = await fetching.post(f"/v1/segment?image={quote(url + '/a.png', safe='')}")

@@ -195,9 +195,6 @@ def test_the_papers_kernel_is_the_default():
     assert (net.paper, net.refresh, net.chunk) == (True, 16, 1)
 
 
-LAYOUTS = ("mac", "mag", "mal", "lmm", "attention")
-
-
 def model(layout, seed=0, **more):
     torch.manual_seed(seed)
     sizes = {"vocab": 30, "width": 16, "layers": 2, "heads": 2, "segment": 5, "window": 4, "persistent": 2}
@@ -212,7 +209,7 @@ def tokens(length, batch=2, seed=3):
     return torch.randint(0, 30, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["mac", "mag", "mal", "lmm", "attention"])
 def test_session_that_moves_as_bytes_at_every_step_equals_one_pass(layout):
     net, ids = model(layout), tokens(17)
     with torch.no_grad():
@@ -285,14 +282,11 @@ def edit(packed, **facts):
     return seal(packed, struct.pack("<I", len(header)) + header + packed[24 + size :])
 
 
-@pytest.mark.parametrize(
-    "facts",
-    [
-        {"model": None}, {"model": 5}, {"index": float("inf")}, {"index": -1}, {"batch": "1"}, {"batch": 10**12},
-        {"batch": 0}, {"batch": [1]}, {"tensors": [["0.rest", "float32", [-1]]]},
-        {"tensors": [["x.rest", "float32", [10**12, 0]]]}, {"tensors": [[["0"], "float32", []]]}, {"tensors": {"a": 1}},
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("facts", [
+    {"model": None}, {"model": 5}, {"index": float("inf")}, {"index": -1}, {"batch": "1"}, {"batch": 10**12},
+    {"batch": 0}, {"batch": [1]}, {"tensors": [["0.rest", "float32", [-1]]]},
+    {"tensors": [["x.rest", "float32", [10**12, 0]]]}, {"tensors": [[["0"], "float32", []]]}, {"tensors": {"a": 1}},
+])  # fmt: skip
 def test_states_whose_header_says_nonsense_are_refused(packed, facts):
     with pytest.raises(StateError):
         model("mac").restore(edit(packed, **facts), "digest")
