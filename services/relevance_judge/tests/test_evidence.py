@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.baselines import overlap
@@ -144,6 +142,8 @@ def test_a_judge_that_has_the_name_of_a_baseline_keeps_its_own_figures():
 
 
 def test_pair_order_is_the_share_of_pairs_within_queries_and_of_two_grades_the_area_under_the_curve():
+    from sklearn.metrics import roc_auc_score  # here, as each process that collects tests would import all of it
+
     draw = np.random.default_rng(0)
     y, x = draw.integers(0, 2, 60), draw.integers(0, 9, 60) / 3
     assert pair_order(x, y, ["1"] * 60) == pytest.approx(roc_auc_score(y, x))
@@ -168,6 +168,8 @@ def test_weights_go_to_the_judge_that_orders_and_none_to_one_of_the_wrong_way():
 
 
 def test_the_fit_is_scikit_learns_logistic_regression_of_differences():
+    from sklearn.linear_model import LogisticRegression
+
     labels = collection(queries=20)
     x = np.asarray([[noisy(labels, noise, noise)[pair] for noise in (1, 3)] for pair in labels])
     y, q = np.asarray(list(labels.values())), np.asarray([qid for qid, _ in labels])
