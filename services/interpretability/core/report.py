@@ -258,7 +258,7 @@ def code_digest(module: str = __name__) -> str:
     top = module.partition(".")[0]
     if top not in {"services", "__main__"} and (file := sys.modules[top].__file__):
         folders.append(Path(file).parent)
-    for source in sorted(file for folder in folders for file in folder.rglob("*.py") if "tests" not in file.parts):
+    for source in sorted(one for at in folders for one in {*at.rglob("*.py")} - {*at.rglob("tests/**/*.py")}):
         total.update(source.name.encode() + b"\0" + source.read_bytes())
     return total.hexdigest()
 
