@@ -89,7 +89,7 @@ def install_packages(services: Sequence[str], source: Sequence[str], flavour: st
 def compile_packages() -> None:
     """Write bytecode on all cores, where pip uses one; of packages' own tests, which nobody imports, none."""
     compiling = [sys.executable, "-m", "compileall", "-q", "-j", "0", "-x", "/tests/", sysconfig.get_path("purelib")]
-    # A package's template that is no Python makes the exit status 1.
+    # A template in a package may be invalid Python, which makes the exit status 1.
     subprocess.run(compiling, check=False, stdout=subprocess.DEVNULL)  # noqa: S603
 
 

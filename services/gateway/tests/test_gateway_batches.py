@@ -302,7 +302,7 @@ async def test_the_lines_of_a_batch_are_counted_together_against_rate_and_quota_
 
 
 async def test_uploads_at_once_do_not_pass_the_quota_together(served, monkeypatch):
-    """Those that wait leave other tenants their threads."""
+    """Uploads that wait leave other tenants their threads."""
     scene = await served(file_quota_bytes=10_000)
     files, form = scene.app.state.gateway.files, {"purpose": (None, "batch"), "file": ("a.jsonl", b"1" * 6_000)}
     check = files.check_room
