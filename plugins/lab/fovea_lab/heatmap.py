@@ -41,5 +41,5 @@ def draw_contact_sheet(maps: Mapping[str, bytes], columns: int) -> bytes:
         pen.text((left + 6, top + 4), name, fill="black")
         whole.paste(picture, (left, top + 20))
     out = io.BytesIO()
-    whole.save(out, "PNG")
+    whole.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()

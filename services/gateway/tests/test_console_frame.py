@@ -420,8 +420,8 @@ def test_a_folder_with_a_file_that_cannot_be_read_gives_the_others(page, see):
         """(node, bytes) => {
             const file = new File([new Uint8Array(bytes)], "good.jpg", { type: "image/jpeg" });
             const entries = [
-                { file: (done, fail) => fail(new DOMException("gone", "NotFoundError")) },
-                { file: (done) => done(file) },
+                { fullPath: "/road/gone.jpg", file: (done, fail) => fail(new DOMException("gone", "NotFoundError")) },
+                { fullPath: "/road/good.jpg", file: (done) => done(file) },
             ];
             const createReader = () => ({ readEntries: (done) => done(entries.splice(0)) });
             DataTransferItem.prototype.webkitGetAsEntry = () => ({ isDirectory: true, createReader });

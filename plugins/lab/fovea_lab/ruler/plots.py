@@ -40,7 +40,7 @@ def draw_means(report: RulerReport) -> bytes:
             pen.line((*_at(0, one.mean), *_at(1, one.mean)), fill="#999999", width=2)
             pen.text((LEFT + 6, _at(0, one.mean)[1] - 18), f"dense {one.mean:.2f}", fill="#666666", font=font)
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    picture.quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
