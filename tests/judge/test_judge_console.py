@@ -154,6 +154,13 @@ def test_a_collection_is_uploaded_once_serves_all_steps_and_is_deleted(judge, tm
     see(_within(judge, "agreement").get_by_text("From Autumn.")).to_have_count(0)
 
 
+def test_none_is_shown_as_long_as_no_collection_is_chosen(page, see):
+    with page.expect_response("**/v1/files?purpose=collection"):
+        page.goto("/console/judge")
+    page.wait_for_timeout(200)
+    see(page.get_by_label("Collection", exact=True)).to_have_value("")
+
+
 def test_of_two_collections_the_last_choice_counts_and_a_step_waits_for_it(judge, see):
     held = hold(judge, "**/v1/judge/collection")
     chosen, about = judge.get_by_label("Collection", exact=True), judge.locator("fovea-collections [data-part=about]")

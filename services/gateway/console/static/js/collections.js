@@ -29,7 +29,8 @@ class Collections extends CustomElement {
     const { asked } = this;
     const { data } = await (await call(`/v1/files?purpose=${PURPOSE}`)).json();
     const choice = this.part("chosen");
-    choice.replaceChildren(...[...choice.options].slice(0, 2), ...data.map(({ id, filename, bytes }) => new Option(`${filename} (${formatBytes(bytes)})`, id)));
+    for (const old of [...choice.options].slice(2)) old.remove(); // to move the first would choose the second
+    choice.append(...data.map(({ id, filename, bytes }) => new Option(`${filename} (${formatBytes(bytes)})`, id)));
     const known = recall("localStorage", CHOSEN);
     if (this.asked !== asked) return; // another one was chosen meanwhile
     if ([...choice.options].some(({ value }) => value === known)) await this.choose(known, true);
