@@ -57,7 +57,7 @@ export class Conversation {
   /** Messages of the path for a request; `column` says whose answers of two go on. */
   messages(column = 0) {
     return this.path().filter(({ role, contents, content }) => role === "user" || contents?.some(Boolean) || content).map((node) => ({
-      role: node.role, content: node.role === "user" ? node.content : node.contents[column] || node.contents.find(Boolean),
+      role: node.role, content: node.role === "user" ? node.content : node.contents[column] || (node.contents.find(Boolean) ?? ""),
     }));
   }
 }
