@@ -74,6 +74,7 @@ def driver(monkeypatch):
     made = Driver()
     monkeypatch.setattr(torch.cuda, "Stream", lambda _: "side")
     monkeypatch.setattr(torch.cuda, "stream", made.stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: made.current())  # torch 2.14 asks for it
     monkeypatch.setattr(torch.cuda, "synchronize", made.synchronize)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
