@@ -4,10 +4,10 @@ One library per level of instructions, so that what was built on one machine ser
 by the machine that loads it. Knows compilers and files; knows nothing about kernels.
 """
 
-from __future__ import annotations
-
+import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import typer
@@ -34,12 +34,13 @@ def build_kernels(
         typer.echo("No C++ compiler is installed: attention runs on torch's own kernels.")
         return
     refused: list[Fault] = []
-    for target in TARGETS:
-        try:
-            typer.echo(f"{target.name}: {build(compiler, target, force=force).name}")
-        except Fault as fault:
-            refused.append(fault)
-            typer.echo(f"{target.name}: left out. {fault}")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a compiler uses one core
+        for target, made in [(target, pool.submit(build, compiler, target, force=force)) for target in TARGETS]:
+            try:
+                typer.echo(f"{target.name}: {made.result().name}")
+            except Fault as fault:
+                refused.append(fault)
+                typer.echo(f"{target.name}: left out. {fault}")
     if len(refused) == len(TARGETS):
         raise refused[-1]
 

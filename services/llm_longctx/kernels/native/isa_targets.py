@@ -3,8 +3,6 @@
 A library's name carries the digest of its sources, so that an old one is never loaded. Knows no compiler.
 """
 
-from __future__ import annotations
-
 import hashlib
 import platform
 from collections.abc import Iterable
