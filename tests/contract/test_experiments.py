@@ -1,4 +1,7 @@
-"""The contract suites of experiments and judges: every check over every one that discovery finds."""
+"""The contract suites of experiments and judges: every check over every one that discovery finds.
+
+What is dear and code of all is checked on the cheaper ones in each run, and on all before a release.
+"""
 
 import pytest
 import torch
@@ -8,7 +11,28 @@ from services.relevance_judge.judge import Judge
 from shared.registry import servables
 from tests.contract.checks.experiments import EXPERIMENT_CHECKS, Machines
 from tests.contract.checks.judges import JUDGE_CHECKS, Bench
-from tests.contract.checks.kinds import cases_of
+from tests.contract.checks.kinds import applicable, case
+
+DEAR = {
+    "acdc": "another_seed same_seed cancelled cells_of_other killed report_follows_from_what",
+    "deconstruction-study": "another_seed same_seed cancelled cells_of_other killed",
+    "head-plans": "another_seed same_seed cancelled cells_of_other killed report_follows_from_what",
+    "retrieval-heads": "another_seed same_seed cancelled cells_of_other killed",
+    "sparsity": "another_seed same_seed cancelled cells_of_other killed",
+    "query-likelihood": "nothing_is_kept list_of_pairs",
+    "similarity": "nothing_is_kept list_of_pairs",
+}
+"""Beginnings of the names of checks that only `make test-all` makes."""
+
+
+def cases_of(kinds, checks):
+    dear = {name: tuple(f"check_{begin}" for begin in DEAR.get(name, "").split()) for name in kinds}
+    return [
+        case(name, check, *[pytest.mark.release] * check.__name__.startswith(dear[name]))
+        for name, kind in kinds.items()
+        for check in applicable(checks, kind)
+    ]
+
 
 FOUND = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
 

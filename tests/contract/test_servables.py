@@ -11,6 +11,7 @@ import pytest
 from services.interpretability.core.experiment import Experiment
 from shared.registry import LoadContext, servables
 from shared.registry.discovery import SERVICES
+from shared.vision.servable import VisionServable
 from tests.contract.checks.judges import Oracle
 from tests.contract.checks.kinds import applicable, case, cases_of
 from tests.contract.checks.loaded import Loaded
@@ -35,8 +36,8 @@ CHECKS = (*SERVABLE_CHECKS, *TEXT_CHECKS)
 
 
 def _runs_always(name: str, check: Check) -> bool:
-    """Whether a real model has a check in each run; the class of all experiments makes their batches."""
-    is_shared = check is check_batch_equals_its_singles and issubclass(FOUND[name], Experiment)
+    """Whether a real model has a check in each run; the class of a family makes its batches, as its toy's."""
+    is_shared = check is check_batch_equals_its_singles and issubclass(FOUND[name], Experiment | VisionServable)
     return name in SMALL or (check in SMOKE_CHECKS and not is_shared)
 
 

@@ -15,6 +15,7 @@ from shared.lm.builders import llama
 from shared.lm.lora import LoraAdapter
 from tests.device.paths import FEW_BITS, knobs_of, waits
 from tests.device.pretend_cuda import PretendCuda, to_cuda
+from tests.harness.depth import in_depth
 
 IDS = [(7 * i + i * i) % 61 for i in range(80)]
 PROMPT, STEPS = 53, 4
@@ -34,6 +35,9 @@ CASES = [(name, i, 16) for name in sorted(methods()) for i in range(len(knobs_of
 CASES += [(name, 0, bits) for name in sorted(methods()) for bits in FEW_BITS]
 """Methods with all their knobs on a full cache, and with the first ones on caches of few bits."""
 
+FEW = {"dense", "duo", "snapkv", "recycled", "act"}
+ALWAYS = {case for case in CASES if case[1] == 0 and (case[2] == 16 or case[0] in FEW)}
+
 
 def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
     engine = Engine(model, how, PLAN, page=16, backend="cpu_torch", cache_bits=bits, kv_bytes=1 << 20)
@@ -52,7 +56,7 @@ def plain(name: str, which: int, bits: int) -> torch.Tensor:
     return play(net(), method(name, **knobs_of(name)[which]), bits)
 
 
-@pytest.mark.parametrize(("name", "which", "bits"), CASES)
+@pytest.mark.parametrize(("name", "which", "bits"), in_depth(CASES, ALWAYS))
 def test_every_method_runs_as_on_a_cpu(name, which, bits):
     how, wanted, device = method(name, **knobs_of(name)[which]), plain(name, which, bits), PretendCuda()
     with device.active():

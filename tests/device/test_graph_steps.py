@@ -20,6 +20,7 @@ from tests.device.stand_in_graph import StandInGraph
 from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, adapter, net, on_cuda, plain
 from tests.device.test_serving import FAMILIES, both, engine_on
 from tests.device.test_triton import interpreted_launches
+from tests.harness.depth import in_depth
 
 KNOBS = [{}, {"temperature": 1.1, "seed": 3, "top_p": 0.9}, {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.3}]
 
@@ -63,7 +64,7 @@ def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda, 
     return [ear.ids for ear in ears]
 
 
-@pytest.mark.parametrize(("name", "bits"), RECORDED)
+@pytest.mark.parametrize(("name", "bits"), in_depth(RECORDED, RECORDED[:2]))
 def test_replays_answer_as_steps_that_run_as_they_are(graph, name, bits):
     how, device = method(name, **knobs_of(name)[0]), PretendCuda()
     with device.active():

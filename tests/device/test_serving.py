@@ -2,6 +2,7 @@
 
 import copy
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
 from services.llm_longctx.tests.test_fidelity import compare
 from services.llm_longctx.tests.test_request_taps import ALL, DECODE, N, edits_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
+from tests.harness.depth import in_depth
 
 FAMILIES = ["llama", "qwen2", "gemma3", "gpt2"]
+KINDS = ("residual", "heads", "queries", "keys", "attend")
 net = cache(build)
 
 
@@ -103,8 +106,10 @@ def test_prefixes_forks_and_scored_prompts_are_the_same():
     assert any(isinstance(one, int) and one > 0 for one in found), "a prefix was reused"
 
 
-@pytest.mark.parametrize("kind", ["residual", "heads", "queries", "keys", "attend"])
-@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize(
+    ("bits", "kind"),
+    in_depth(product((16, 8), KINDS), [*product([16], KINDS), (8, "attend")]),
+)
 def test_interventions_and_captures_are_the_same(kind, bits):
     captures = (
         ActivationCapture("resid_post.0", ALL),

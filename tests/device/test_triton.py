@@ -17,6 +17,7 @@ from shared.lm.quantization import quantize
 from tests.device.paths import TRITON, knobs_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 from tests.device.test_engine import IDS, PLAN, PROMPT, net, on_cuda, plain, play
+from tests.harness.depth import in_depth
 
 pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 interpreter = importlib.import_module("triton.runtime.interpreter")
@@ -48,7 +49,7 @@ def launches():
         yield done
 
 
-@pytest.mark.parametrize(("name", "bits"), TRITON)
+@pytest.mark.parametrize(("name", "bits"), in_depth(TRITON, {*TRITON} - {("razor", 16), ("tova", 4)}))
 def test_a_step_is_sent_once_and_answers_as_on_a_cpu(launches, name, bits):
     how, device, wanted = method(name, **knobs_of(name)[0]), PretendCuda(), plain(name, 0, bits)[: STEPS + 1]
     with device.active():
@@ -72,7 +73,7 @@ def whole(matrix) -> torch.Tensor:
     return found if isinstance(found, torch.Tensor) else torch.from_numpy(found.dequantize())
 
 
-@pytest.mark.parametrize("bits", [8, 4, "fp8"])
+@pytest.mark.parametrize("bits", in_depth([8, 4, "fp8"], [4, "fp8"]))
 def test_few_bit_weights_are_read_as_they_are_packed(launches, bits):
     matrices = {name: x for name, x in net().state_dict().items() if x.dim() == 2 and ".layers." in name}
     matrices[HEAD] = net().output_matrix

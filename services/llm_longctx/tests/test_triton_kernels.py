@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import weakref
+from itertools import product
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from shared.lm.blocks import OffsetRMSNorm
 from shared.lm.quantization import quantize
 from shared.lm.rope import rotate, rotation
 from shared.telemetry import KERNEL_CALLS
+from tests.harness.depth import in_depth
 
 pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 pytestmark = pytest.mark.usefixtures("interpreter")
@@ -172,11 +174,14 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs():
             agree(q, found, wanted)
 
 
-@pytest.mark.parametrize("bits", CACHE_FORMATS)
-@pytest.mark.parametrize(
-    ("d", "group", "dtype"),
-    [(80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 3, torch.float32)],
-)
+PAGES = [
+    (*shape, bits)
+    for shape in ((80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 3, torch.float32))
+    for bits in CACHE_FORMATS
+]
+
+
+@pytest.mark.parametrize(("d", "group", "dtype", "bits"), in_depth(PAGES, PAGES[:8]))
 def test_packed_pages_are_read_as_they_lie(bits, d, group, dtype):
     torch.manual_seed(d)
     layout = kernels.PackedLayout(bits, d)
@@ -355,8 +360,14 @@ def rows_of(limits: dict, shares) -> SamplingRows:
     return SamplingRows.of([RowSettings(**{"temperature": 1.0} | limits)._replace(share=share) for share in shares])
 
 
-@pytest.mark.parametrize("backend", ["cpu_torch", "triton"])
-@pytest.mark.parametrize("limits", LIMITS, ids=str)
+@pytest.mark.parametrize(
+    ("limits", "backend"),
+    in_depth(
+        product(LIMITS, ("cpu_torch", "triton")),
+        [*product(LIMITS, ["cpu_torch"]), *product((LIMITS[0], LIMITS[1], LIMITS[5]), ["triton"])],
+    ),
+    ids=str,
+)
 def test_draws_are_those_of_the_oracle(limits, backend, monkeypatch):
     monkeypatch.setattr(importlib.import_module(f"{KERNELS}sampling.triton"), "_BLOCK", 32)  # a row is several blocks
     torch.manual_seed(len(str(limits)))
