@@ -16,6 +16,7 @@ from shared.registry.discovery import servables
 from shared.settings import environment
 from shared.vision.export_cli import export
 from tests.deploy.tools import run
+from tests.harness.depth import in_depth
 
 SERVICES = ("medical-seg", "vision-restoration", "detection")
 """Services whose image has a flavour without torch."""
@@ -83,6 +84,7 @@ def test_a_service_without_torch_answers_as_with_it(exported, tmp_path):
         assert {**answers[name], **dict.fromkeys(TIMES)} == {**wanted, **dict.fromkeys(TIMES)}
 
 
+@pytest.mark.parametrize("exported", in_depth(SERVICES, ["vision-restoration"]), indirect=True)
 def test_torch_that_is_installed_is_not_imported(exported, tmp_path):
     service, graphs = exported
     is_given = service != "vision-restoration"  # exporting is the same code for all, and takes longer for others

@@ -388,7 +388,8 @@ def test_a_page_of_a_plug_in_whose_icon_there_is_none_of_breaks_no_page(tmp_path
         assert "/console/mine" in httpx2.get(f"{stage.url}/").raise_for_status().text
 
 
-def test_an_adapter_takes_the_options_of_its_model_and_its_card_is_kept_for_nobody_else(tmp_path):
+def test_an_adapter_takes_the_options_of_its_model_and_its_card_is_kept_for_nobody_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("services.gateway.console.gateway_client._DEADLINE_S", 0.5)
     stub = Stub()
     facts = ("task", "service", "ready", "created", "weights", "version")
     listed = {key: stub.cards["parrot"][key] for key in facts}

@@ -17,6 +17,7 @@ from fovea_recipes.training.trainer import fit
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights
+from tests.harness.depth import in_depth
 
 SHORT_BYTES = Schedule(steps=4, batch=4, rate=3e-3, floor=3e-4, validate_every=2)
 SMALL = {"width": 32, "layers": 2, "heads": 4, "context": 64}
@@ -124,7 +125,7 @@ def test_streams_are_measured_as_they_are_served_and_answers_told_by_the_token_b
     assert torch.equal(found, logits[:, (ids[0] != recall.LANDMARK).nonzero().flatten()[drawn.answers - 1]])
 
 
-@pytest.mark.parametrize("layout", ["mac", "mag", "mal", "lmm", "attention"])
+@pytest.mark.parametrize("layout", in_depth(["mac", "mag", "mal", "lmm", "attention"], ["mag", "attention"]))
 def test_titans_recipes_are_found_train_and_measure(tmp_path, layout):
     kind = recipe_named(f"titans-{layout}-recall")
     longer = SHORT.model_copy(update={"steps": 20, "validate_every": 10})

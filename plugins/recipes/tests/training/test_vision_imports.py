@@ -37,7 +37,8 @@ def _tables_are_made_once(monkeypatch):
 
 def layout_names() -> list[Any]:
     """The first official layout of one network of each file; before a release, first and last ones of all networks."""
-    first = {networks()[name].__module__: name for name in reversed(NETWORKS)}.values()
+    of_files = {networks()[name].__module__: name for name in reversed(NETWORKS)}
+    first = {*of_files.values()} - {"oat", "yolo9tr"}  # tests below import them
     return [
         pytest.param(
             name, layout, id="-".join([name, *map(str, layout.values())]),
