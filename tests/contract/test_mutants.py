@@ -27,7 +27,15 @@ def home(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("kind", "check"), cases(WRONG_SERVABLES))
+DEAR = {"OtherModelAnswers", "AnswersLate", "IgnoresOneOption"}
+"""Those whose refusal takes seconds: they show that the contract has teeth, before a release."""
+
+
+def weighed(case):
+    return pytest.param(*case.values, id=case.id, marks=[pytest.mark.release] * (case.values[0].__name__ in DEAR))
+
+
+@pytest.mark.parametrize(("kind", "check"), [weighed(case) for case in cases(WRONG_SERVABLES)])
 def test_wrong_servable_is_refused(kind, check, home):
     place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1)
     with closing(kind.load(place)) as servable, pytest.raises(AssertionError):

@@ -12,6 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.harness.depth import in_depth
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "plugins/example"
 TOYS = Path(__file__).parent / "plugins"
@@ -45,14 +49,17 @@ def _install_toys(site: Path) -> None:
     (facts / "entry_points.txt").write_text("[fovea.models]\nrelevance-judge.toys = fovea_toys.judges\n", "utf8")
 
 
-def test_plug_ins_keep_the_contracts_and_the_short_examples_wheel_brings_all(tmp_path):
+@pytest.mark.parametrize(
+    "checks", in_depth(["facts or engine or reference", "check"], ["facts or engine or reference"])
+)
+def test_plug_ins_keep_the_contracts_and_the_short_examples_wheel_brings_all(tmp_path, checks):
     source, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__"))
     # This environment's setuptools builds it: an isolated build would need an index.
     pip = "pip -q --disable-pip-version-check install --no-deps --no-index --no-build-isolation --no-compile --target"
     _run(*pip.split(), site, source)
     _install_toys(site)
-    chosen = "toy-strict or word-counter or novel-keys or test_example"
+    chosen = f"toy-strict or word-counter or (novel-keys and ({checks})) or test_example"
     words = ("pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", chosen, "-rpf", *SUITES, EXAMPLE / "tests")
     said = _run(*words, path=os.pathsep.join((str(ROOT), str(site))))
     passed = re.findall("^PASSED .*", said, re.MULTILINE)

@@ -22,6 +22,7 @@ from tests.device.test_serving import FAMILIES, both, engine_on
 from tests.device.test_triton import interpreted_launches
 from tests.harness.depth import in_depth
 
+WHOLE = [case[:2] for case in CASES if case[2] == 16]
 KNOBS = [{}, {"temperature": 1.1, "seed": 3, "top_p": 0.9}, {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.3}]
 
 
@@ -129,7 +130,7 @@ class Plain:
         return {place: n for place, n in seen.items() if "kernels/decode/__init__" not in place}
 
 
-@pytest.mark.parametrize(("name", "which"), [case[:2] for case in CASES if case[2] == 16])
+@pytest.mark.parametrize(("name", "which"), in_depth(WHOLE, [case for case in WHOLE if not case[1]]))
 def test_each_method_is_recorded_or_not_and_answers_alike(name, which):
     how, device = method(name, **knobs_of(name)[which]), PretendCuda()
     recorder = Plain(device=device)

@@ -74,7 +74,7 @@ async def test_a_needle_grid_as_a_job_is_told_step_by_step_and_comes_as_json_or_
     ("kind", "spec"),
     [
         ("needle", {"lengths": [150], "depths": [0, 20, 40, 60, 80, 100], "needles": 3, "steps": 30}),
-        ("fidelity", {"lengths": [40, 60, 80, 100], "steps": 60}),
+        pytest.param("fidelity", {"lengths": [40, 60, 80, 100], "steps": 60}, marks=pytest.mark.release),
     ],
 )
 async def test_a_job_that_is_cancelled_stops_and_frees_its_pages(app, worker, kind, spec):

@@ -13,6 +13,7 @@ import pytest
 import fovea
 from fovea.api.text import GenerationOptions
 from services.llm_longctx.tests.conftest import Server, smollm2_app
+from tests.harness.depth import in_depth
 
 LENS = json.loads((Path(__file__).parent / "golden/transformer_lens.json").read_text("utf8"))
 CLEAN, CORRUPT, LAYERS, HEAD_LAYERS = (LENS[name] for name in ("clean", "corrupt", "layers", "head_layers"))
@@ -51,7 +52,7 @@ def difference(client, *changes):
     return found[0] - found[1]
 
 
-@pytest.mark.parametrize("site", LENS["patch"])
+@pytest.mark.parametrize("site", in_depth(LENS["patch"], ["resid_pre", "attn_out"]))
 def test_a_sweep_of_positions_and_layers_is_that_of_transformer_lens(client, site):
     at = list(range(14)) if site == "resid_pre" else [8, 10, 13]  # up to the eighth both prompts are the same
     found = client.sweep(CORRUPT, TOKENS, source=CLEAN, site=f"hook_{site}", layers=LAYERS, positions=at)

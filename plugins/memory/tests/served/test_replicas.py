@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import httpx2
@@ -26,6 +27,7 @@ from plugins.memory.tests.conftest import mixers_app
 from plugins.memory.tests.served.conftest import metric
 from services.llm_longctx.tests.conftest import Server
 from shared.jobs.redis_server import RedisServer
+from tests.harness.depth import in_depth
 from tests.harness.waiting import wait_until
 
 MODEL, KEY = "fovea-landmark-recall", "one key for all replicas"
@@ -113,8 +115,11 @@ def _told(answer: dict[str, Any]) -> Any:
     return answer["choices"], answer["longctx"]["citations"], answer["longctx"]["cited_tokens"]
 
 
-@pytest.mark.parametrize("knobs", [{}, {"capacity": 9}, {"offload": "cpu"}, {"offload": "disk"}])
-@pytest.mark.parametrize("asked", [{}, {"blocks": 3, "selection": "max_over_tokens"}])
+KEPT = [{}, {"capacity": 9}, {"offload": "cpu"}, {"offload": "disk"}]
+OTHER = {"blocks": 3, "selection": "max_over_tokens"}
+
+
+@pytest.mark.parametrize(("knobs", "asked"), in_depth(product(KEPT, ({}, OTHER)), [*product(KEPT, [{}]), ({}, OTHER)]))
 def test_filled_in_one_it_is_asked_in_the_other_without_being_read_again(two, knobs, asked):
     first, second = two
     document = first.store(longctx=knobs)
@@ -185,7 +190,7 @@ BROKEN: dict[str, Callable[[bytes, str], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("how", in_depth(BROKEN, ["a byte is another", "another shape", "no words", "not finite"]))
 def test_blocks_that_are_not_what_they_should_be_are_read_again_and_replaced(two, redis_server, how):
     first, second = two
     name = first.store()["id"]

@@ -98,7 +98,7 @@ def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch(
     assert ((seen[0][1]["mask"] > 0) & (seen[0][1]["mask"] < 1)).any()  # resizing makes masks soft
 
 
-@pytest.mark.parametrize("kind", [PraNetFull, PraNetV2Full])
+@pytest.mark.parametrize("kind", [pytest.param(PraNetFull, marks=pytest.mark.release), PraNetV2Full])
 def test_a_full_recipe_trains_and_measures_on_the_folder_it_is_given(folder, tmp_path, kind):
     schedule = Schedule(steps=1, batch=4, rate=1e-4, validate_every=1)
     recipe = kind(folder=folder, held_out=folder, schedule=schedule, scale=MultiScale(side=64, mode="each"), **TINY)
