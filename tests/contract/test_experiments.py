@@ -11,11 +11,14 @@ from services.relevance_judge.judge import Judge
 from shared.registry import servables
 from tests.contract.checks.experiments import EXPERIMENT_CHECKS, Machines
 from tests.contract.checks.judges import JUDGE_CHECKS, Bench
-from tests.contract.checks.kinds import applicable, case
+from tests.contract.checks.kinds import cases_of
 
 DEAR = {
     "acdc": "another_seed same_seed cancelled cells_of_other killed report_follows_from_what",
+    "attention-influence": "another_seed same_seed cancelled cells_of_other killed",
+    "deconstruction": "another_seed same_seed cancelled cells_of_other killed",
     "deconstruction-study": "another_seed same_seed cancelled cells_of_other killed",
+    "edge-attribution": "another_seed same_seed cancelled cells_of_other killed",
     "head-plans": "another_seed same_seed cancelled cells_of_other killed report_follows_from_what",
     "retrieval-heads": "another_seed same_seed cancelled cells_of_other killed",
     "sparsity": "another_seed same_seed cancelled cells_of_other killed",
@@ -25,13 +28,8 @@ DEAR = {
 """Beginnings of the names of checks that only `make test-all` makes."""
 
 
-def cases_of(kinds, checks):
-    dear = {name: tuple(f"check_{begin}" for begin in DEAR.get(name, "").split()) for name in kinds}
-    return [
-        case(name, check, *[pytest.mark.release] * check.__name__.startswith(dear[name]))
-        for name, kind in kinds.items()
-        for check in applicable(checks, kind)
-    ]
+def _runs_always(name, check):
+    return not check.__name__.startswith(tuple(f"check_{begin}" for begin in DEAR.get(name, "").split()))
 
 
 FOUND = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
@@ -51,7 +49,7 @@ def test_experiments_are_probes_each_with_a_path_of_its_own():
     assert len(set(routes)) == len(routes)
 
 
-@pytest.mark.parametrize(("name", "check"), cases_of(FOUND, EXPERIMENT_CHECKS))
+@pytest.mark.parametrize(("name", "check"), cases_of(FOUND, EXPERIMENT_CHECKS, _runs_always))
 def test_experiment(name, check, machines):
     check(machines[name])
 
@@ -59,6 +57,6 @@ def test_experiment(name, check, machines):
 JUDGES = {name: kind for name, kind in servables("relevance-judge").items() if issubclass(kind, Judge)}
 
 
-@pytest.mark.parametrize(("name", "check"), cases_of(JUDGES, JUDGE_CHECKS))
+@pytest.mark.parametrize(("name", "check"), cases_of(JUDGES, JUDGE_CHECKS, _runs_always))
 def test_judge(name, check):
     check(Bench(JUDGES[name]))

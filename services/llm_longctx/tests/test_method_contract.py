@@ -13,9 +13,11 @@ STOOD_FOR = {
     "criticalkv", "expected_attention", "flexprefill", "keydiff", "knorm", "kvzap", "lagkv", "razor", "tova",
     "triattention",
 }  # fmt: skip
-"""Methods whose surroundings are checked before a release: others of their kind stand for them."""
+"""Methods whose knobs and surroundings are checked before a release: others of their kind stand for them."""
 
-SURROUNDINGS = {"check_chunks", "check_neighbours", "check_preemption", "check_prefixes"}
+SURROUNDINGS = {
+    "check_chunks", "check_fit", "check_knobs", "check_neighbours", "check_preemption", "check_prefixes",
+}  # fmt: skip
 CASES = list(product(methods(), CHECKS))
 
 

@@ -28,7 +28,7 @@ async def start_replica():
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(servables=TOYS, *, routers=(), must_load=True, **changed):
-            settings = Settings(**{"redis_url": None, "shutdown_grace_s": 0.5, **changed})
+            settings = Settings(**{"redis_url": None, "shutdown_grace_s": 0.1, **changed})
             app = build("toy", routers=list(routers), servables=servables, settings=settings)
             made = ReplicaServer(app, settings)
             await made.start()

@@ -41,9 +41,17 @@ def cases(checks: Mapping[Any, Iterable[Callable[..., None]]]) -> list[Any]:
     return [case(subject, check) for subject, some in checks.items() for check in some]
 
 
-def cases_of(kinds: Mapping[str, Kind], checks: Iterable[Callable[..., None]]) -> list[Any]:
-    """Each class, by its name, with those of the checks that apply to it."""
-    return cases({name: applicable(checks, kind) for name, kind in kinds.items()})
+def cases_of(
+    kinds: Mapping[str, Kind],
+    checks: Iterable[Callable[..., None]],
+    always: Callable[[str, Callable[..., None]], bool] = lambda _name, _check: True,
+) -> list[Any]:
+    """Each class, by its name, with those of the checks that apply to it; before a release those not `always` made."""
+    return [
+        case(name, check, *[] if always(name, check) else [pytest.mark.release])
+        for name, kind in kinds.items()
+        for check in applicable(checks, kind)
+    ]
 
 
 def has_engine(kind: Kind) -> bool:
