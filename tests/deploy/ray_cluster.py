@@ -139,7 +139,7 @@ class RayCluster:
         return "\n".join(f"== {log.name}\n{log.read_text('utf8', 'replace')[-1500:]}" for log in logs)
 
     def stop(self) -> None:
-        orphan_cleanup.end_sessions([process.pid for process in self.sessions.values()], 5)
+        orphan_cleanup.end_sessions([process.pid for process in self.sessions.values()], 1)
         for process in self.sessions.values():
             process.wait()
         shutil.rmtree(self._ray, ignore_errors=True)

@@ -61,7 +61,7 @@ print(json.dumps(found))
 '''
 
 
-@pytest.fixture(scope="module", params=SERVICES)
+@pytest.fixture(scope="module", params=in_depth(SERVICES, ["medical-seg", "vision-restoration"]))
 def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("graphs")
     ran = CliRunner().invoke(export, ["graphs", str(folder), "--service", request.param])

@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 from services.gateway.tests.browsing import MARKS, check_page, figure, hold
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.storage.mini_collection import load_mini_collection
+from tests.harness.depth import in_depth
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
@@ -301,7 +302,7 @@ def test_facts_of_passages_are_looked_for_in_an_answer_and_its_citations_checked
     assert float(figure(part, "citation_precision")) < float(figure(part, "faithfulness"))
 
 
-@pytest.mark.parametrize("element", ["trust", "agreement", "corrected"])
+@pytest.mark.parametrize("element", in_depth(["trust", "agreement", "corrected"], ["agreement"]))
 def test_a_stored_run_opens_in_its_step_again(page, element):
     page.add_init_script("addEventListener('fovea-run-stored', ({ detail }) => (window.stored = detail.id))")
     told = figure(shown(page, element), "statement")

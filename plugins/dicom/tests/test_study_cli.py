@@ -56,7 +56,8 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, url, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("limit", "is_split"), [({}, False), ({"MAX_ARCHIVE_BYTES": 1}, True), ({"MAX_FILES": 1}, True)]
+    ("limit", "is_split"),
+    [({}, False), ({"MAX_ARCHIVE_BYTES": 1}, True), pytest.param({"MAX_FILES": 1}, True, marks=pytest.mark.release)],
 )
 def test_films_of_one_series_are_written_apart_also_when_sent_apart(fovea, tmp_path, monkeypatch, limit, is_split):
     for name, most in limit.items():

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from services.llm_longctx.tests.hooks import serve
 from services.llm_longctx.tests.method_contract.oracle import trials
 from services.llm_longctx.tests.tiny_models import random_decoder
 from shared.lm.builders import llama
+from tests.harness.depth import in_depth
 
 WIDTHS = (2, 10, 16, 24, 64, 80, 128)
 
@@ -365,8 +367,13 @@ def decode(net, name, bits, backend="auto", prompt=150, steps=24):
     return logits, held, foreseen
 
 
-@pytest.mark.parametrize("bits", CACHE_FORMATS)
-@pytest.mark.parametrize("name", sorted(methods()))
+PAIRS = list(product(sorted(methods()), CACHE_FORMATS))
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    in_depth(PAIRS, [pair for pair in PAIRS if pair[1] == R4 or pair[0] in {"dense", "duo", "snapkv"}]),
+)
 def test_every_method_stays_near_itself_in_few_bits(net, name, bits):
     whole, _, _ = decode(net, name, 16)
     few, held, foreseen = decode(net, name, bits)
