@@ -169,7 +169,7 @@ def test_decode_reads_packed_pages_like_the_reference(bits, d, group, dtype):
     atol = 3e-4 if dtype == torch.float32 else 6e-2
     torch.testing.assert_close(out.double(), exact, atol=atol, rtol=1e-2)
     # In bfloat16 queries times scales, or rotated queries and levels, are rounded once more.
-    atol = 3e-4 if dtype == torch.float32 else 5e-2 if layout.is_rotated else 1e-2
+    atol = 3e-4 if dtype == torch.float32 else 5e-2 if layout.is_rotated else 2e-2
     torch.testing.assert_close(lse.double(), exact_lse, atol=atol, rtol=1e-5)
     assert (out[6] == 0).all()
     assert (lse[6] == -torch.inf).all()
