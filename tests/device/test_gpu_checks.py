@@ -78,6 +78,7 @@ def test_a_batch_is_halved_until_it_fits(monkeypatch):
     assert fit_batch(torch.device("cuda", 0), LLAMA, 32, 8192, torch.bfloat16) == 2
 
 
+@pytest.mark.release
 def test_the_suite_of_a_card_compiles_its_kernels():
     plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     code = "import os, tests.gpu.test_card; assert 'TRITON_INTERPRET' not in os.environ"

@@ -136,7 +136,7 @@ def test_a_token_shows_its_heads_and_what_they_look_at(page, steerable, long, mo
     expect(tokens.nth(2)).to_be_focused()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.release), "dark"])
 def test_the_drawer_fits_a_phone_in_either_scheme(page, scheme):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 800})

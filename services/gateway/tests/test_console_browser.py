@@ -18,6 +18,7 @@ from services.gateway.tests.browsing import (
 )
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
+from tests.harness.depth import in_depth
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
@@ -212,7 +213,9 @@ def test_events_are_read_whole_however_they_are_cut(page):
     assert found == [['{"a":\n"é"}', "last"]] * 5
 
 
-@pytest.mark.parametrize("place", ["/console/segment", "/console/classify", "/console/run/judge"])
+@pytest.mark.parametrize(
+    "place", in_depth(["/console/segment", "/console/classify", "/console/run/judge"], ["/console/run/judge"])
+)
 def test_help_is_behind_a_question_mark_and_the_button_that_runs_is_in_view(page, see, place):
     page.set_viewport_size({"width": 1280, "height": 620})
     page.goto(place)

@@ -19,6 +19,7 @@ from services.llm_longctx.serving.weight_format import load_weights
 from services.llm_longctx.tests.conftest import HELLO
 from shared.lm.tests.test_decoder import ids, theirs
 from shared.registry import CallContext, LoadContext
+from tests.harness.depth import in_depth
 from tests.harness.language_model import share_language_model
 from tests.harness.streams import events_of
 
@@ -112,7 +113,9 @@ def root(tmp_path_factory):
 CASES = [(family, name) for family in ("llama", "qwen2", "qwen3", "gemma3") for name in methods()]
 
 
-@pytest.mark.parametrize(("family", "name"), CASES)
+@pytest.mark.parametrize(
+    ("family", "name"), in_depth(CASES, [case for case in CASES if case[0] == "qwen3" or case[1] in {"dense", "duo"}])
+)
 def test_a_folder_is_served_as_transformers_runs_it(family, name, root):
     weights, text, known = official(family, root)
     assert weights.format == "fp32"
