@@ -1,7 +1,4 @@
-"""The contract suites of experiments and judges: every check over every one that discovery finds.
-
-What is dear and code of all is checked on the cheaper ones in each run, and on all before a release.
-"""
+"""The contract suites of experiments and judges: every check over every one that discovery finds."""
 
 import pytest
 import torch
@@ -13,22 +10,14 @@ from tests.contract.checks.experiments import EXPERIMENT_CHECKS, Machines
 from tests.contract.checks.judges import JUDGE_CHECKS, Bench
 from tests.contract.checks.kinds import cases_of
 
-DEAR = {
-    "acdc": "another_seed same_seed cancelled cells_of_other killed report_follows_from_what",
-    "attention-influence": "another_seed same_seed cancelled cells_of_other killed",
-    "deconstruction": "another_seed same_seed cancelled cells_of_other killed",
-    "deconstruction-study": "another_seed same_seed cancelled cells_of_other killed",
-    "edge-attribution": "another_seed same_seed cancelled cells_of_other killed",
-    "head-plans": "another_seed same_seed cancelled cells_of_other killed report_follows_from_what",
-    "retrieval-heads": "another_seed same_seed cancelled cells_of_other killed",
-    "sparsity": "another_seed same_seed cancelled cells_of_other killed",
-    "query-likelihood": "nothing_is_kept list_of_pairs",
-    "similarity": "nothing_is_kept list_of_pairs",
-}
+DEAR = dict.fromkeys(
+    ("acdc", "attention-influence", "deconstruction", "deconstruction-study", "edge-attribution", "head-plans",
+     "retrieval-heads", "sparsity"), "another_seed same_seed cancelled cells_of_other killed",
+) | dict.fromkeys(("query-likelihood", "similarity"), "nothing_is_kept list_of_pairs")  # fmt: skip
 """Beginnings of the names of checks that only `make test-all` makes."""
 
 
-def _runs_always(name, check):
+def _always(name, check):
     return not check.__name__.startswith(tuple(f"check_{begin}" for begin in DEAR.get(name, "").split()))
 
 
@@ -49,7 +38,7 @@ def test_experiments_are_probes_each_with_a_path_of_its_own():
     assert len(set(routes)) == len(routes)
 
 
-@pytest.mark.parametrize(("name", "check"), cases_of(FOUND, EXPERIMENT_CHECKS, _runs_always))
+@pytest.mark.parametrize(("name", "check"), cases_of(FOUND, EXPERIMENT_CHECKS, _always))
 def test_experiment(name, check, machines):
     check(machines[name])
 
@@ -57,6 +46,6 @@ def test_experiment(name, check, machines):
 JUDGES = {name: kind for name, kind in servables("relevance-judge").items() if issubclass(kind, Judge)}
 
 
-@pytest.mark.parametrize(("name", "check"), cases_of(JUDGES, JUDGE_CHECKS, _runs_always))
+@pytest.mark.parametrize(("name", "check"), cases_of(JUDGES, JUDGE_CHECKS, _always))
 def test_judge(name, check):
     check(Bench(JUDGES[name]))

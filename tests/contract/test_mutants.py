@@ -27,15 +27,10 @@ def home(tmp_path_factory):
     return folder
 
 
-DEAR = {"OtherModelAnswers", "AnswersLate", "IgnoresOneOption"}
-"""Those whose refusal takes seconds: they show that the contract has teeth, before a release."""
+DEAR = {"OtherModelAnswers", "AnswersLate", "IgnoresOneOption"}  # refused after seconds
 
 
-def weighed(case):
-    return pytest.param(*case.values, id=case.id, marks=[pytest.mark.release] * (case.values[0].__name__ in DEAR))
-
-
-@pytest.mark.parametrize(("kind", "check"), [weighed(case) for case in cases(WRONG_SERVABLES)])
+@pytest.mark.parametrize(("kind", "check"), cases(WRONG_SERVABLES, lambda kind, _: kind.__name__ not in DEAR))
 def test_wrong_servable_is_refused(kind, check, home):
     place = LoadContext(cache=home / "cache", weights=home / "weights", threads=1)
     with closing(kind.load(place)) as servable, pytest.raises(AssertionError):

@@ -123,8 +123,7 @@ CASES = [
 ]  # fmt: skip
 
 
-LARGER = {("medical-seg", "cpu"), ("vision-restoration", "cpu"), ("interpretability", "cpu")}
-"""What has a smaller flavour, or brings what another service does."""
+LARGER = {("medical-seg", "cpu"), ("vision-restoration", "cpu"), ("interpretability", "cpu")}  # as others in part
 
 find_owners = cache(metadata.packages_distributions)
 

@@ -106,10 +106,7 @@ def test_prefixes_forks_and_scored_prompts_are_the_same():
     assert any(isinstance(one, int) and one > 0 for one in found), "a prefix was reused"
 
 
-@pytest.mark.parametrize(
-    ("bits", "kind"),
-    in_depth(product((16, 8), KINDS), [*product([16], KINDS), (8, "attend")]),
-)
+@pytest.mark.parametrize(("bits", "kind"), in_depth(product((16, 8), KINDS), [*product([16], KINDS), (8, "attend")]))
 def test_interventions_and_captures_are_the_same(kind, bits):
     captures = (
         ActivationCapture("resid_post.0", ALL),

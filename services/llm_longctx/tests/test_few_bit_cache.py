@@ -371,10 +371,7 @@ def decode(net, name, bits, backend="auto", prompt=150, steps=24):
 PAIRS = list(product(sorted(methods()), CACHE_FORMATS))
 
 
-@pytest.mark.parametrize(
-    ("name", "bits"),
-    in_depth(PAIRS, [pair for pair in PAIRS if pair[1] == R4 or pair[0] in {"dense", "duo", "snapkv"}]),
-)
+@pytest.mark.parametrize(("name", "bits"), in_depth(PAIRS, [one for one in PAIRS if R4 in one or "duo" in one]))
 def test_every_method_stays_near_itself_in_few_bits(net, name, bits):
     whole, _, _ = decode(net, name, 16)
     few, held, foreseen = decode(net, name, bits)

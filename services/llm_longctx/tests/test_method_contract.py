@@ -15,9 +15,7 @@ STOOD_FOR = {
 }  # fmt: skip
 """Methods whose knobs and surroundings are checked before a release: others of their kind stand for them."""
 
-SURROUNDINGS = {
-    "check_chunks", "check_fit", "check_knobs", "check_neighbours", "check_preemption", "check_prefixes",
-}  # fmt: skip
+SURROUNDINGS = [f"check_{name}" for name in ("chunks", "fit", "knobs", "neighbours", "preemption", "prefixes")]
 CASES = list(product(methods(), CHECKS))
 
 

@@ -174,11 +174,8 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs():
             agree(q, found, wanted)
 
 
-PAGES = [
-    (*shape, bits)
-    for shape in ((80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 3, torch.float32))
-    for bits in CACHE_FORMATS
-]
+SHAPES = ((80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 3, torch.float32))
+PAGES = [(*shape, bits) for shape in SHAPES for bits in CACHE_FORMATS]
 
 
 @pytest.mark.parametrize(("d", "group", "dtype", "bits"), in_depth(PAGES, PAGES[:8]))
@@ -360,14 +357,11 @@ def rows_of(limits: dict, shares) -> SamplingRows:
     return SamplingRows.of([RowSettings(**{"temperature": 1.0} | limits)._replace(share=share) for share in shares])
 
 
-@pytest.mark.parametrize(
-    ("limits", "backend"),
-    in_depth(
-        product(LIMITS, ("cpu_torch", "triton")),
-        [*product(LIMITS, ["cpu_torch"]), *product((LIMITS[0], LIMITS[1], LIMITS[5]), ["triton"])],
-    ),
-    ids=str,
-)
+DRAWS = list(product(LIMITS, ("cpu_torch", "triton")))
+QUICK = [(limits, backend) for limits, backend in DRAWS if backend != "triton" or limits in (*LIMITS[:2], LIMITS[5])]
+
+
+@pytest.mark.parametrize(("limits", "backend"), in_depth(DRAWS, QUICK), ids=str)
 def test_draws_are_those_of_the_oracle(limits, backend, monkeypatch):
     monkeypatch.setattr(importlib.import_module(f"{KERNELS}sampling.triton"), "_BLOCK", 32)  # a row is several blocks
     torch.manual_seed(len(str(limits)))

@@ -37,21 +37,24 @@ def case(subject: Any, check: Callable[..., None], *marks: pytest.MarkDecorator)
     return pytest.param(subject, check, id=f"{name}-{check.__name__.removeprefix('check_')}", marks=marks)
 
 
-def cases(checks: Mapping[Any, Iterable[Callable[..., None]]]) -> list[Any]:
-    return [case(subject, check) for subject, some in checks.items() for check in some]
+def _each(*_case: Any) -> bool:
+    return True
+
+
+def cases(checks: Mapping[Any, Iterable[Callable[..., None]]], always: Callable[..., bool] = _each) -> list[Any]:
+    """Subjects with their checks; `make test` leaves out those of which `always(subject, check)` is false."""
+    return [
+        case(subject, check, *[pytest.mark.release] * (not always(subject, check)))
+        for subject, some in checks.items()
+        for check in some
+    ]
 
 
 def cases_of(
-    kinds: Mapping[str, Kind],
-    checks: Iterable[Callable[..., None]],
-    always: Callable[[str, Callable[..., None]], bool] = lambda _name, _check: True,
+    kinds: Mapping[str, Kind], checks: Iterable[Callable[..., None]], always: Callable[..., bool] = _each
 ) -> list[Any]:
-    """Each class, by its name, with those of the checks that apply to it; before a release those not `always` made."""
-    return [
-        case(name, check, *[] if always(name, check) else [pytest.mark.release])
-        for name, kind in kinds.items()
-        for check in applicable(checks, kind)
-    ]
+    """Each class, by its name, with those of the checks that apply to it."""
+    return cases({name: applicable(checks, kind) for name, kind in kinds.items()}, always)
 
 
 def has_engine(kind: Kind) -> bool:
