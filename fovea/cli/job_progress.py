@@ -1,5 +1,6 @@
 """Progress of a job: a bar on standard error that follows the job to its end."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fovea import endpoints
 from fovea.api.job import Job
-from fovea.call import Call
+from fovea.call import Call, read_bytes
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.errors import FoveaError, NotFound
@@ -55,8 +56,17 @@ def follow_job(
     return job
 
 
-def run_as_job(client: Client, screen: Screen, call: Call[Any], title: str | None = None) -> Any:
-    """Send a call as a job, show its progress, and return its JSON result; see `follow_job`."""
+def run_as_job(
+    client: Client, screen: Screen, call: Call[Any], title: str | None = None, *, forget: bool = False
+) -> Any:
+    """Send a call as a job, show its progress, and return its JSON result; see `follow_job`.
+
+    With `forget` the job is then deleted, so that a large result takes no room among the tenant's jobs.
+    """
     job = client.send(endpoints.as_job(call))
     follow_job(client, screen, job, title=title)
-    return client.jobs.result(job.id).json()
+    found = client.jobs.result(job.id).json()
+    if forget:
+        with contextlib.suppress(FoveaError):
+            client.send(Call("DELETE", f"/v1/jobs/{job.id}", read_bytes))
+    return found

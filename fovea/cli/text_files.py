@@ -44,12 +44,17 @@ def read_old_text(path: Path) -> tuple[str, str]:
 
 def write_text(path: Path | None, text: bytes) -> None:
     """Write to a file, gzipped where its name ends in `.gz`; None is standard output."""
+    write_file(path, gzip.compress(text, mtime=0) if path is not None and path.suffix == ".gz" else text)
+
+
+def write_file(path: Path | None, content: bytes) -> None:
+    """Write to a file, whose folder is made where there is none; None is standard output."""
     if path is None:
-        sys.stdout.buffer.write(text)
+        sys.stdout.buffer.write(content)
         sys.stdout.flush()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+    path.write_bytes(content)
 
 
 def _read(path: Path) -> bytes:

@@ -1,6 +1,5 @@
 """`fovea jobs …`: lists, follows, cancels and retries queued requests."""
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import describe_state, follow_job
 from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen, colour_status
+from fovea.cli.text_files import write_file
 
 app = CommandApp(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
 
@@ -79,12 +79,9 @@ def result(
 ) -> None:
     """Write the answer of a finished job, byte for byte."""
     found = gateway.send(endpoints.result(job_id))
-    if output is None:
-        sys.stdout.buffer.write(found.content)
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(found.content)
-    Screen().note(f"wrote {output} ({found.content_type}, {len(found.content):,} bytes)")
+    write_file(output, found.content)
+    if output is not None:
+        Screen().note(f"wrote {output} ({found.content_type}, {len(found.content):,} bytes)")
 
 
 def _print(screen: Screen, job: Job) -> None:

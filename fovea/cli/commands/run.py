@@ -1,7 +1,6 @@
 """`fovea run TASK [FILE …] --option value`: runs any task; its options come from the schema of the model."""
 
 import inspect
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import CommandApp, declare_parameters
 from fovea.cli.output import Screen
 from fovea.cli.schema_options import list_picture_fields, parse_options, parse_pair, split_arguments
+from fovea.cli.text_files import write_file
 from fovea.errors import InvalidOption
 
 MODEL_OPTIONS = {"ignore_unknown_options": True}
@@ -80,14 +80,9 @@ def _match_fields(schema: dict[str, Any], files: list[str]) -> list[str]:
 
 
 def _write_answer(screen: Screen, answer: Any, output: Path | None) -> None:
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(answer, bytes):
-            output.write_bytes(answer)
-        else:
-            output.write_text(screen.format_json(answer) + "\n", "utf8")
-        screen.note(f"wrote {output}")
-    elif isinstance(answer, bytes):
-        sys.stdout.buffer.write(answer)
+    if output is not None or isinstance(answer, bytes):
+        write_file(output, answer if isinstance(answer, bytes) else f"{screen.format_json(answer)}\n".encode())
+        if output is not None:
+            screen.note(f"wrote {output}")
     elif not screen.wrote(answer):
         screen.text(screen.format_json(answer))

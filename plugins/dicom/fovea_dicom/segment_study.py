@@ -5,7 +5,6 @@ reads nothing of them except their mark.
 """
 
 import base64
-import contextlib
 import io
 import json
 import re
@@ -17,13 +16,11 @@ from typing import Any
 
 from rich.markup import escape
 
-from fovea import endpoints
-from fovea.call import Call, read_bytes, read_json
+from fovea.call import Call, read_json
 from fovea.cli.common_options import Connection
 from fovea.cli.input_files import make_unique, split_by_size
-from fovea.cli.job_progress import follow_job
+from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
-from fovea.errors import FoveaError
 from fovea_dicom import bodies
 
 PACS = "pacs:"
@@ -46,11 +43,7 @@ def run(
     with connection.open() as client:
         for group in [single, *([source] for source in sources if source not in single)]:
             for call in _build_calls(group, params, screen):
-                job = client.send(endpoints.as_job(call))
-                follow_job(client, screen, job, title=group[0])
-                save_series(client.jobs.result(job.id).json(), output, screen, taken)
-                with contextlib.suppress(FoveaError):  # what is saved here needs no room among the tenant's jobs
-                    client.send(Call("DELETE", f"/v1/jobs/{job.id}", read_bytes))
+                save_series(run_as_job(client, screen, call, group[0], forget=True), output, screen, taken)
 
 
 def _build_calls(sources: Sequence[str], params: Mapping[str, str], screen: Screen) -> Iterator[Call[Any]]:

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from fovea.cli.common_options import AsJson, Form
 from fovea.cli.output import Screen
+from fovea.cli.schema_options import parse_options, parse_pair
 from fovea.cli.text_files import read_text
 from fovea.errors import InvalidOption, Malformed
 from fovea_lab.heatmap import draw_heatmap
@@ -46,7 +47,7 @@ class MethodOptions:
         if not isinstance(options, dict):
             raise Malformed("--longctx is not a JSON object.", hint='For example {"method": "power"}.')
         options |= {} if self.method is None else {"method": self.method}
-        return options | dict(map(parse_knob, self.knob or ()))
+        return options | parse_knobs(self.knob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +138,9 @@ def _request(tested: MethodOptions, text: Path | None) -> dict[str, Any]:
     return {"longctx": tested.build(), "text": None if text is None else read_text(text)}
 
 
-def parse_knob(text: str) -> tuple[str, Any]:
-    """`NAME=VALUE`; what is JSON is read as JSON, and the method checks the rest."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise Malformed(f"--knob {text!r} has no value.", hint="Write -K name=value.")
-    try:
-        return name.replace("-", "_"), json.loads(value)
-    except json.JSONDecodeError:
-        return name.replace("-", "_"), value
+def parse_knobs(given: list[str] | None) -> dict[str, Any]:
+    """Settings `NAME=VALUE`; what is JSON is read as JSON, and the method checks the rest."""
+    return parse_options((parse_pair(text, "--knob") for text in given or ()), {})
 
 
 def _parse(given: str) -> Any:

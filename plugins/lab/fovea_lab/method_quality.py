@@ -18,8 +18,9 @@ from pydantic import BaseModel, Field
 from fovea.api.longctx import LongctxOptions
 from fovea.errors import Cancelled, FoveaError, InvalidOption
 from fovea_lab.idle_run import POLL_S, run_when_idle
-from fovea_lab.needles import NeedleCell, map_recall, score_recall
+from fovea_lab.needles import NeedleCell, map_recall
 from fovea_lab.text_corpus import load_library_prose
+from services.interpretability.attention.retrieval_score import rouge1_recall
 from services.llm_longctx.engine import GenerationRequest, TokenCollector
 from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.quality.fidelity import Fidelity, compare_to_dense
@@ -127,7 +128,7 @@ def run_needle(adapter: DecoderAdapter, spec: NeedleRequest, run: CallContext) -
     recalls, ratios = list[tuple[NeedleCell, float]](), dict[int, float]()
     for cell, (request, output) in zip(cells, _stream_answers(adapter, prompts, spec, run), strict=True):
         text = adapter.tokenizer.decode(output.tokens, special=False)
-        recalls.append((cell, score_recall(NEEDLES[cell.needle].answer, text)))
+        recalls.append((cell, rouge1_recall(NEEDLES[cell.needle].answer, text)))
         ratios[cell.length] = request.stats.kv_ratio
         run.progress(len(recalls) / len(cells), f"{cell.length} tokens, depth {cell.depth:g} %")
     recall = [[value or 0.0 for value in row] for row in map_recall(spec.lengths, spec.depths, recalls).values]

@@ -6,7 +6,6 @@ Knows prompts and texts; who answers is up to the evaluation: the engine, a mode
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from services.interpretability.attention.retrieval_score import rouge1_recall
 from services.interpretability.core.report import HeatMap, needle_map
 from shared.lm.niah_prompts import Codec, Needle, Prompt, build_needle_prompt
 
@@ -22,11 +21,6 @@ class NeedleCell(NamedTuple):
         """Build the prompt. Generated text differs from needle to needle."""
         what = needles[self.needle]
         return build_needle_prompt(codec, what, self.length, self.depth, corpus=corpus, seed=seed + self.needle)
-
-
-def score_recall(answer: str, text: str) -> float:
-    """Return the share of the right answer's words in a generated text (ROUGE-1 recall)."""
-    return rouge1_recall(answer, text)
 
 
 def map_recall(lengths: Sequence[int], depths: Sequence[float], recalls: Sequence[tuple[NeedleCell, float]]) -> HeatMap:

@@ -1,7 +1,6 @@
 """`fovea survey …`: photographs or a film of a drive become damage on a map, per kilometre, with a route."""
 
 import base64
-import contextlib
 import io
 import json
 import zipfile
@@ -16,13 +15,13 @@ import typer
 from rich.markup import escape
 
 from fovea import endpoints
-from fovea.call import Call, read_bytes, read_json
+from fovea.call import Call, read_json
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import split_by_size
-from fovea.cli.job_progress import follow_job
+from fovea.cli.job_progress import follow_job, run_as_job
 from fovea.cli.output import Screen
 from fovea.client import Client
-from fovea.errors import FoveaError, InvalidOption, NotFound
+from fovea.errors import InvalidOption, NotFound
 from fovea.picture import read_path
 
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif"})
@@ -138,11 +137,8 @@ def _observe(
     if gpx is not None:
         parts["gpx"] = (gpx.name, read_path(gpx), "application/gpx+xml")
     form = {name: str(value) for name, value in options.items()}
-    job = client.send(endpoints.as_job(Call("POST", PATH, read_json, files=parts, form=form)))
-    follow_job(client, screen, job)
-    observations: list[Any] = client.jobs.result(job.id).json()["observations"]
-    with contextlib.suppress(FoveaError):  # its pictures count against the quota of jobs, and are saved here
-        client.send(Call("DELETE", f"/v1/jobs/{job.id}", read_bytes))
+    found = run_as_job(client, screen, Call("POST", PATH, read_json, files=parts, form=form), forget=True)
+    observations: list[Any] = found["observations"]
     return observations
 
 

@@ -12,8 +12,9 @@ from pydantic import Field
 
 from fovea.errors import InvalidOption
 from fovea_lab.interpretability.endpoint import LongctxEndpoint
-from fovea_lab.needles import NeedleCell, map_recall, score_recall
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress, Spec
+from fovea_lab.needles import NeedleCell, map_recall
+from services.interpretability.attention.retrieval_score import rouge1_recall
+from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
 from services.interpretability.core.report import Report, Scalar, Table
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.retrieval_heads.spec import PAPER, NeedleText, Percent
@@ -49,18 +50,14 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
     In = NeedleGridSpec
     route: ClassVar[str] = "needle"
     endpoint: LongctxEndpoint
-    card: ClassVar[Card] = Card(
-        name="needle-grid",
-        task="probe",
-        licence="Apache-2.0",
-        paper=PAPER,
-        summary="Shows how much of a hidden sentence a model recalls, with heads hidden or a long-context method on.",
-        notes=(
-            "Generated answers are compared by ROUGE-1 recall, forced ones by the share of right tokens.",
-            "One needle and one seed make a map of one sample per cell: use several before you compare methods.",
-            NO_GRAPH,
-        ),
-        example={"lm": EXAMPLE_LM, "seed": 0, "lengths": [500, 700], "depths": [0, 100]},
+    card: ClassVar[Card] = probe_card(
+        "needle-grid",
+        "Shows how much of a hidden sentence a model recalls, with heads hidden or a long-context method on.",
+        PAPER,
+        "Generated answers are compared by ROUGE-1 recall, forced ones by the share of right tokens.",
+        "One needle and one seed make a map of one sample per cell: use several before you compare methods.",
+        lengths=[500, 700],
+        depths=[0, 100],
     )
 
     @classmethod
@@ -98,6 +95,7 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
             )
         )
         recalls = [(cell, value["recall"]) for (cell, _), value in cells]
+        answers = [(*cell, value["recall"], value["answer"]) for (cell, _), value in cells]
         return Report(
             title="Needle grid",
             warnings=_warnings(spec, recalls),
@@ -108,12 +106,7 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
             },
             grids=[map_recall(spec.lengths, spec.depths, recalls)],
             tables=[
-                Table(
-                    name="answers",
-                    columns=["needle", "length", "depth", "recall", "answer"],
-                    rows=[[*cell, value["recall"], value["answer"]] for (cell, _), value in cells],
-                    caption="The answer in each cell.",
-                )
+                Table.of("answers", "needle, length, depth, recall, answer", answers, "The answer in each cell."),
             ],
         )
 
@@ -128,7 +121,7 @@ class NeedleGrid(Experiment[NeedleGridSpec]):
         else:
             answer = generate_answer(subject, prompt, steps=spec.steps, masked=heads, phase=spec.phase)
             text = subject.tokenizer.decode(answer.tokens)
-        return {"recall": score_recall(prompt.answer, text), "answer": text}
+        return {"recall": rouge1_recall(prompt.answer, text), "answer": text}
 
 
 def _list_prompts(spec: NeedleGridSpec, subject: StudiedModel) -> list[tuple[NeedleCell, Prompt]]:

@@ -14,7 +14,7 @@ from fovea.cli.commands.judge.options import read_json
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text
 from fovea.errors import Malformed
-from fovea_lab.cli import Knobs, Model, PrintedForm, parse_knob, parse_numbers, save_report
+from fovea_lab.cli import Knobs, Model, PrintedForm, parse_knobs, parse_numbers, save_report
 
 Out = Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie next to.")]
 Export = Annotated[Path | None, typer.Option(help="Write the samples as JSONL for a peer, and stop.")]
@@ -38,7 +38,7 @@ class RulerOptions:
 
     def build(self) -> dict[str, Any]:
         """Return the options of an evaluation."""
-        knobs = dict(map(parse_knob, self.knob or ()))
+        knobs = parse_knobs(self.knob)
         return {
             "methods": [{"method": name, **knobs} for name in self.method or ("snapkv",)],
             **{name: parse_numbers(getattr(self, name)) for name in ("budgets", "lengths")},
@@ -122,24 +122,18 @@ def _compare(first: Path, second: Path, screen: Screen) -> None:
     """Means of two reports next to each other."""
     names = ("protocol", "length", "method", "budget")
     tables = [
-        {(x["protocol"], x["length"], x["method"], x["budget"]): x for x in leaders if not x["informative"]}
+        {tuple(x[name] for name in names): x for x in leaders if not x["informative"]}
         for leaders in map(_read_leaders, (first, second))
     ]
     found = [
-        {
-            **dict(zip(names, key, strict=True)),
-            "means": [rows[key]["mean"] if key in rows else None for rows in tables],
-        }
+        {**dict(zip(names, key, strict=True)), "means": [rows[key]["mean"] if key in rows else None for rows in tables]}
         for key in dict.fromkeys((*tables[0], *tables[1]))
     ]
     if screen.wrote(*found):
         return
     rows = (
         (
-            *(
-                "" if one[name] is None else escape(str(one[name]))
-                for name in ("protocol", "length", "method", "budget")
-            ),
+            *("" if one[name] is None else escape(str(one[name])) for name in names),
             *("" if mean is None else f"{mean:.2f}" for mean in one["means"]),
             "" if None in one["means"] else f"{one['means'][1] - one['means'][0]:+.2f}",
         )

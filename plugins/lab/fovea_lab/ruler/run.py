@@ -116,9 +116,7 @@ def run_ruler(
 
 
 def _check_peers(
-    found: Sequence[Prediction],
-    samples: Mapping[tuple[int, str], Sequence[RulerSample]],
-    protocols: Sequence[str],
+    found: Sequence[Prediction], samples: Mapping[tuple[int, str], Sequence[RulerSample]], protocols: Sequence[str]
 ) -> None:
     """Refuse a peer that answered none of the samples of a task: nothing can be paired with dense."""
     digests = {one.digest for rows in samples.values() for one in rows}

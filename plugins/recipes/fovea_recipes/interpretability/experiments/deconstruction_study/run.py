@@ -20,7 +20,7 @@ from fovea_recipes.interpretability.experiments.deconstruction_study.spec import
     DeconstructionStudySpec,
     MixerCell,
 )
-from services.interpretability.core.experiment import EXAMPLE_LM, NO_GRAPH, Cost, Experiment, Progress
+from services.interpretability.core.experiment import EXAMPLE_LM, Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import Report, Scalar, json_digest
 from services.interpretability.core.studied_model import StudiedModel
 from shared.registry import Card, Paper
@@ -36,22 +36,22 @@ class DeconstructionStudy(Experiment[DeconstructionStudySpec]):
 
     In = DeconstructionStudySpec
     route: ClassVar[str] = "deconstruction/study"
-    card: ClassVar[Card] = Card(
-        name="deconstruction-study", task="probe", licence="Apache-2.0",
-        summary="Trains small models with simpler mixers, in all layers or in every other one, and compares them.",
-        paper=Paper(title="Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
-                    venue="arXiv:2510.11602", year=2025, url="https://arxiv.org/abs/2510.11602"),
-        notes=(
-            "Bytes are the tokens. The models are a thousandth of the paper's: compare orders, not numbers.",
-            _RECIPE,
-            NO_GRAPH,
+    card: ClassVar[Card] = probe_card(
+        "deconstruction-study",
+        "Trains small models with simpler mixers, in all layers or in every other one, and compares them.",
+        Paper.on_arxiv(
+            "Deconstructing Attention: Investigating Design Principles for Effective Language Modeling",
+            2025,
+            "2510.11602",
         ),
-        example={
-            "lm": EXAMPLE_LM, "seed": 0, "variants": ["standard", "nonapproximate", "mlp"], "layouts": ["hybrid"],
-            "seeds": [1], "steps": 3,
-            "size": {"width": 16, "layers": 2, "heads": 2, "context": 32, "batch": 2},
-        },
-    )  # fmt: skip
+        "Bytes are the tokens. The models are a thousandth of the paper's: compare orders, not numbers.",
+        _RECIPE,
+        variants=["standard", "nonapproximate", "mlp"],
+        layouts=["hybrid"],
+        seeds=[1],
+        steps=3,
+        size={"width": 16, "layers": 2, "heads": 2, "context": 32, "batch": 2},
+    )
 
     def load_model(self, name: str | None) -> StudiedModel:
         """Return a stand-in for the models that are trained here: only the tokens of `lm` count, and those are bytes.
