@@ -42,8 +42,9 @@ class Contender:
 
     Attributes:
         name: Its name in the table.
-        module: Run as `python -m module PORT`; several processes are one contender through `helpers`.
+        module: Run as `python -m module PORT words…`; several processes are one contender through `helpers`.
         path, body, headers: The request.
+        words: Further arguments.
         env: Further environment.
         helpers: Contenders that must run behind this one; their CPU time counts here too.
     """
@@ -54,6 +55,7 @@ class Contender:
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
     helpers: tuple[Contender, ...] = ()
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
@@ -69,7 +71,7 @@ class Contender:
             helper.start()
         handle, _ = tempfile.mkstemp(prefix=f"bench-{self.name.replace(' ', '-')}-", suffix=".log")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", self.module, str(self.port)],
+            [sys.executable, "-m", self.module, str(self.port), *self.words],
             env={**os.environ, **self.env},
             stdout=handle,
             stderr=handle,

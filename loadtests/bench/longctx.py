@@ -29,7 +29,6 @@ ROLES = tuple(tuple((layer + head) % 2 for head in range(3)) for layer in range(
 """Half of SmolLM2's key/value heads full, evenly spread: speed does not depend on which."""
 
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-HOW = "SmolLM2-135M-Instruct, 2 threads, wall clock, chunks of 512 as served"
 
 _ENGLISH = (Path("/usr/share/common-licenses/GPL-3"), Path("/usr/share/common-licenses/LGPL-2.1"))
 

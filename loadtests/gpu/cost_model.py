@@ -94,11 +94,8 @@ class Step:
     def entry_bytes(self) -> float:
         """Bytes of one entry of one key/value head."""
         d = self.model.head_dim
-        return 4.0 * d if self.cache_bits == 16 else PackedLayout(self._few, d).nbytes / PAGE
-
-    @property
-    def _few(self) -> Any:
-        return self.cache_bits
+        few: Any = self.cache_bits
+        return 4.0 * d if few == 16 else PackedLayout(few, d).nbytes / PAGE
 
 
 def cost_of_step(step: Step, card: GpuCard) -> list[Work]:

@@ -16,26 +16,18 @@ from torch import nn
 
 from fovea_recipes.training.recipe import Recipe
 from fovea_recipes.training.trainer import FitResult
-from shared.registry import network
-from shared.registry.weights import Manifest, find_weights, read_manifest, read_weights
+from shared.registry.discovery import shipped_weights
+from shared.registry.weights import Manifest, read_manifest
 
 HERE = Path(__file__).parent
 
 
-def read_knobs(name: str, folder: Path, gone: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_knobs(name: str, gone: tuple[str, ...] = ()) -> dict[str, Any]:
     """Knobs of our weights, less those that another network or another place has no use for."""
-    knobs = dict(read_manifest(find_weights(name, folder, folder)).recipe)
+    knobs = dict(read_manifest(shipped_weights()[name]).recipe)
     for knob in ("name", "others", "foreign", "start", *gone):
         knobs.pop(knob, None)
     return knobs
-
-
-def read_ours(name: str, folder: Path) -> tuple[Manifest, nn.Module]:
-    """Our manifest and network."""
-    held = read_weights(find_weights(name, folder, folder))
-    ours: nn.Module = network(held.manifest.network.name, **held.manifest.network.config)
-    ours.load_state_dict({key: torch.from_numpy(array) for key, array in held.arrays.items()})
-    return held.manifest, ours
 
 
 def describe_plain(name: str, fitted: FitResult, recipe: Recipe) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import services.detection
 from fovea_recipes.detection.box_recipe import BoxRecipe
 from fovea_recipes.detection.hieraedgenet_cells import HieraEdgeNetCells
 from fovea_recipes.detection.metrics.boxes import box_scores, resampled_map50
@@ -28,12 +27,10 @@ from loadtests.bench.baselines.comparison import (
     describe_plain,
     parse_arguments,
     read_knobs,
-    read_ours,
     write,
 )
 from loadtests.bench.baselines.ssdlite import SsdLite
-
-WEIGHTS = Path(services.detection.__path__[0]) / "weights"
+from loadtests.bench.claiming import open_shipped
 
 
 class SsdLiteRecipe(BoxRecipe):
@@ -66,12 +63,12 @@ class SsdLiteRecipe(BoxRecipe):
         trained = [(n.startswith("backbone."), p) for n, p in network.named_parameters() if p.requires_grad]
         groups = [
             {
-                "params": [p for mine, p in trained if mine == old and test(p)],
-                "weight_decay": decay,
+                "params": [p for mine, p in trained if mine == old and (p.ndim > 1) == is_kernel],
+                "weight_decay": self.schedule.decay if is_kernel else 0.0,
                 "share": self.backbone_share if old else 1.0,
             }
             for old in (True, False)
-            for test, decay in ((_is_kernel, self.schedule.decay), (_is_vector, 0.0))
+            for is_kernel in (True, False)
         ]
         return torch.optim.AdamW(groups, lr=self.schedule.rate, betas=self.schedule.betas)
 
@@ -98,7 +95,7 @@ KINDS: dict[str, tuple[type[SsdLiteRecipe], str]] = {
 def build_recipe(kind: str, data: Path, schedule: dict[str, Any]) -> SsdLiteRecipe:
     """Our recipe's knobs, with another network, no start and another schedule."""
     recipe, weights = KINDS[kind]
-    knobs = read_knobs(weights, WEIGHTS)
+    knobs = read_knobs(weights)
     return recipe.model_validate(knobs | {"data": data / kind, "start": None, "schedule": knobs["schedule"] | schedule})
 
 
@@ -107,7 +104,7 @@ def compare(kind: str, data: Path, folder: Path, schedule: dict[str, Any]) -> di
     recipe = build_recipe(kind, data, schedule)
     fitted = fit(recipe, folder)
     truth, theirs, _ = recipe.collect_detections(fitted.network, recipe.shown)
-    manifest, ours = read_ours(KINDS[kind][1], WEIGHTS)
+    ours, manifest = open_shipped(KINDS[kind][1])
     _, mine, _ = recipe.collect_detections(ours, recipe.shown)
     first, second = resampled_map50(truth, mine), resampled_map50(truth, theirs)
     everything = np.arange(len(truth))
@@ -132,14 +129,6 @@ def compare(kind: str, data: Path, folder: Path, schedule: dict[str, Any]) -> di
         "data": fitted.data,
         **describe_machine(),
     }
-
-
-def _is_kernel(parameter: Tensor) -> bool:
-    return parameter.ndim > 1
-
-
-def _is_vector(parameter: Tensor) -> bool:
-    return parameter.ndim <= 1
 
 
 def main() -> None:

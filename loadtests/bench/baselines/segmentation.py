@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-import services.medical_seg
 from fovea_recipes.medical_seg.evaluation import mean_dice_at_half, predict_maps
 from fovea_recipes.medical_seg.pranet_lite import PraNetLiteRecipe
 from fovea_recipes.training.intervals import mean_interval
@@ -24,12 +23,11 @@ from loadtests.bench.baselines.comparison import (
     describe_plain,
     parse_arguments,
     read_knobs,
-    read_ours,
     write,
 )
 from loadtests.bench.baselines.semantic_fpn import SemanticFpn
+from loadtests.bench.claiming import open_shipped
 
-WEIGHTS = Path(services.medical_seg.__path__[0]) / "weights"
 OURS = "pranet"
 
 
@@ -54,7 +52,7 @@ class SemanticFpnRecipe(PraNetLiteRecipe):
 
 def build_recipe(data: Path, schedule: dict[str, Any]) -> SemanticFpnRecipe:
     """Our recipe's knobs, with another schedule."""
-    knobs = read_knobs(OURS, WEIGHTS, ("width", "decoder"))
+    knobs = read_knobs(OURS, ("width", "decoder"))
     return SemanticFpnRecipe.model_validate(knobs | {"data": data / "polyps", "schedule": knobs["schedule"] | schedule})
 
 
@@ -62,7 +60,7 @@ def compare(data: Path, folder: Path, schedule: dict[str, Any]) -> dict[str, Any
     """Train the baseline, measure it and ours on the same held-out frames."""
     recipe = build_recipe(data, schedule)
     fitted = fit(recipe, folder)
-    manifest, ours = read_ours(OURS, WEIGHTS)
+    ours, manifest = open_shipped(OURS)
     mine, theirs = recipe.dice(ours), recipe.dice(fitted.network)
     return {
         "baseline": describe_plain("Semantic FPN on EfficientNet-Lite0 (ImageNet)", fitted, recipe)

@@ -41,7 +41,8 @@ def _gateway(folder: Path, size: int) -> Contender:
     body, headers = infer_request(TENSOR_NAMES[0], _pictures(size))
     env = {**make_quiet_environment(str(folder / f"batch{size}")), "FOVEA_INTRA_OP_THREADS": "1"}
     ask = "/v2/models/yolo9tr/infer"
-    behind = Contender(f"detection service {size}", f"{SERVERS}.detection_service", ask, body, headers, env=env)
+    served = {"words": ("detection", "yolo9tr"), "env": env}
+    behind = Contender(f"detection service {size}", f"{SERVERS}.real_service", ask, body, headers, **served)
     upstream = {"FOVEA_STATIC_UPSTREAMS": f"detection=http://127.0.0.1:{behind.port}"}
     name, module = f"through the gateway, batch {size}", f"{SERVERS}.fovea_gateway"
     return Contender(name, module, ask, body, headers, env={**env, **upstream}, helpers=(behind,))

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from loadtests.bench.client import read_answer, request_bytes
-from loadtests.bench.contender import Contender
+from loadtests.bench.contender import Contender, run_fleet
 from loadtests.bench.result import Table, row
 from services.gateway.policy.auth import KeyRing
 
@@ -30,24 +30,22 @@ QUIET, LOUD = "bob, quiet", "bob, while alice floods"
 
 def measure(rounds: int = 5, count: int = 200) -> Table:
     """Alternate quiet and loud rounds."""
-    service, gateway, keys = _start()
+    gateway, keys = _make_gateway()
     quiet: list[list[float]] = []
     loud: list[list[float]] = []
     flooded: list[float] = []
-    try:
+    with run_fleet([gateway]):
+        time.sleep(8)  # the gateway learns the routes
         asyncio.run(_ask(gateway.port, keys["bob"], 5))
         for _ in range(rounds):
             quiet.append(asyncio.run(_ask(gateway.port, keys["bob"], count // rounds)))
             times, rate = asyncio.run(_ask_in_flood(gateway.port, keys, count // rounds))
             loud.append(times)
             flooded.append(rate)
-    finally:
-        gateway.stop()
-        service.stop()
     return _table(quiet, loud, flooded)
 
 
-def _start() -> tuple[Contender, Contender, dict[str, str]]:
+def _make_gateway() -> tuple[Contender, dict[str, str]]:
     folder = Path(tempfile.mkdtemp(prefix="fovea-bench-"))
     ring = KeyRing(folder / "keys.json")
     keys = {name: ring.add(name, ("infer",), rate_per_minute=100_000_000)[1] for name in ("alice", "bob")}
@@ -55,12 +53,7 @@ def _start() -> tuple[Contender, Contender, dict[str, str]]:
     # What a gateway knows itself by at its replicas is kept in the folder that they share.
     service = Contender("slow service", f"{SERVERS}.slow_service", PATH, BODY, env=env)
     more = {"FOVEA_STATIC_UPSTREAMS": f"bench=http://127.0.0.1:{service.port}", "FOVEA_AUTH": "keys"}
-    gateway = Contender("gateway", f"{SERVERS}.fovea_gateway", PATH, BODY, env={**env, **more})
-    for each in (service, gateway):
-        each.start()
-        each.wait()
-    time.sleep(8)  # the gateway learns the routes
-    return service, gateway, keys
+    return Contender("gateway", f"{SERVERS}.fovea_gateway", PATH, BODY, env=env | more, helpers=(service,)), keys
 
 
 def _request(port: int, key: str) -> bytes:

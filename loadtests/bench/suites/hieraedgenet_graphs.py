@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from loadtests.bench.result import Row, Table, row
+from loadtests.bench.suites.partial_networks import make_eager_call
 from loadtests.bench.turns import milliseconds, threads
 from services.detection.layers import fuse_batch_norms
 from services.detection.models.hieraedgenet_network import HieraEdgeNet, with_transform
@@ -57,15 +59,7 @@ def _contenders(folder: Path) -> tuple[dict[str, Callable[[], Any]], float]:
         form = with_transform(net, transform)  # type: ignore[arg-type]  # the literal is lost in the tuple
         path = folder / f"{transform}.onnx"
         export_onnx(form, path, {"x": x}, ["predictions"], call=form.predictions)
-        made[title] = _run(OnnxEngine(path, threads=1), feeds)
+        made[title] = partial(OnnxEngine(path, threads=1).run, feeds)
         boxes.append(made[title]()["predictions"][:, :4])
 
-    def eager() -> Any:
-        with torch.inference_mode():
-            return net.predictions(x)
-
-    return {**made, "torch, FFT": eager}, float(np.abs(boxes[0] - boxes[1]).max())
-
-
-def _run(engine: OnnxEngine, feeds: dict[str, np.ndarray]) -> Callable[[], Any]:
-    return lambda: engine.run(feeds)
+    return {**made, "torch, FFT": make_eager_call(net.predictions, x)}, float(np.abs(boxes[0] - boxes[1]).max())

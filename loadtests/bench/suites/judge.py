@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from services.relevance_judge.prompt_template import get_template, make_fence, r
 from services.relevance_judge.schemas import Pair
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 from shared.registry import CallContext
-from tests.harness.waiting import free_port
+from tests.harness.waiting import free_port, wait_until
 
 TEMPLATE = "few-shot"
 COLD, WARM = "every prompt new", "shared prefix known"
@@ -39,8 +38,8 @@ def measure(rounds: int = 4, count: int = 12) -> Table:
         port = free_port()
         env = {**os.environ, "FOVEA_DATA_DIR": folder, "FOVEA_LOG_LEVEL": "WARNING"}
         words = ["-m", "shared.serving", "llm-longctx", "--http-port", str(port)]
-        with run_python(words, env) as server, contextlib.closing(ChatClient(f"http://127.0.0.1:{port}")) as endpoint:
-            _ready(port, server)
+        with run_python(words, env), contextlib.closing(ChatClient(f"http://127.0.0.1:{port}")) as endpoint:
+            wait_until(lambda: _is_ready(port), 300, "the language model is ready", pause_s=0.5)
             prompt, prefix = _tokens(endpoint, next(pairs))
             speed: dict[str, list[float]] = {COLD: [], WARM: []}
             for turn in range(rounds + 1):
@@ -98,14 +97,9 @@ def _table(speed: dict[str, list[float]], prompt: int, prefix: int) -> Table:
     )
 
 
-def _ready(port: int, server: subprocess.Popen[bytes], seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and server.poll() is None:
-        try:
-            found = httpx2.get(f"http://127.0.0.1:{port}/v1/models").json()["data"]
-        except (httpx2.HTTPError, ValueError, KeyError):
-            found = []
-        if found and found[0]["ready"]:
-            return
-        time.sleep(0.5)
-    raise RuntimeError("the language model did not start")
+def _is_ready(port: int) -> bool:
+    try:
+        found = httpx2.get(f"http://127.0.0.1:{port}/v1/models").json()["data"]
+    except (httpx2.HTTPError, ValueError, KeyError):
+        return False
+    return bool(found) and bool(found[0]["ready"])

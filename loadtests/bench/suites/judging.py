@@ -35,12 +35,13 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 def measure(rounds: int = 1, count: int = 0, data: Path | None = None) -> Table:  # noqa: ARG001  # pairs are scored once
     """Score every pair of each collection once."""
-    collections = {"docstrings": _read_docstrings()}
+    with tempfile.TemporaryDirectory() as made:
+        subprocess.run([sys.executable, "-m", "loadtests.docstrings", made], check=True)
+        collections = {"docstrings": _read_collection(Path(made), FILES[1])}
     for folder in sorted(data.iterdir()) if data is not None else ():
         for names in FILES:
             if all((folder / name).is_file() for name in names):
-                texts = [(folder / name).read_text("utf8") for name in names]
-                collections[TITLES.get(folder.name, folder.name)] = parse_collection(*texts)
+                collections[TITLES.get(folder.name, folder.name)] = _read_collection(folder, names)
     rows, targets = [], {}
     for name, found in collections.items():
         lexical = _score_lexically(found)
@@ -61,12 +62,8 @@ def measure(rounds: int = 1, count: int = 0, data: Path | None = None) -> Table:
     )
 
 
-def _read_docstrings() -> ImportedCollection:
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "loadtests.docstrings", folder], check=True)
-        return parse_collection(
-            *((Path(folder) / part).read_text("utf8") for part in ("documents", "topics", "relevance"))
-        )
+def _read_collection(folder: Path, names: tuple[str, str, str]) -> ImportedCollection:
+    return parse_collection(*((folder / name).read_text("utf8") for name in names))
 
 
 def _score_lexically(found: ImportedCollection) -> dict[str, dict[str, float]]:

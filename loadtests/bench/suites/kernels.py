@@ -9,12 +9,14 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from loadtests.bench.longctx import SHORT
 from loadtests.bench.result import Row, Table, row
 from loadtests.bench.turns import threads
 from services.llm_longctx.kernels import BlockCsr, backends, block_sparse_prefill, decode
@@ -30,7 +32,7 @@ def measure(rounds: int = 5, count: int = 8192) -> Table:
     """Prefill at `count` tokens and decode at 32k; medians over rounds."""
     taken: dict[str, list[float]] = defaultdict(list)
     with threads(1), torch.inference_mode():
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in SHORT:
             for contenders in (prefills(dtype, count), decodes(dtype)):
                 for run in contenders.values():
                     run()
@@ -57,26 +59,20 @@ def density(tokens: int, about: float, heads: int) -> float:
 
 def prefills(dtype: torch.dtype, tokens: int) -> Mapping[str, Callable[[], object]]:
     """Dense, and each back end at two densities, with blocks per group and per query head."""
-    name, q, (k, v) = short(dtype), random(HEADS, tokens, dtype=dtype), random(2, KV_HEADS, tokens, dtype=dtype)
-    found: dict[str, Callable[[], object]] = {
-        f"SDPA {name}": lambda: functional.scaled_dot_product_attention(
-            q[None], k[None], v[None], is_causal=True, enable_gqa=True
-        )
-    }
+    name, q, (k, v) = SHORT[dtype], random(HEADS, tokens, dtype=dtype), random(2, KV_HEADS, tokens, dtype=dtype)
+    sdpa, whole = functional.scaled_dot_product_attention, (q[None], k[None], v[None])
+    found: dict[str, Callable[[], object]] = {f"SDPA {name}": partial(sdpa, *whole, is_causal=True, enable_gqa=True)}
     for backend in [b for b in backends() if b in {"cpu_torch", "cpu_ext"}]:
         for (whose, heads), density in product(CHOSEN.items(), DENSITIES):
-            found[f"{backend} {whose} {name} {density:g}"] = prefill(q, k, v, blocks(tokens, density, heads), backend)
+            kept = blocks(tokens, density, heads)
+            run = partial(block_sparse_prefill, q, k, v, kept, backend=backend)
+            found[f"{backend} {whose} {name} {density:g}"] = run
     return found
-
-
-def prefill(q: Tensor, k: Tensor, v: Tensor, kept: BlockCsr, backend: str) -> Callable[[], object]:
-    """One contender."""
-    return lambda: block_sparse_prefill(q, k, v, kept, backend=backend)
 
 
 def decodes(dtype: torch.dtype) -> Mapping[str, Callable[[], object]]:
     """One step over everything, over Recycled's copy, and with one full head of three."""
-    name, q = short(dtype), random(KV_HEADS, HEADS // KV_HEADS, dtype=dtype)
+    name, q = SHORT[dtype], random(KV_HEADS, HEADS // KV_HEADS, dtype=dtype)
     k, v = (list(random(KV_HEADS, LONG, dtype=dtype)) for _ in "kv")
     copies = [[x[:COPY].clone() for x in held] for held in (k, v)]
     ends = [[held[0], *(x[:ENDS].clone() for x in held[1:])] for held in (k, v)]
@@ -108,11 +104,6 @@ def seconds(run: Callable[[], object]) -> float:
 def random(*shape: int, dtype: torch.dtype) -> Tensor:
     """Normal entries of width D."""
     return torch.randn(*shape, D).to(dtype)
-
-
-def short(dtype: torch.dtype) -> str:
-    """float32 → fp32."""
-    return {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
 
 
 def table(taken: Mapping[str, Sequence[float]], tokens: int) -> Table:

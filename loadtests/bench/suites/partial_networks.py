@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,11 @@ def _contenders(folder: Path) -> dict[str, Callable[[], Any]]:
 def graph(net: nn.Module, x: Tensor, path: Path) -> Callable[[], Any]:
     """A call of the network's graph on x, exported to `path`, on one thread."""
     export_onnx(net, path, {"x": x}, ["logits"], call=net.logits)  # type: ignore[arg-type]  # a method, by name
-    engine, feeds = OnnxEngine(path, threads=1), {"x": np.ascontiguousarray(x.numpy())}
-    return lambda: engine.run(feeds)
+    return partial(OnnxEngine(path, threads=1).run, {"x": np.ascontiguousarray(x.numpy())})
 
 
-def make_eager_call(net: nn.Module, x: Tensor) -> Callable[[], Any]:
-    """A call of the network on x in torch, without gradients."""
+def make_eager_call(net: Callable[[Tensor], Any], x: Tensor) -> Callable[[], Any]:
+    """A call of a network, or of its method, on x in torch, without gradients."""
 
     def call() -> Any:
         with torch.inference_mode():
