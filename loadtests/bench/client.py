@@ -53,8 +53,7 @@ async def drive(port: int, request: bytes, count: int, concurrency: int = 4) -> 
         for _ in left:
             writer.write(request)
             if (status := await read_answer(reader)) != 200:
-                message = f"port {port} answered {status}"
-                raise RuntimeError(message)
+                raise RuntimeError(f"port {port} answered {status}")
         writer.close()
 
     begun = time.perf_counter()

@@ -86,14 +86,12 @@ class Contender:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self.process is None or self.process.poll() is not None:
-                message = f"{self.name} died on start"
-                raise RuntimeError(message)
+                raise RuntimeError(f"{self.name} died on start")
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.2)
-        message = f"{self.name} did not listen within {seconds} s"
-        raise RuntimeError(message)
+        raise RuntimeError(f"{self.name} did not listen within {seconds} s")
 
     def cpu_seconds(self) -> float:
         """CPU time of the whole tree so far, user and system."""

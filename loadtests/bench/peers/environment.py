@@ -34,8 +34,7 @@ def prepare_environment(
         PeerMissing: There is no compiler, or pip can't install it.
     """
     if build is not None and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        message = f"{name} is built from source, and no C++ compiler is installed"
-        raise PeerMissing(message)
+        raise PeerMissing(f"{name} is built from source, and no C++ compiler is installed")
     python, stamp = root / name / "bin/python", root / name / "installed"
     wanted = hashlib.sha256(requirements.read_bytes() + repr(sorted((build or {}).items())).encode()).hexdigest()
     if python.is_file() and stamp.is_file() and stamp.read_text("utf8") == wanted:
@@ -44,8 +43,7 @@ def prepare_environment(
     command = [python, "-m", "pip", "install", "--quiet", "-r", requirements]
     done = subprocess.run(command, env={**os.environ, **(build or {})}, capture_output=True, text=True, check=False)
     if done.returncode:
-        message = f"pip can't install {name}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
-        raise PeerMissing(message)
+        raise PeerMissing(f"pip can't install {name}: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
     if (unwanted := requirements.with_name(f"{requirements.stem}-unwanted.txt")).is_file():
         subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "-r", unwanted], check=False)
     stamp.write_text(wanted, "utf8")

@@ -116,8 +116,7 @@ class EngineProcess:
     def _ask(self, what: Mapping[str, Any]) -> dict[str, Any]:
         sent, received = self._process.stdin, self._process.stdout
         if sent is None or received is None:
-            message = f"{self.name} has no pipes"
-            raise PeerMissing(message)
+            raise PeerMissing(f"{self.name} has no pipes")
         try:
             os.killpg(self._process.pid, signal.SIGCONT)
             sent.write(json.dumps(what).encode() + b"\n")
@@ -129,8 +128,7 @@ class EngineProcess:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)  # its last words come behind the end of its answers
             said = self._log.read_text("utf8", errors="replace").strip().splitlines() or ["nothing"]
-            message = f"{self.name} ended; it last said: {' / '.join(said[-6:])}"
-            raise PeerMissing(message)
+            raise PeerMissing(f"{self.name} ended; it last said: {' / '.join(said[-6:])}")
         os.killpg(self._process.pid, signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(line)
         return answer

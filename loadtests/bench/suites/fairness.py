@@ -73,8 +73,7 @@ async def _ask(port: int, key: str, count: int) -> list[float]:
         begun = time.perf_counter()
         writer.write(_request(port, key))
         if (status := await read_answer(reader)) != 200:
-            message = f"the gateway answered {status}"
-            raise RuntimeError(message)
+            raise RuntimeError(f"the gateway answered {status}")
         times.append(1000 * (time.perf_counter() - begun))
     writer.close()
     return times

@@ -130,8 +130,7 @@ def _reading(bench: Bench, how: AttentionMethod, count: int, rounds: int) -> tup
     taken = _in_turn({name: again(name) for name in begun}, rounds)
     densities, held = [share for share, _ in seen[how.name].state.densities], seen[how.name].kv_bytes()
     if dense := densities.count(1.0):
-        message = f"{how.name} read {dense} layers densely at {count} tokens"
-        raise ValueError(message)
+        raise ValueError(f"{how.name} read {dense} layers densely at {count} tokens")
     for s in (*seen.values(), *begun.values()):
         s.close()
     return _facts(bench, how, taken, densities, held, count), taken

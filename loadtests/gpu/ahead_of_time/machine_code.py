@@ -66,8 +66,7 @@ def inspect(cubin: bytes, shared: int, tools: pathlib.Path) -> KernelUsage:
         assembly = _output(tools / "nvdisasm", "-c", file.name)
     found = re.search(r"REG:(\d+) STACK:(\d+)", resources)
     if found is None:
-        message = f"cuobjdump printed no registers: {resources[:200]!r}"
-        raise RuntimeError(message)
+        raise RuntimeError(f"cuobjdump printed no registers: {resources[:200]!r}")
     return count(assembly, int(found[1]), int(found[2]), shared)
 
 

@@ -173,8 +173,7 @@ def _check(dataset: FileDataset, bounds: DecodeBounds) -> tuple[int, int]:
     if (frames := count_frames(dataset)) > MAX_FRAMES:
         raise TooLarge(f"The object has {frames} frames; at most {MAX_FRAMES} are read.", field="files")
     if rows * columns > bounds.pixels:
-        detail = f"A frame has {columns} × {rows} pixels; at most {bounds.pixels} are read."
-        raise TooLarge(detail, field="files")
+        raise TooLarge(f"A frame has {columns} × {rows} pixels; at most {bounds.pixels} are read.", field="files")
     return rows, columns
 
 

@@ -43,8 +43,7 @@ class SessionBackend(SequenceBackend[RequestSession]):
             sequence.state = parent.state.fork()
             return
         if sequence.request.source is None:
-            message = "requests to this backend bring the source of their session"
-            raise TypeError(message)
+            raise TypeError("requests to this backend bring the source of their session")
         session: RequestSession = sequence.request.source.open()
         sequence.state = session
         sequence.num_computed = sequence.request.stats.cached_tokens = session.num_read

@@ -22,8 +22,7 @@ def parse_objects(value: Any) -> Any:
     try:
         return json.loads(value)
     except ValueError as error:
-        message = f"objects must be JSON: {error}"
-        raise ValueError(message) from error
+        raise ValueError(f"objects must be JSON: {error}") from error
 
 
 Objects = Annotated[DetectOut | Annotated[tuple[Box, ...], Field(max_length=3000)], BeforeValidator(parse_objects)]

@@ -44,11 +44,9 @@ class TrafficPlan(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if any(share < 0 for share in self.percent.values()) or sum(self.percent.values()) > 100:
-            message = "percents must be 0 or more, and 100 at most together"
-            raise ValueError(message)
+            raise ValueError("percents must be 0 or more, and 100 at most together")
         if self.percent.get(self.shadow or STABLE):
-            message = "a shadow answers nobody: it can't have a percent as well"
-            raise ValueError(message)
+            raise ValueError("a shadow answers nobody: it can't have a percent as well")
         return self
 
     def percent_of(self, version: str) -> float:

@@ -63,8 +63,7 @@ async def create(body: SteeringVectorRequest, request: Request, host: HostDep, v
     """Compute a vector from contrasting prompts and store it as the next version of its name."""
     adapter = find_served_model(host, body.model, request).adapter
     if not isinstance(adapter, DecoderAdapter):
-        detail = f"The model {adapter.name!r} can't be steered: it has no named activations."
-        raise InvalidOption(detail, field="model")
+        raise InvalidOption(f"The model {adapter.name!r} can't be steered: it has no named activations.", field="model")
     run = _call_of(request)
     run.audit = {"act": "steering vector made", "model": adapter.name, "vector": body.name}
     return await host.aside.do(adapter.name, lambda run: vectors.add(*make_vector(body, adapter, run)), run)

@@ -67,8 +67,7 @@ def _decode(context: Any, batch: Any, rows: Sequence[tuple[int, int, int, bool]]
         batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
         batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
     if lc.llama_decode(context, batch):
-        message = "llama_decode failed"
-        raise RuntimeError(message)
+        raise RuntimeError("llama_decode failed")
 
 
 def _best(context: Any, row: int, vocab: int) -> int:

@@ -60,8 +60,7 @@ def merge_options(request: GenerationOptions, document: LandmarkOptions | None) 
     if document is None:
         return LandmarkOptions.of(request.longctx)
     if getattr(request, "echo", False):
-        detail = "A document is not echoed."
-        raise InvalidOption(detail, hint="GET /v1/documents/{id} shows it.", field="echo")
+        raise InvalidOption("A document is not echoed.", hint="GET /v1/documents/{id} shows it.", field="echo")
     given = LandmarkOptions.of(request.longctx)
     merged = document.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
     for name in ("offload", "capacity"):

@@ -151,8 +151,7 @@ class TitansAdapter(SessionAdapter):
         refuse_knobs(options.longctx, self.name)
         transaction = state if isinstance(state, SessionTransaction) else None
         if transaction is not None and options.n != 1:
-            detail = "A session gives one answer at a time."
-            raise InvalidOption(detail, hint="Leave n out.", field="n")
+            raise InvalidOption("A session gives one answer at a time.", hint="Leave n out.", field="n")
         start = self.restore(transaction.state) if transaction is not None else self.net.session(1)
         source = _TitansSource(self, start, transaction)
         return self.build_session_request(ids, self.limit_tokens(ids, max_tokens), options, source)

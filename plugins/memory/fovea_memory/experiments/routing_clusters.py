@@ -196,8 +196,7 @@ def _report(layer: int, ids: list[int], clusters: Tensor, centroids: int) -> Rep
 
 def _encode_text(spec: RoutingClustersSpec, subject: StudiedModel) -> list[int]:
     if spec.layer is not None and not 0 <= spec.layer < subject.layers:
-        detail = f"layer must be one of 0…{subject.layers - 1}."
-        raise InvalidOption(detail, field="layer")
+        raise InvalidOption(f"layer must be one of 0…{subject.layers - 1}.", field="layer")
     ids = list(spec.text.encode())
     subject.check_window(len(ids), "text")
     return ids

@@ -32,8 +32,7 @@ class TenantCipher:
 
     def __init__(self, master: bytes) -> None:
         if len(master) < 16:
-            message = f"the master key of sessions has {len(master)} bytes; 16 are needed"
-            raise ValueError(message)
+            raise ValueError(f"the master key of sessions has {len(master)} bytes; 16 are needed")
         self._master = master
 
     def encrypt(self, data: bytes, tenant: str, key: str) -> bytes:

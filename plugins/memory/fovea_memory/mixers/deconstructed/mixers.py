@@ -66,17 +66,14 @@ def attention_map(
 def select_source(variant: Variant, hidden: Tensor, source: Tensor | None) -> Tensor:
     """Input of the query and key projections [B|1,L,D]."""
     if variant == "mlp":
-        message = "mlp mixes no tokens and has no attention map"
-        raise ValueError(message)
+        raise ValueError("mlp mixes no tokens and has no attention map")
     if variant not in {"random_qk", "fixed_qk", "static_qk"}:
         return hidden
     if source is None:
-        message = f"{variant} needs a source of queries and keys"
-        raise ValueError(message)
+        raise ValueError(f"{variant} needs a source of queries and keys")
     source = source.to(hidden.dtype) if variant == "static_qk" else source.to(hidden.dtype)[None]
     if source.shape[1] < hidden.shape[1]:
-        message = f"the fixed stream has {source.shape[1]} tokens, the input {hidden.shape[1]}"
-        raise ValueError(message)
+        raise ValueError(f"the fixed stream has {source.shape[1]} tokens, the input {hidden.shape[1]}")
     return source[:, : hidden.shape[1]]
 
 
@@ -109,8 +106,7 @@ class Recurrence:
 
     def __init__(self, variant: Variant, weights: Weights, heads: int, batch: int) -> None:
         if variant not in {"approximate", "nonapproximate"}:
-            message = f"{variant} has no recurrence of constant size; approximate and nonapproximate have"
-            raise ValueError(message)
+            raise ValueError(f"{variant} has no recurrence of constant size; approximate and nonapproximate have")
         self.variant, self.heads = variant, heads
         self._weights = weights
         like = weights["v_proj.weight"]

@@ -200,8 +200,7 @@ class DeconstructedLM(nn.Module):
             ValueError: `length` tokens are more than it reads.
         """
         if length > self.context:
-            message = f"this model reads {self.context} tokens, not {length}"
-            raise ValueError(message)
+            raise ValueError(f"this model reads {self.context} tokens, not {length}")
 
     def _fixed(self, length: int) -> Tensor | None:
         """The fixed stream [1,L,D] before the first layer, where some layer needs one."""
@@ -275,8 +274,7 @@ class DeconstructedSession:
             pieces = zip(*(torch.split(part, 1, 2) for part in (q, k, v)), strict=True)
             return mixer.merge_heads(torch.cat([cache.step_heads(*piece) for piece in pieces], 2))
         if cache is None:
-            message = f"a layer of kind {block.variant} has no cache"
-            raise TypeError(message)
+            raise TypeError(f"a layer of kind {block.variant} has no cache")
         t = z.shape[1]
         if (fixed := self._fixed[i]) is None:
             source = tokens if block.variant == "static_qk" else z

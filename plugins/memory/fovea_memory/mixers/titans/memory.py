@@ -104,8 +104,7 @@ class TitansMemory(nn.Module):
             residual_norm = input_norm = qk_norm = False
             chunk, refresh = 1, DEFAULT_REFRESH if refresh is None else refresh
         if refresh is not None and (refresh < 1 or refresh % chunk):
-            message = f"refresh must be a multiple of chunk {chunk}, not {refresh}"
-            raise ValueError(message)
+            raise ValueError(f"refresh must be a multiple of chunk {chunk}, not {refresh}")
         self.paper, self.heads, self.head_dim = paper, heads, head_dim or width // heads
         self.chunk, self.refresh, self.momentum = chunk, refresh, momentum
         self.wrapped, self.max_rate, self.clamp = residual_norm, max_rate, clamp

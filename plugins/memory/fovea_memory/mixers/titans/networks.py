@@ -38,8 +38,7 @@ class TitansLM(nn.Module):
         self.norm, self.head = RMSNorm(config.width, 1e-6), nn.Linear(config.width, vocab, bias=False)
         nn.init.normal_(self.embed.weight, std=0.02)
         if (size := self.session(1).nbytes) > MAX_STATE_BYTES:
-            message = f"a session of this model would hold {size:,} bytes; {MAX_STATE_BYTES:,} are allowed"
-            raise ValueError(message)
+            raise ValueError(f"a session of this model would hold {size:,} bytes; {MAX_STATE_BYTES:,} are allowed")
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [B,T,V] of ids [B,T]."""
@@ -70,8 +69,7 @@ class TitansLM(nn.Module):
         """
         state = unpack_state(data, model)
         if not isinstance(state, SessionState):
-            message = "this is the state of a memory, not of a session"
-            raise StateError(message)
+            raise StateError("this is the state of a memory, not of a session")
         return TitansSession(self, self._split_by_layer(state), state.index, state.batch)
 
     def _split_by_layer(self, state: SessionState) -> list[LayerState]:
@@ -82,8 +80,7 @@ class TitansLM(nn.Module):
         """
         needed = state.batch * _bytes(TitansSession(self, self.initial_state(1), 0, 1).state.tensors)
         if needed > (given := _bytes(state.tensors)):  # before room is made for as many streams as the bytes claim
-            message = f"the state does not fit this model: it has {given:,} bytes, {needed:,} are needed"
-            raise StateError(message)
+            raise StateError(f"the state does not fit this model: it has {given:,} bytes, {needed:,} are needed")
         like = TitansSession(self, self.initial_state(state.batch), 0, state.batch).state.tensors
         ours, theirs = ({name: (*t.shape, t.dtype) for name, t in tensors.items()} for tensors in (like, state.tensors))
         if ours != theirs:

@@ -66,8 +66,7 @@ def from_tensors(tensors: Mapping[str, Tensor], index: int) -> MemoryState:
     try:
         return MemoryState(index, group("weights"), group("momentum"), group("base"), tensors["rest"], group("tails"))
     except KeyError as error:
-        message = f"the state lacks the tensor {error}"
-        raise StateError(message) from error
+        raise StateError(f"the state lacks the tensor {error}") from error
 
 
 def pack_state(state: MemoryState | SessionState, model: str = "", version: int = 0) -> bytes:
@@ -84,8 +83,7 @@ def pack_state(state: MemoryState | SessionState, model: str = "", version: int 
     kind = "memory" if isinstance(state, MemoryState) else "session"
     tensors = to_tensors(state) if isinstance(state, MemoryState) else dict(state.tensors)
     if broken := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
-        message = f"the state is not finite: {broken[0]} (and {len(broken) - 1} more)"
-        raise StateError(message)
+        raise StateError(f"the state is not finite: {broken[0]} (and {len(broken) - 1} more)")
     # Numbers of fixed width: what is remembered is of constant size, so the bytes are, too.
     facts = {"kind": kind, "model": model, "version": f"{version:016}", "index": f"{state.index:016}"}
     batch = {} if isinstance(state, MemoryState) else {"batch": state.batch}
@@ -112,11 +110,9 @@ def unpack_state(data: bytes, model: str = "") -> MemoryState | SessionState:
         tensors = _tensors(header["tensors"], rest[4 + size :])
         kind, owner, index, batch = header["kind"], header["model"], int(header["index"]), header.get("batch", 1)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        message = f"the header of the state can't be read: {error}"
-        raise StateError(message) from error
+        raise StateError(f"the header of the state can't be read: {error}") from error
     if type(batch) is not int or batch < 1 or index < 0 or not isinstance(owner, str):
-        message = "the header of the state can't be read: streams, tokens or model are none"
-        raise StateError(message)
+        raise StateError("the header of the state can't be read: streams, tokens or model are none")
     if owner != model:
         message = f"the state belongs to the model {owner[:16] or 'without a name'}, not to {model[:16] or 'this one'}"
         raise StateMismatch(message)
@@ -126,8 +122,7 @@ def unpack_state(data: bytes, model: str = "") -> MemoryState | SessionState:
 def _verify(data: bytes) -> bytes:
     """The bytes after the fixed head, if the head states them rightly."""
     if len(data) < _HEAD.size + 4:
-        message = f"{len(data)} bytes are too few for a state"
-        raise StateError(message)
+        raise StateError(f"{len(data)} bytes are too few for a state")
     magic, form, checksum, length = _HEAD.unpack_from(data)
     rest = data[_HEAD.size :]
     problems = {
@@ -150,6 +145,5 @@ def _tensors(listed: list[Any], body: bytes) -> dict[str, Tensor]:
         found[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
         at += array.nbytes
     if at != len(body):
-        message = f"{len(body)} bytes of tensors, {at} expected"
-        raise ValueError(message)
+        raise ValueError(f"{len(body)} bytes of tensors, {at} expected")
     return found
