@@ -19,7 +19,7 @@ from fovea_recipes.detection.metrics.boxes import box_scores, resampled_map50
 from fovea_recipes.detection.yolo9tr_roads import Yolo9trRoads
 from fovea_recipes.training.data.box_sets import BoxSet
 from fovea_recipes.training.intervals import bootstrap
-from fovea_recipes.training.recipe import Batch
+from fovea_recipes.training.recipe import Batch, decay_kernels
 from fovea_recipes.training.trainer import fit
 from loadtests.bench.baselines.comparison import (
     describe_machine,
@@ -60,17 +60,7 @@ class SsdLiteRecipe(BoxRecipe):
         raise NotImplementedError
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        trained = [(n.startswith("backbone."), p) for n, p in network.named_parameters() if p.requires_grad]
-        groups = [
-            {
-                "params": [p for mine, p in trained if mine == old and (p.ndim > 1) == is_kernel],
-                "weight_decay": self.schedule.decay if is_kernel else 0.0,
-                "share": self.backbone_share if old else 1.0,
-            }
-            for old in (True, False)
-            for is_kernel in (True, False)
-        ]
-        return torch.optim.AdamW(groups, lr=self.schedule.rate, betas=self.schedule.betas)
+        return decay_kernels(network, self.schedule, self.backbone_share)
 
 
 class SsdLiteRoads(SsdLiteRecipe, Yolo9trRoads):

@@ -34,17 +34,12 @@ class _Block(nn.Module):
         return x + drop_path(branch, self.rate, self.training)
 
 
+@builder("fasternet", layouts=[{"size": size} for size in SIZES])
 class FasterNet(PartialNetwork):
     """FasterNet (Chen et al., CVPR 2023); with `features` it has four maps for a detector instead of logits."""
 
-    def __init__(self, size: Size, classes: int = 1000, *, features: bool = False) -> None:
+    def __init__(self, size: Size = "t0", classes: int = 1000, *, features: bool = False) -> None:
         shape = SIZES[size]
         super().__init__(
             shape, lambda _, channels, rate: _Block(channels, shape.activation, rate), classes, features=features
         )
-
-
-@builder("fasternet", layouts=[{"size": size} for size in SIZES])
-def fasternet(size: Size = "t0", classes: int = 1000, features: bool = False) -> FasterNet:
-    """FasterNet with random weights."""
-    return FasterNet(size, classes, features=features)

@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -76,13 +76,15 @@ def _separable(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(Conv(inputs, inputs, 3, groups=inputs), Conv(inputs, outputs))
 
 
+@builder("hieraedgenet")
 class HieraEdgeNet(nn.Module):
     """HieraEdgeNet (2025); `model.<layer>` as official checkpoints name them.
 
-    With `official` edges the edge maps are 0 whatever the picture, as in the release; `described` ones are real.
+    With `official` edges the edge maps are 0 whatever the picture, as in the release; `described` ones are real. The
+    defaults are the official layout (3,478,460 parameters).
     """
 
-    def __init__(self, classes: int, edge: Edge = "official") -> None:
+    def __init__(self, classes: int = 120, edge: Edge = "official") -> None:
         super().__init__()
         self.classes, self.edge = classes, edge
         self.model = nn.ModuleDict({str(index): layer for index, layer in enumerate(_layers(edge))})
@@ -185,12 +187,6 @@ def with_transform(network: Net, transform: Transform = "matrices") -> Net:
         if isinstance(module, FrequencyGate):
             module.transform = transform
     return made
-
-
-@builder("hieraedgenet")
-def hieraedgenet(classes: int = 120, edge: Literal["official", "described"] = "official") -> HieraEdgeNet:
-    """HieraEdgeNet with random weights; the defaults are the official layout (3,478,460 parameters)."""
-    return HieraEdgeNet(classes, edge)
 
 
 def roll_slides(shape: tuple[int, ...]) -> Tensor:

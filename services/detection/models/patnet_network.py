@@ -86,6 +86,9 @@ class _Block(nn.Module):
         return x + drop_path(branch, self.rate, self.training)
 
 
+@builder(
+    "patnet", layouts=[{"size": s, "spatial": g, "heads": h} for s in SIZES for g in (False, True) for h in (4, 6)]
+)
 class PATNet(PartialNetwork):
     """PATNet (2025) in a published size.
 
@@ -94,7 +97,13 @@ class PATNet(PartialNetwork):
     """
 
     def __init__(
-        self, size: Size, *, spatial: bool | None = None, heads: int = 4, classes: int = 1000, features: bool = False
+        self,
+        size: Size = "t0",
+        *,
+        spatial: bool | None = None,
+        heads: int = 4,
+        classes: int = 1000,
+        features: bool = False,
     ) -> None:
         published = SIZES[size]
         shape, gated = published.shape, published.spatial if spatial is None else spatial
@@ -105,13 +114,3 @@ class PATNet(PartialNetwork):
             return _Block(mixing, perceptron(channels, shape.activation, *gate), rate, last=stage == 3)
 
         super().__init__(shape, make, classes, features=features)
-
-
-@builder(
-    "patnet", layouts=[{"size": s, "spatial": g, "heads": h} for s in SIZES for g in (False, True) for h in (4, 6)]
-)
-def patnet(
-    size: Size = "t0", spatial: bool | None = None, heads: int = 4, classes: int = 1000, features: bool = False
-) -> PATNet:
-    """PATNet with random weights."""
-    return PATNet(size, spatial=spatial, heads=heads, classes=classes, features=features)

@@ -71,14 +71,16 @@ class DualHead(nn.Module):
         return raw_maps(self.cv4, self.cv5, main), second
 
 
+@builder("yolo9tr", layouts=({}, {"size": "l"}))
 class Yolo9tr(nn.Module):
     """YOLO9tr (2024), sections 1 and 2 of the description; `model.<layer>` as in the official checkpoint.
 
     `size` says where the attention is; the branch `main` is for serving, `both` for training and for reading official
-    checkpoints whole; `width` is a factor on every channel count.
+    checkpoints whole; `width` is a factor on every channel count. The defaults are the official layout (10,202,378
+    parameters).
     """
 
-    def __init__(self, classes: int, size: Size = "s", branch: Branch = "both", width: float = 1.0) -> None:
+    def __init__(self, classes: int = 7, size: Size = "s", branch: Branch = "both", width: float = 1.0) -> None:
         super().__init__()
         if width * 32 != int(width * 32) or width < 1 / 16:
             detail = f"The width {width} splits channels unevenly."
@@ -132,7 +134,7 @@ class Yolo9tr(nn.Module):
 
     def main_branch(self) -> Yolo9tr:
         """A copy without what only the auxiliary branch needs."""
-        main, state = yolo9tr(self.classes, self.size, "main", self.width), self.state_dict()
+        main, state = Yolo9tr(self.classes, self.size, "main", self.width), self.state_dict()
         main.load_state_dict({key: state[key] for key in main.state_dict()})
         return main
 
@@ -207,9 +209,3 @@ def _layers(width: float) -> dict[int, nn.Module]:
             )
         )
     )
-
-
-@builder("yolo9tr", layouts=({}, {"size": "l"}))
-def yolo9tr(classes: int = 7, size: Size = "s", branch: Branch = "both", width: float = 1.0) -> Yolo9tr:
-    """YOLO9tr with random weights; the defaults are the official layout (10,202,378 parameters)."""
-    return Yolo9tr(classes, size, branch, width)

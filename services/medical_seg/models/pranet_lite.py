@@ -11,6 +11,7 @@ from shared.registry import builder
 from shared.vision.backbones.efficientnet_lite import EfficientNetLite0
 
 
+@builder("pranet-lite")
 class PraNetLite(PraNet):
     """PraNet whose backbone is EfficientNet-Lite0 (24, 40, 112 and 320 channels at 1/4 to 1/32).
 
@@ -27,9 +28,3 @@ class PraNetLite(PraNet):
             self, width, decoder, classifier=False, backbone="backbone", heads=("",), encoder=EfficientNetLite0()
         )
         self.reverse = reverse
-
-
-@builder("pranet-lite")
-def pranet_lite(width: float = 0.375, decoder: int = 32, reverse: bool = True) -> PraNetLite:
-    """PraNet on EfficientNet-Lite0 with random weights."""
-    return PraNetLite(width, decoder, reverse=reverse)

@@ -15,8 +15,11 @@ from shared.registry import builder
 from shared.vision.backbones.pooling import pool_levels
 
 
+@builder("pranet")
 class PraNet(PolypNetwork):
     """PraNet (Fan et al., MICCAI 2020): a coarse map, refined three times where it is not yet sure of a polyp.
+
+    The defaults are the official layout (32,547,319 parameters).
 
     Args:
         width: Factor on every channel count of backbone and attention.
@@ -55,11 +58,12 @@ class PraNet(PolypNetwork):
         return self._refine(level, attended)[0] + crop
 
 
+@builder("pranet-v2")
 class PraNetV2(PolypNetwork):
     """PraNet-V2 (2025): foreground and background maps, the one attending to the difference of both.
 
     With `classes=1` the softmax over classes is 1 everywhere, so the attention only doubles each foreground map:
-    the variant matters with two classes or more.
+    the variant matters with two classes or more. The defaults are the official layout (32,548,842 parameters).
 
     Args:
         classes: Foreground maps K.
@@ -91,15 +95,3 @@ class PraNetV2(PolypNetwork):
         """Foreground f + f·softmax(crop_fg - crop_bg) over the class axis; the background map stays plain."""
         found, background = self._refine(level, features)
         return found + found * torch.softmax(crop_fg - crop_bg, dim=1), background
-
-
-@builder("pranet")
-def pranet(width: float = 1.0, decoder: int = 32, classifier: bool = True, reverse: bool = True) -> PraNet:
-    """PraNet with random weights; the defaults are the official layout (32,547,319 parameters)."""
-    return PraNet(width, decoder, classifier=classifier, reverse=reverse)
-
-
-@builder("pranet-v2")
-def pranet_v2(classes: int = 1, width: float = 1.0, decoder: int = 32, classifier: bool = True) -> PraNetV2:
-    """PraNet-V2 with random weights; the defaults are the official layout (32,548,842 parameters)."""
-    return PraNetV2(classes, width, decoder, classifier=classifier)

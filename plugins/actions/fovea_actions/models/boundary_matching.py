@@ -17,6 +17,7 @@ from shared.registry import builder
 GROUPS = 4
 
 
+@builder("bmn")
 class BoundaryMatching(nn.Module):
     """BMN (Lin et al., ICCV 2019): boundaries per cell, and a confidence for every pair of start and end.
 
@@ -26,6 +27,7 @@ class BoundaryMatching(nn.Module):
 
     A video has `length` cells t of `features` channels c. A proposal has `samples`, each the mean of `samples_per_bin`
     points, and they reach `ratio` of its length beyond it. `hidden` are channels of the 1-D, 2-D and 3-D convolutions.
+    The defaults are the public layout.
     """
 
     ballast: int
@@ -36,8 +38,8 @@ class BoundaryMatching(nn.Module):
 
     def __init__(
         self,
-        features: int,
-        length: int,
+        features: int = 400,
+        length: int = 100,
         samples: int = 32,
         samples_per_bin: int = 3,
         ratio: float = 0.5,
@@ -125,11 +127,22 @@ class ClassSemantics(nn.Module):
         return attended
 
 
+@builder("bmn-csa")
 class AttendedBoundaryMatching(BoundaryMatching):
-    """BMN, with its `options`, whose features attend to class semantics; with both attentions off it is exactly BMN."""
+    """BMN, with its `options`, whose features attend to class semantics; with both attentions off it is exactly BMN.
+
+    200 semantics are ActivityNet's classes.
+    """
 
     def __init__(
-        self, features: int, length: int, semantics: int, *, channel: bool = True, time: bool = True, **options: object
+        self,
+        features: int = 400,
+        length: int = 100,
+        semantics: int = 200,
+        *,
+        channel: bool = True,
+        time: bool = True,
+        **options: object,
     ) -> None:
         super().__init__(features, length, **options)  # type: ignore[arg-type]  # BMN's own keywords, passed on
         self.semantics = semantics
@@ -162,42 +175,3 @@ def _fits(x: Tensor, name: str, channels: int, length: int) -> None:
 def _forget_sample_mask(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Public checkpoints store the sampling mask (128 MB at 100 cells); ours is generated."""
     state.pop(f"{prefix}sample_mask", None)
-
-
-@builder("bmn")
-def bmn(
-    features: int = 400,
-    length: int = 100,
-    samples: int = 32,
-    samples_per_bin: int = 3,
-    ratio: float = 0.5,
-    hidden: tuple[int, int, int] = (256, 128, 512),
-) -> BoundaryMatching:
-    """BMN with random weights; the defaults are the public layout."""
-    return BoundaryMatching(features, length, samples, samples_per_bin, ratio, hidden)
-
-
-@builder("bmn-csa")
-def bmn_csa(
-    features: int = 400,
-    length: int = 100,
-    semantics: int = 200,
-    channel: bool = True,
-    time: bool = True,
-    samples: int = 32,
-    samples_per_bin: int = 3,
-    ratio: float = 0.5,
-    hidden: tuple[int, int, int] = (256, 128, 512),
-) -> AttendedBoundaryMatching:
-    """BMN with class-semantics attention and random weights; 200 semantics are ActivityNet's classes."""
-    return AttendedBoundaryMatching(
-        features,
-        length,
-        semantics,
-        channel=channel,
-        time=time,
-        samples=samples,
-        samples_per_bin=samples_per_bin,
-        ratio=ratio,
-        hidden=hidden,
-    )

@@ -19,6 +19,7 @@ Encoder = Literal["lstm", "attn"]
 State = tuple[Tensor, Tensor]
 
 
+@builder("pointer-net")
 class PointerNet(nn.Module):
     """Scores every slot at every step: u_j = v · tanh(W1 e_j + W2 d_i), of width h, without glimpse and without bias.
 
@@ -27,7 +28,7 @@ class PointerNet(nn.Module):
     answer; its decoder is fed what the encoder made of a point.
     """
 
-    def __init__(self, hidden: int, encoder: Encoder = "lstm", layers: int = 3) -> None:
+    def __init__(self, hidden: int = 64, encoder: Encoder = "lstm", layers: int = 3) -> None:
         super().__init__()
         self.hidden, self.encoder = hidden, encoder
         if encoder == "lstm":
@@ -58,15 +59,16 @@ class PointerNet(nn.Module):
 
         `visit_once` bars slots that were chosen, and the end, with -inf.
         """
-        slots, told = self._build_inference().decode(points.numpy(force=True), steps, visit_once=visit_once)
+        slots, told = self.build_inference().decode(points.numpy(force=True), steps, visit_once=visit_once)
         return torch.from_numpy(slots), torch.from_numpy(told)
 
     def beam(self, points: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Orders of all points as slots (b, w, n), best first, and their log-probabilities (b, w), by beam search."""
-        slots, scores = self._build_inference().beam(points.numpy(force=True), width)
+        slots, scores = self.build_inference().beam(points.numpy(force=True), width)
         return torch.from_numpy(slots), torch.from_numpy(scores)
 
-    def _build_inference(self) -> PointerInference:
+    def build_inference(self) -> PointerInference:
+        """Build the same network in numpy, as it is served."""
         return PointerInference({key: value.numpy(force=True) for key, value in self.state_dict().items()})
 
     def read(self, points: Tensor) -> tuple[Tensor, Tensor, State]:
@@ -86,12 +88,6 @@ class PointerNet(nn.Module):
         """Logits (b, t, n + 1) from W1 e (b, n + 1, h) and decoder states (b, t, h)."""
         logits: Tensor = self.v(torch.tanh(encoded[:, None] + self.W2(decoded)[:, :, None]))[..., 0]
         return logits
-
-
-@builder("pointer-net")
-def pointer_net(hidden: int = 64, encoder: Encoder = "lstm", layers: int = 3) -> PointerNet:
-    """A pointer network with random weights."""
-    return PointerNet(hidden, encoder, layers)
 
 
 @builder("fovea-pointer-hull")

@@ -25,12 +25,12 @@ from fovea_recipes.medical_seg.evaluation import (
 )
 from fovea_recipes.medical_seg.losses import deep_supervision
 from fovea_recipes.training.calibrate import ServingFacts, reliability_facts
-from fovea_recipes.training.data.augment import Augment, Warp, warp_mask, warp_picture
+from fovea_recipes.training.data.augment import Augment, Warp, warp_picture
 from fovea_recipes.training.data.mask_folders import MaskSet, find_masks, read_mask
 from fovea_recipes.training.data.survey import FileProblem, Survey, near_copies, picture_size, unreadable
 from fovea_recipes.training.folder_recipe import FolderRecipe, epoch, is_empty, swap_ends
 from fovea_recipes.training.imagenet import load_imagenet
-from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
+from fovea_recipes.training.recipe import Batch, MultiScale, Schedule, decay_kernels
 from fovea_recipes.training.score_calibration import fit_temperature
 from services.medical_seg.models.pranet_lite import PraNetLite
 from services.medical_seg.preprocess import MEAN, STD, resize_and_normalise
@@ -82,17 +82,7 @@ class PraNetLiteRecipe(
         return built
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        knobs, groups = self.schedule, dict[tuple[bool, bool], list[nn.Parameter]]()
-        for name, parameter in network.named_parameters():
-            groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
-        return torch.optim.AdamW(
-            [
-                {"params": held, "share": self.backbone_share if old else 1.0, "weight_decay": knobs.decay * decays}
-                for (old, decays), held in groups.items()
-            ],
-            lr=knobs.rate,
-            betas=knobs.betas,
-        )
+        return decay_kernels(network, self.schedule, self.backbone_share)
 
     def gather(self) -> str:
         pairs, problems = find_masks(self.data, self._cache / "masks", self.names)
@@ -145,7 +135,7 @@ class PraNetLiteRecipe(
         warp = self.augment.warp(rng, mask.shape, target)
         if rng.random() < self.empty:
             warp = _without_polyp(mask, warp, side, rng)
-        return self.augment.recolour(warp_picture(image, warp, target), rng), warp_mask(mask, warp, target)
+        return self.augment.recolour(warp_picture(image, warp, target), rng), warp_picture(mask, warp, target)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         image = batch["image"].contiguous(memory_format=torch.channels_last)

@@ -199,11 +199,20 @@ def predict_in_batches(
     return torch.cat([(call or network)(part).cpu() for part in parts])
 
 
-def decay_kernels(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """AdamW whose weight decay leaves out norms and biases."""
-    kernels = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
-    others = [p for p in network.parameters() if p.ndim <= 1 and p.requires_grad]
-    groups = [{"params": kernels, "weight_decay": schedule.decay}, {"params": others, "weight_decay": 0.0}]
+def decay_kernels(network: nn.Module, schedule: Schedule, backbone_share: float = 1.0) -> torch.optim.Optimizer:
+    """AdamW whose weight decay leaves out norms and biases.
+
+    The rate of layers below `backbone`, which has been trained before, is a share of the others' rate.
+    """
+    held: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            is_old = backbone_share != 1 and name.startswith("backbone.")
+            held.setdefault((is_old, parameter.ndim > 1), []).append(parameter)
+    groups = [
+        {"params": some, "weight_decay": schedule.decay * is_kernel, "share": backbone_share if is_old else 1.0}
+        for (is_old, is_kernel), some in sorted(held.items(), reverse=True)
+    ]
     return torch.optim.AdamW(groups, lr=schedule.rate, betas=schedule.betas)
 
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from fovea_planning.models.pointer_net import PointerNet
 from fovea_planning.solvers.exact import optimal_tours, tour_lengths
 from fovea_planning.solvers.geometry import area, canonical_hull, hull, hull_successors, polygon_is_valid
-from fovea_planning.solvers.pointer_inference import PointerInference
 from fovea_planning.solvers.pointer_solver import normalise_points, predict_hulls, predict_tours
 from fovea_recipes.training.recipe import Batch, Recipe, Schedule
 
@@ -97,7 +96,7 @@ class PointerHull(_Pointer, name="pointer-hull", weights="fovea-pointer-hull", d
 
     def _exact(self, net: PointerNet, points: np.ndarray) -> tuple[list[bool], list[float], list[bool]]:
         """Which polygons are exact, the share of the true area of those that are valid, and which are."""
-        orders, _ = predict_hulls(_ready(net), points)
+        orders, _ = predict_hulls(net.build_inference(), points)
         valid = list(map(polygon_is_valid, points, orders))
         pairs = [(instance, order, hull(instance)) for instance, order in zip(points, orders, strict=True)]
         exact = [ok and canonical_hull(order) == true for ok, (_, order, true) in zip(valid, pairs, strict=True)]
@@ -150,12 +149,8 @@ class PointerTour(_Pointer, name="pointer-tour", weights="fovea-pointer-tour", d
 
     def _ratio(self, net: PointerNet, points: np.ndarray, width: int) -> NDArray[np.float64]:
         """Length of each tour over that of the shortest."""
-        lengths = tour_lengths(points, predict_tours(_ready(net), points, width))
+        lengths = tour_lengths(points, predict_tours(net.build_inference(), points, width))
         return np.asarray(lengths / optimal_tours(points)[1])
-
-
-def _ready(net: PointerNet) -> PointerInference:
-    return PointerInference({key: value.numpy(force=True) for key, value in net.state_dict().items()})
 
 
 def _hull_slots(points: np.ndarray) -> np.ndarray:
