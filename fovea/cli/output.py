@@ -7,6 +7,7 @@ import csv
 import json
 import re
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -143,6 +144,13 @@ def format_figure(value: Any, digits: int = 3) -> str:
     if not isinstance(value, float):
         return "–" if value is None else str(value)
     return f"{value:.{digits}g}" if abs(value) < 10**digits - 0.5 else f"{value:.0f}"
+
+
+def format_age(at: float) -> str:
+    """How long ago a Unix time was, in the largest unit that fits."""
+    ago = max(0, int(time.time() - at))
+    unit, size = next(((u, s) for u, s in (("d", 86_400), ("h", 3_600), ("min", 60)) if ago >= s), ("s", 1))
+    return f"{ago // size} {unit}"
 
 
 def colour_status(status: str) -> str:

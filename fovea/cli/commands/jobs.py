@@ -1,6 +1,6 @@
 """`fovea jobs …`: lists, follows, cancels and retries queued requests."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from fovea.api.job import Job
 from fovea.cli.common_options import Connection, GatewayOptions
 from fovea.cli.job_progress import describe_state, follow_job
 from fovea.cli.option_groups import CommandApp
-from fovea.cli.output import Screen, colour_status
+from fovea.cli.output import Screen, colour_status, format_age
 from fovea.cli.text_files import write_file
 
 app = CommandApp(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
@@ -98,17 +98,9 @@ def _print(screen: Screen, job: Job) -> None:
 
 
 def _row(job: Job) -> tuple[str, ...]:
-    facts = job.id, colour_status(job.status), escape(job.path), f"{job.progress:.0%}", _format_age(job.created)
-    return (*facts, escape(describe_state(job)))
+    age = format_age(job.created.timestamp())
+    return job.id, colour_status(job.status), escape(job.path), f"{job.progress:.0%}", age, escape(describe_state(job))
 
 
 def _format_time(moment: datetime | None) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
-
-
-def _format_age(moment: datetime) -> str:
-    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"

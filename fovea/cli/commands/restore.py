@@ -108,10 +108,6 @@ def summarise(answer: RestoreOut) -> str:
         return f"{size} in {cost.tiles} tiles would take about {cost.seconds:.1f} s and {cost.memory_mib:,} MiB"
     line = f"{size}, {answer.variant}, changed by {100 * answer.mean_change:.1f} % of white"
     if answer.likeness is not None and answer.input_likeness is not None:
-        before, after = (like.psnr for like in (answer.input_likeness, answer.likeness))
-        line += f", {_format_db(before)} → {_format_db(after)}"
+        ratios = (like.psnr for like in (answer.input_likeness, answer.likeness))
+        line += ", " + " → ".join("equal" if ratio is None else f"{ratio:.1f} dB" for ratio in ratios)
     return line
-
-
-def _format_db(value: float | None) -> str:
-    return "equal" if value is None else f"{value:.1f} dB"

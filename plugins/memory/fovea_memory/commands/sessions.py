@@ -1,6 +1,5 @@
 """Sessions of models with a memory: open, list, fork, export, import, roll back, delete."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from fovea import sessions_documents
 from fovea.api.sessions import Deleted, Session
 from fovea.cli.common_options import Connection, GatewayOptions, Model
 from fovea.cli.option_groups import CommandApp
-from fovea.cli.output import Screen
+from fovea.cli.output import Screen, format_age
 
 app = CommandApp(
     help="Sessions of models with a memory: open, list, fork, export, import, roll back, delete.",
@@ -45,7 +44,8 @@ def list_(
         screen.note("No sessions. `fovea sessions open` opens one.")
         return
     rows = (
-        (s.id, s.model, str(s.version), str(s.tokens), f"{s.state_bytes:,}", _format_age(s.updated)) for s in found.data
+        (s.id, s.model, str(s.version), str(s.tokens), f"{s.state_bytes:,}", f"{format_age(s.updated)} ago")
+        for s in found.data
     )
     screen.table(("session", "model", "version", "tokens", "bytes", "last used"), rows, head=False)
     if found.has_more:
@@ -124,13 +124,6 @@ def surprise(
 def delete(session: Id, *, gateway: GatewayOptions) -> None:
     """Delete a session: its memory, its versions and its answers."""
     print_deleted(gateway.screen, gateway.send(sessions_documents.delete_session(session)))
-
-
-def _format_age(at: int) -> str:
-    """Format how long ago a Unix time was."""
-    ago = max(0, int(time.time()) - at)
-    unit, size = next(((u, s) for u, s in (("d", 86_400), ("h", 3_600), ("min", 60)) if ago >= s), ("s", 1))
-    return f"{ago // size} {unit} ago"
 
 
 def print_deleted(screen: Screen, answer: Deleted) -> None:
