@@ -5,8 +5,6 @@ built once. One worker gets everything that starts whole products and clusters: 
 from each other.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

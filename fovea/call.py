@@ -103,7 +103,6 @@ class Sender(Protocol):
 
     def send(self, call: Call[Answer]) -> Answer:
         """Send a call and parse its answer."""
-        ...
 
 
 class AsyncSender(Protocol):

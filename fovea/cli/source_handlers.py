@@ -20,13 +20,11 @@ class SourceHandler(Protocol):
 
     def accepts(self, source: str) -> bool:
         """Whether a source, as the user wrote it, is of this kind."""
-        ...
 
     def run(
         self, sources: Sequence[str], options: Mapping[str, Any], output: Path, screen: Screen, connection: Connection
     ) -> None:
         """Answer these sources and write the results to a folder."""
-        ...
 
 
 def handle_sources(

@@ -102,10 +102,8 @@ class Autoscaler:
     """Ray's: our policy `shared.serving.ray.scale` says how many, and Ray's own delays when."""
 
     def __init__(self, low: int, high: int, busy_per_replica: int) -> None:
-        ours, rays = (
-            importlib.import_module("shared.serving.ray"),
-            importlib.import_module("ray.serve.autoscaling_policy"),
-        )
+        ours = importlib.import_module("shared.serving.ray")
+        rays = importlib.import_module("ray.serve.autoscaling_policy")
         config: Any = importlib.import_module("ray.serve.config").AutoscalingConfig
         self._scale, self._delay = ours.scale, rays._apply_delay_logic
         self._config = config(min_replicas=low, max_replicas=high, upscale_delay_s=10.0)

@@ -56,7 +56,6 @@ class Engine(Protocol):
 
     def begin(self, seconds: float, done: asyncio.Future[None]) -> None:
         """Take a request, whose future is resolved when it is answered."""
-        ...
 
 
 class BatchEngine:

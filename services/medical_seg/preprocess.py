@@ -33,10 +33,8 @@ def upsample(values: np.ndarray, height: int, width: int) -> np.ndarray:
 def upsample_in_strips(values: np.ndarray, height: int, width: int) -> Iterator[tuple[slice, np.ndarray]]:
     """`upsample`, in bands of rows from top to bottom: (rows, their values)."""
     # Gathered and mixed by hand: as a product with sparse weights it would wake all of BLAS's threads for each picture.
-    (above, below, down), (left, right, across) = (
-        _neighbours(values.shape[0], height),
-        _neighbours(values.shape[1], width),
-    )
+    above, below, down = _neighbours(values.shape[0], height)
+    left, right, across = _neighbours(values.shape[1], width)
     step = max(1, _STRIP // width)
     for top in range(0, height, step):
         rows = slice(top, min(top + step, height))

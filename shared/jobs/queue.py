@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class Counts(NamedTuple):
@@ -74,10 +74,8 @@ Handler = Callable[[Payload, Ticket], Awaitable[Result]]
 and any other error are tried again."""
 
 
-class Worker(BaseModel):
+class Worker(BaseModel, frozen=True):
     """The record that a worker renews with the leases of its jobs."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     service: str

@@ -5,18 +5,6 @@ from shared.registry.discovery import builder, network, networks, servables
 from shared.registry.servable import CallContext, Engine, LoadContext, ModelVariant, Servable
 
 __all__ = [
-    "CallContext",
-    "Card",
-    "Engine",
-    "Limits",
-    "LoadContext",
-    "Metric",
-    "ModelVariant",
-    "Paper",
-    "SamplingDefaults",
-    "Servable",
-    "builder",
-    "network",
-    "networks",
-    "servables",
-]
+    "CallContext", "Card", "Engine", "Limits", "LoadContext", "Metric", "ModelVariant", "Paper", "SamplingDefaults",
+    "Servable", "builder", "network", "networks", "servables",
+]  # fmt: skip

@@ -6,7 +6,7 @@ long. No backbone is served here.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat
 
 from fovea.api.arrays import ArrayBytes
 from fovea.api.image import Drawable, split_commas
@@ -18,10 +18,8 @@ LONGEST_S = 1e6
 """Longest video."""
 
 
-class ActionsIn(BaseModel):
+class ActionsIn(BaseModel, extra="forbid", frozen=True):
     """A video as features, and how to search it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     features: ArrayBytes = Field(
         description="Channels by time: `.npy`, rows of numbers, or `.npz` with arrays `features` and, if wanted, "

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from services.interpretability.attention.pattern_capture import ProjectionEdit, run_blocks
 from shared.lm.attention import DenseAttention
-from shared.lm.blocks import Block, Gemma3Block, GPT2Block, RMSNorm
+from shared.lm.blocks import Gemma3Block, GPT2Block, RMSNorm
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import to_device
 from shared.lm.taps import trace
@@ -120,18 +120,13 @@ def scale_of_norm(norm: RMSNorm, x: Tensor) -> Tensor:
 
 def project_values(model: Decoder, layer: int, z: Tensor) -> Tensor:
     """Project mixed values z [...,H,d] by the output matrix alone, without bias and norm: [...,D]."""
-    weight = output_weight(model, layer)
-    return functional.linear(z.flatten(-2), weight)
+    return functional.linear(z.flatten(-2), output_weight(model, layer))
 
 
 def output_weight(model: Decoder, layer: int) -> Tensor:
     """Return the matrix from a layer's mixed values to the residual stream [D,H·d]."""
     block = model.blocks[layer]
-    return block.attn.c_proj.weight.t() if isinstance(block, GPT2Block) else _split(block).o_proj.weight
-
-
-def _split(block: Block) -> Any:
-    return cast("Any", block).self_attn
+    return block.attn.c_proj.weight.t() if isinstance(block, GPT2Block) else cast("Any", block).self_attn.o_proj.weight
 
 
 def run_with_cache(model: Decoder, ids: Tensor) -> ActivationCache:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from fovea.errors import InvalidOption, Malformed
 from services.interpretability.core.studied_model import StudiedModel
@@ -190,9 +190,7 @@ def _last_positions(subject: StudiedModel, ids: Sequence[int], colours: Sequence
     return positions
 
 
-class _PairLine(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _PairLine(BaseModel, extra="forbid"):
     clean: str = Field(min_length=1)
     corrupt: str = Field(min_length=1)
     correct: str

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption, Malformed
 from services.interpretability.attention.head_scores import top_heads
@@ -59,10 +59,8 @@ def overlap(first: Sequence[object], second: Sequence[object], fraction: float) 
     )
 
 
-class CompareRequest(BaseModel):
+class CompareRequest(BaseModel, extra="forbid"):
     """Two circuits: whole reports, or the keys of stored ones."""
-
-    model_config = ConfigDict(extra="forbid")
 
     first: str | dict[str, Any] = Field(description="A report of circuits, or the key of a stored one.")
     second: str | dict[str, Any] = Field(description="Another one.")

@@ -59,16 +59,11 @@ def check_access(config: LabelStudioSettings, host: str) -> None:
     Raises InvalidOption: Label Studio's address or token is missing, or others could reach it without a password.
     """
     if not config.label_studio_url or config.label_studio_token is None:
-        raise InvalidOption(
-            "Label Studio's address or its token is missing.",
-            hint="Set FOVEA_LABEL_STUDIO_URL and FOVEA_LABEL_STUDIO_TOKEN (Account & Settings, Access token).",
-        )
+        hint = "Set FOVEA_LABEL_STUDIO_URL and FOVEA_LABEL_STUDIO_TOKEN (Account & Settings, Access token)."
+        raise InvalidOption("Label Studio's address or its token is missing.", hint=hint)
     if config.label_studio_backend_password is None and not is_loopback(host):
-        raise InvalidOption(
-            f"On {host} others could reach the backend without a password.",
-            hint="Set FOVEA_LABEL_STUDIO_BACKEND_PASSWORD, and enter it in Label Studio.",
-            field="host",
-        )
+        hint = "Set FOVEA_LABEL_STUDIO_BACKEND_PASSWORD, and enter it in Label Studio."
+        raise InvalidOption(f"On {host} others could reach the backend without a password.", hint=hint, field="host")
 
 
 async def _serve(config: LabelStudioSettings, model: str, training: Training, url: str, place: tuple[str, int]) -> None:

@@ -79,11 +79,9 @@ def find_control(text: str, task: str) -> ControlTag:
     controls = [control for control in parse_label_config(text) if control.kind in kinds]
     if not controls:
         wanted = " or ".join(name for kind in kinds for name, known in _KINDS.items() if known == kind)
-        raise InvalidOption(
-            f"The labelling configuration has no tag that takes answers of {task!r}.",
-            hint=f"Give its <Image> a {wanted}." if wanted else f"Tasks: {', '.join(FITTING)}.",
-            field="label_config",
-        )
+        detail = f"The labelling configuration has no tag that takes answers of {task!r}."
+        hint = f"Give its <Image> a {wanted}." if wanted else f"Tasks: {', '.join(FITTING)}."
+        raise InvalidOption(detail, hint=hint, field="label_config")
     return min(controls, key=lambda control: kinds.index(control.kind))
 
 

@@ -67,7 +67,6 @@ class SessionSource(Protocol[T]):
     @property
     def max_bytes(self) -> int:
         """Bytes that a session of the request may come to."""
-        ...
 
     def open(self) -> T:
         """A session; called when the request is admitted.
@@ -75,8 +74,6 @@ class SessionSource(Protocol[T]):
         Raises:
             FoveaError: There is none for this request.
         """
-        ...
 
     def on_finish(self, session: T, last: Sequence[int]) -> None:
         """An answer has ended: its session, and the last token drawn, which the session has not read."""
-        ...

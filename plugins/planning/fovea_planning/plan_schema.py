@@ -5,7 +5,7 @@ An index is the place of a point in the list that was sent; of a detector's answ
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from fovea.api.boxes import DetectOut
 from fovea_planning.scanpath_schema import parse_objects
@@ -14,10 +14,8 @@ Point = tuple[float, float]
 Points = Annotated[tuple[Point, ...], Field(max_length=2000)]
 
 
-class PlanIn(BaseModel):
+class PlanIn(BaseModel, extra="forbid", frozen=True):
     """Points, and what to make of them: send `points`, `detections` or `batch`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: Literal["hull", "delaunay", "tsp"] = Field(
         description="hull: smallest convex polygon; delaunay: triangles between neighbours; tsp: shortest closed tour."

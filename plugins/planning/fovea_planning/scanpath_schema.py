@@ -7,7 +7,7 @@ id is its place in that list. Pixels are those of the upright picture.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from fovea.api.boxes import Box, DetectOut
 from fovea.api.image import Drawable, ImageBytes
@@ -29,10 +29,8 @@ Objects = Annotated[DetectOut | Annotated[tuple[Box, ...], Field(max_length=3000
 """An answer of `/v1/detect`, or boxes x1, y1, x2, y2."""
 
 
-class ScanpathIn(BaseModel):
+class ScanpathIn(BaseModel, extra="forbid", frozen=True):
     """A shelf, and how it is searched: `image` with `objects`, or `crops` with `grid`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: ImageBytes | None = Field(None, description="Picture of the shelf: PNG, JPEG, WebP, TIFF or BMP.")
     model: str | None = Field(None, description="Which model; left out, the default one.")

@@ -57,11 +57,8 @@ def letterbox_views(
     height, width = pixels.shape[:2]
     parts = make_slices(height, width, options.tile, options.tile_overlap) if options.tile else []
     if len(parts) > MAX_SLICES:
-        raise TooLarge(
-            f"{len(parts)} slices of {options.tile} pixels; {MAX_SLICES} are the most.",
-            hint="Take a larger tile.",
-            field="tile",
-        )
+        detail = f"{len(parts)} slices of {options.tile} pixels; {MAX_SLICES} are the most."
+        raise TooLarge(detail, hint="Take a larger tile.", field="tile")
     areas = [Slice(0, 0, width, height), *parts]
     fitted = [letterbox(pixels[a.y1 : a.y2, a.x1 : a.x2], side, stride, not square) for a in areas]
     page, ratio, (pad_x, pad_y) = fitted[0]

@@ -37,15 +37,12 @@ class TokenEmbedder(Protocol):
 
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text, uncut."""
-        ...
 
     def embed_tokens(self, texts: Sequence[list[int]]) -> np.ndarray:
         """Vectors of length 1 [n,d] of texts, each cut to `max_tokens` as the model is used to."""
-        ...
 
     def cut(self, ids: list[int], size: int) -> list[int]:
         """So many tokens of a text, as the model is used to."""
-        ...
 
 
 class DecoderEmbedder(TokenEmbedder):

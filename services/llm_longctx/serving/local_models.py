@@ -1,7 +1,5 @@
 """Model selection: the models of the `models` folder, or the one whose files the settings name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

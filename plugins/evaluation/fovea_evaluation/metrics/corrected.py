@@ -5,6 +5,7 @@ Angelopoulos et al. (2023, arXiv:2301.09633) with the tuned weight λ of PPI++ (
 average; a judge that is worth nothing gets λ = 0, and what remains is the human sample alone.
 """
 
+import bisect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,10 +131,6 @@ def plan_labels(human: Any, judge: Any, *, total: int, half_width: float, confid
 
 def _smallest(half: Callable[[int], float], total: int, wished: float) -> int | None:
     """The fewest labelled units, 2 to `total`, from which on the half-width is at most the wished one."""
-    low, high = 2, total
     if total < 2 or half(total) > wished:
         return next((n for n in range(2, total + 1) if half(n) <= wished), None) if total <= 1000 else None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if half(middle) <= wished else (middle + 1, high)
-    return low
+    return 2 + bisect.bisect_left(range(2, total), True, key=lambda n: half(n) <= wished)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from fovea.api.longctx import LongctxOptions
 from fovea.api.text import GenerationOptions
@@ -18,10 +18,8 @@ _COMMON = frozenset({"priority"})
 """Fields of `longctx` that concern no method."""
 
 
-class LandmarkOptions(BaseModel):
+class LandmarkOptions(BaseModel, frozen=True, extra="forbid"):
     """How a stream is read through its blocks."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: int = Field(2, ge=1, le=64, description="Blocks that each query fetches.")
     selection: Literal["per_token_and_head", "max_over_heads", "max_over_tokens"] = Field(

@@ -125,11 +125,8 @@ class LandmarkRequestSession(RequestSession):
     def fork(self) -> Self:
         """An independent copy, which makes no checkpoints."""
         twin = type(self)(self.session.fork(), self.num_read, self._prompt_tokens, self._muted)
-        twin.votes, twin.answer_ids, twin.loaded_blocks = (
-            list(self.votes),
-            list(self.answer_ids),
-            set(self.loaded_blocks),
-        )
+        twin.votes, twin.answer_ids = list(self.votes), list(self.answer_ids)
+        twin.loaded_blocks = set(self.loaded_blocks)
         twin.is_fork = True
         twin.num_retrieved, twin.num_fetched, twin.num_stored = self.num_retrieved, self.num_fetched, self.num_stored
         return twin

@@ -158,7 +158,6 @@ class HasParameters(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Its weights."""
-        ...
 
 
 def read_ids(net: HasParameters, tokens: Sequence[int]) -> Tensor:

@@ -1,15 +1,17 @@
 """Seven mixers equal their goldens; recurrences and sessions equal the parallel forms, and nobody looks ahead."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fovea_memory.mixers.deconstructed.mixers import VARIANTS, Recurrence, attention_map, cache_bytes, mix
+from fovea_memory.mixers.deconstructed.mixers import Recurrence, Variant, attention_map, cache_bytes, mix
 from shared.registry import network
 from tests.harness.hypothesis_profiles import fewer
 
-NAMES = {"random_qk": "fixed_qk", "static_qk": "static_emb_qk"}
+VARIANTS, NAMES = get_args(Variant), {"random_qk": "fixed_qk", "static_qk": "static_emb_qk"}
 
 
 @pytest.fixture

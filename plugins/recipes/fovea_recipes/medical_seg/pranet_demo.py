@@ -50,10 +50,8 @@ class PraNetDemo(
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:
         data = self.split("train")
         chosen = rng.integers(len(data.images), size=self.schedule.batch)
-        image, mask = (
-            normalise_frames(data.images[chosen]),
-            torch.from_numpy(data.truth[chosen, None].astype(np.float32)),
-        )
+        image = normalise_frames(data.images[chosen])
+        mask = torch.from_numpy(data.truth[chosen, None].astype(np.float32))
         for axis in (-1, -2):
             turned = torch.from_numpy(rng.random(self.schedule.batch) < 0.5).view(-1, 1, 1, 1)
             image, mask = image.where(~turned, image.flip(axis)), mask.where(~turned, mask.flip(axis))

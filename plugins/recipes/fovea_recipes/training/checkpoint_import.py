@@ -200,17 +200,14 @@ def compare(
     unexpected = [key for key in state if key not in wanted]
     needed = [key for key in missing if not (key.startswith(idle) or key.endswith((*idle, "num_batches_tracked")))]
     if needed:
-        raise InvalidOption(
-            f"The checkpoint lacks {len(needed)} of {len(wanted)} tensors, {_some(needed)}.",
-            hint=f"It has {len(unexpected)} others, {_some(unexpected)}: is it of another network?",
-        )
+        detail = f"The checkpoint lacks {len(needed)} of {len(wanted)} tensors, {_some(needed)}."
+        hint = f"It has {len(unexpected)} others, {_some(unexpected)}: is it of another network?"
+        raise InvalidOption(detail, hint=hint)
     shared = [key for key in wanted if key in state]
     if misfits := [key for key in shared if state[key].shape != wanted[key].shape]:
         key = misfits[0]
-        raise InvalidOption(
-            f"{len(misfits)} tensors have another shape: {key} is {list(state[key].shape)}, "
-            f"{list(wanted[key].shape)} is needed."
-        )
+        found, needs = list(state[key].shape), list(wanted[key].shape)
+        raise InvalidOption(f"{len(misfits)} tensors have another shape: {key} is {found}, {needs} is needed.")
     if broken := [key for key in shared if not bool(state[key].isfinite().all())]:
         raise InvalidOption(f"{len(broken)} tensors hold values that are not finite, {_some(broken)}.")
     return missing, unexpected

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
+from pydantic import BaseModel, Field, PrivateAttr, field_serializer
 from torch import Tensor, nn
 
 from fovea.errors import InvalidOption
@@ -34,10 +34,8 @@ def is_empty(several: tuple[object, ...]) -> bool:
     return not several
 
 
-class DataSource(BaseModel):
+class DataSource(BaseModel, frozen=True, extra="forbid"):
     """Where a data set comes from; what is said here stands on the Card of what was trained on it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str = Field("", description="Name of the data set; left out, that of its folder.")
     doi: str = Field("", description="DOI or address.")
@@ -221,7 +219,6 @@ def _has_bfloat16(like: Tensor) -> bool:
     """Whether the processor multiplies bfloat16 itself (AMX, AVX512-BF16); graphics cards that train do."""
     if like.device.type != "cpu":
         return bool(torch.cuda.is_bf16_supported())
-    able: dict[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # newer torch says; older is taken to have none
+    # Newer torch says; older is taken to have none.
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

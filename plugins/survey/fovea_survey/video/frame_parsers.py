@@ -58,11 +58,9 @@ class FrameParser(Protocol):
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Frames that are complete now that `data` has arrived."""
-        ...
 
     def close(self) -> Iterator[bytes]:
         """The rest when the stream ends."""
-        ...
 
 
 def choose_parser(media: str, bounds: DecodeBounds) -> FrameParser:

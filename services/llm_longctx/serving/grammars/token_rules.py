@@ -19,7 +19,6 @@ class OpeningGrammar(Protocol):
 
     def fork(self) -> Grammar:
         """The same, for one answer."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,6 @@ from fovea_circuits.patching import ablate, activation_patch, direct_logit_attri
 from services.interpretability.attention.head_scores import head_patterns, top_heads
 
 __all__ = [
-    "Circuits",
-    "CircuitsSpec",
-    "ablate",
-    "activation_patch",
-    "direct_logit_attribution",
-    "head_patterns",
-    "logit_difference",
-    "overlap",
-    "path_patch",
-    "top_heads",
-]
+    "Circuits", "CircuitsSpec", "ablate", "activation_patch", "direct_logit_attribution", "head_patterns",
+    "logit_difference", "overlap", "path_patch", "top_heads",
+]  # fmt: skip

@@ -36,16 +36,13 @@ class Draft(Protocol):
     @property
     def first(self) -> int:
         """Least units of haystack."""
-        ...
 
     @property
     def most(self) -> int:
         """Most units that there are."""
-        ...
 
     def build(self, units: int) -> Passage:
         """The context with so many units."""
-        ...
 
 
 def seed_streams(seed: int, task: str, group: int) -> tuple[random.Random, int]:

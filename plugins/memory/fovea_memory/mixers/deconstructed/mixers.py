@@ -20,16 +20,6 @@ Variant = Literal["standard", "mlp", "approximate", "nonapproximate", "random_qk
 Layout = Literal["uniform", "hybrid", "skip"]
 Weights = Mapping[str, Tensor]
 
-VARIANTS: tuple[Variant, ...] = (
-    "standard",
-    "mlp",
-    "approximate",
-    "nonapproximate",
-    "random_qk",
-    "fixed_qk",
-    "static_qk",
-)
-
 
 def mix(variant: Variant, hidden: Tensor, weights: Weights, heads: int, source: Tensor | None = None) -> Tensor:
     """A mixer's output [B,L,D], without positions.

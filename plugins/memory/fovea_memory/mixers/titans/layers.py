@@ -236,10 +236,8 @@ class Segments(TitansLayer):
         old = torch.split(state["keys"], C, 3)
         new = [*(torch.stack(self.attention.project(part)[1:]) for part in recalled), torch.stack((k, v))]
         kinds = [torch.cat((was[..., :held, :], now), 3) for was, now in zip(old, new, strict=True)]
-        keys, values = (
-            torch.cat([rotate_halves(kind[0], at) for kind in kinds], 2),
-            torch.cat([kind[1] for kind in kinds], 2),
-        )
+        keys = torch.cat([rotate_halves(kind[0], at) for kind in kinds], 2)
+        values = torch.cat([kind[1] for kind in kinds], 2)
         visible = (at[held:, None] >= at).repeat(1, len(kinds))
         mixed = self.attention.mix(rotate_halves(q, at[held:]), keys, values, visible)
         return mixed, torch.cat([functional.pad(kind, (0, 0, 0, C - held - t)) for kind in kinds], 3)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from fovea.errors import InvalidOption, Malformed
 from services.interpretability.core.experiment import Cost, Experiment, Progress, Spec, probe_card
@@ -122,9 +122,7 @@ def _windows(tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 _NO_CONTROL = "More than half of all heads are hidden: too few are left for a control."
 
 
-class _DocumentLine(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _DocumentLine(BaseModel, extra="forbid"):
     id: str | int
     domain: str = Field("all", max_length=200)
     text: str

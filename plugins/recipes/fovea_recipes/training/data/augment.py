@@ -8,7 +8,7 @@ import math
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 Warp = NDArray[np.float64]
 """An affine map (2, 3) from pixel coordinates of the source to those of the target."""
@@ -17,10 +17,8 @@ Pixels = NDArray[np.uint8]
 Span = tuple[float, float]
 
 
-class Augment(BaseModel):
+class Augment(BaseModel, frozen=True, extra="forbid"):
     """How much a picture may change; the defaults suit photographs that have no natural up."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     flip_x: float = Field(0.5, ge=0, le=1, description="Chance of a mirror image, left to right.")
     flip_y: float = Field(0.5, ge=0, le=1, description="Chance of a mirror image, top to bottom.")
@@ -94,17 +92,11 @@ class Augment(BaseModel):
 
 
 def warp_picture(pixels: Pixels, warp: Warp, target: tuple[int, int], grey: int | None = None) -> Pixels:
-    """A picture (h, w, 3) under an affine map; what lies outside is mirrored in, or of one grey level."""
+    """A picture (h, w, 3), or its soft mask (h, w), under a map; what lies outside is mirrored in, or grey."""
     size = (target[1], target[0])
     if grey is None:
         return _bytes(cv2.warpAffine(pixels, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101))
     return _bytes(cv2.warpAffine(pixels, warp, size, flags=cv2.INTER_LINEAR, borderValue=(grey, grey, grey)))
-
-
-def warp_mask(mask: Pixels, warp: Warp, target: tuple[int, int]) -> Pixels:
-    """A soft mask (h, w), 0 to 255, under the map of its picture, mirrored like it."""
-    size = (target[1], target[0])
-    return _bytes(cv2.warpAffine(mask, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101))
 
 
 def warp_boxes(boxes: NDArray[np.float32], warp: Warp) -> NDArray[np.float32]:

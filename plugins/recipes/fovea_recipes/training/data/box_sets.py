@@ -96,10 +96,8 @@ def find_boxes(folder: Path, names: Sequence[str] = (), grow: int = 10) -> BoxSe
         return _yolo(folder, files, names)
     if names and (masked := _masked_pairs(folder))[0]:
         return _masked(*masked, names, grow)
-    raise NotFound(
-        f"There are no boxes in {folder}.",
-        hint="Give a folder with Pascal VOC (.xml), COCO (.json), YOLO (labels/*.txt), or masks and names of classes.",
-    )
+    hint = "Give a folder with Pascal VOC (.xml), COCO (.json), YOLO (labels/*.txt), or masks and names of classes."
+    raise NotFound(f"There are no boxes in {folder}.", hint=hint)
 
 
 def check_boxes(found: BoxSet) -> tuple[BoxSet, list[FileProblem], list[tuple[int, int]]]:

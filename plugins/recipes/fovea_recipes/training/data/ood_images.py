@@ -54,10 +54,8 @@ def _with_discs(page: Page, rng: np.random.Generator) -> Page:
     height, width = page.shape[:2]
     layer, radius = np.zeros((height, width), np.float32), np.exp(rng.uniform(np.log(4), np.log(40)))
     for _ in range(1 + int(rng.uniform(0.1, 1.2) * height * width / (np.pi * radius**2))):
-        centre, size = (
-            (int(rng.integers(width)), int(rng.integers(height))),
-            max(2, int(radius * rng.uniform(0.7, 1.3))),
-        )
+        centre = int(rng.integers(width)), int(rng.integers(height))
+        size = max(2, int(radius * rng.uniform(0.7, 1.3)))
         cv2.circle(layer, centre, size, float(rng.uniform(0.6, 1)), -1)
         if rng.random() < 0.5:
             cv2.circle(layer, centre, max(1, size // 2), float(rng.uniform(0.2, 0.8)), -1)

@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fovea_memory.mixers.deconstructed.mixers import Variant
 from services.interpretability.core.experiment import Spec
@@ -12,10 +12,8 @@ Layout = Literal["uniform", "hybrid"]
 LAYOUTS: tuple[Layout, ...] = ("uniform", "hybrid")
 
 
-class ModelSize(BaseModel):
+class ModelSize(BaseModel, frozen=True, extra="forbid"):
     """Size of the models, and of a training step."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = Field(96, ge=8, le=1024, description="D.")
     layers: int = Field(4, ge=2, le=24, description="Layers; hybrids have the variant in the first, third, fifth …")
