@@ -113,7 +113,9 @@ def sweep(prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: U
 
 
 def pick_default_model(task_name: str, entries: Sequence[ModelEntry]) -> str:
-    """Pick the model that a task uses when none is named: the first that is ready, else the first.
+    """Pick the model that a task uses when none is named: the first that is ready or will be soon, else the first.
+
+    A model that still loads keeps its place: another one gives other answers.
 
     Raises NotFound: no served model does this task.
     """
@@ -121,7 +123,8 @@ def pick_default_model(task_name: str, entries: Sequence[ModelEntry]) -> str:
     if not matching:
         tasks = ", ".join(sort_tasks(entry.task for entry in entries))
         raise NotFound(f"No served model does {task_name!r}.", hint=f"Tasks: {tasks or 'none yet'}.")
-    return next((entry.id for entry in matching if entry.ready), matching[0].id)
+    fit = (e for e in matching if e.ready or getattr(e, "state", None) in {"waiting", "loading"})
+    return next(fit, matching[0]).id
 
 
 def report(key: str, form: str) -> Call[bytes]:

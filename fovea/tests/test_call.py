@@ -322,13 +322,18 @@ def test_a_text_in_another_encoding_and_a_number_that_json_lacks_are_refused_bef
     assert caught.value.hint == "Give pictures as `pictures`."
 
 
-def test_the_default_of_a_task_is_the_first_that_is_ready():
-    entries = [
-        ModelEntry(id=name, created=1, task=task, service="s", ready=ready)
-        for name, task, ready in (("a", "segment", False), ("b", "segment", True), ("c", "chat", False))
+def test_the_default_of_a_task_is_the_first_that_is_ready_or_loading():
+    served = [
+        ("a", "segment", "failed"),
+        ("b", "segment", "ready"),
+        ("c", "chat", "failed"),
+        ("d", "detect", "loading"),
     ]
-    assert endpoints.pick_default_model("segment", entries) == "b"
-    assert endpoints.pick_default_model("chat", entries) == "c"
+    entries = [
+        ModelEntry(id=name, created=1, task=task, service="s", ready=state == "ready", state=state)
+        for name, task, state in (*served, ("e", "detect", "ready"))
+    ]
+    assert [endpoints.pick_default_model(task, entries) for task in ("segment", "chat", "detect")] == ["b", "c", "d"]
     with pytest.raises(errors.NotFound, match="paint") as caught:
         endpoints.pick_default_model("paint", entries)
     assert "chat, segment" in (caught.value.hint or "")
