@@ -95,15 +95,10 @@ def _parameters(kind: type[BaseModel], without: frozenset[str]) -> Iterator[insp
     for name, field in kind.model_fields.items():
         if name in without:
             continue
-        option = typer.Option(
-            help=_help(field),
-            show_default=False,
-            rich_help_panel=_PANEL,
-            min=_bound(field, "ge"),
-            max=_bound(field, "le"),
-        )
-        kind_of_value: Any = _type(field) | None
-        annotation: Any = operator.getitem(cast("Any", Annotated), (kind_of_value, option))
+        flags = ("--result-format",) if name == "format" else ()  # --format is the form of the command's output
+        limits = {"min": _bound(field, "ge"), "max": _bound(field, "le")}
+        option = typer.Option(*flags, help=_help(field), show_default=False, rich_help_panel=_PANEL, **limits)
+        annotation: Any = operator.getitem(cast("Any", Annotated), (_type(field) | None, option))
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

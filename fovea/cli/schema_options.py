@@ -120,8 +120,7 @@ def _is_switch(name: str, schema: Schema) -> bool:
 
 
 def _properties(schema: Schema) -> dict[str, Schema]:
-    properties: dict[str, Schema] = schema.get("properties", {})
-    return properties
+    return dict(schema.get("properties", {}))
 
 
 def _kinds(part: Schema, root: Schema) -> list[Schema]:

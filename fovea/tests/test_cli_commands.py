@@ -44,6 +44,8 @@ def test_models_are_listed_narrowed_and_read_by_programs_and_a_card_names_facts_
     code, out, _ = fovea("models", "--task", "segment", "--json")
     assert code == 0
     assert [(entry["id"], entry["ready"]) for entry in lines(out)] == [("disc", True), ("disc-large", False)]
+    code, _, err = fovea("models", "--task", "paint")
+    assert (code, "does 'paint'. Tasks: " in err) == (4, True)
     _, out, _ = fovea("models", "disc")
     for words in ("as-released", "Not a medical device.", "0.873 here, 0.912 in the paper", "--min-area", "CVPR 2021"):
         assert words in out

@@ -224,6 +224,12 @@ def test_a_picture_is_sent_with_the_options_and_written_with_its_facts(fovea, st
     assert stage.stub.seen[-1] == {"variant": "paper"}
     assert (here / "out/a.restored.png").read_bytes() == plain(AFTER)
     assert json.loads((here / "out/a.json").read_text())["estimate"]["tiles"] == 6
+    assert fovea("restore", "a.jpg", "--result-format", "png", "--format", "{file} {variant}") == (
+        0,
+        "a.jpg paper\n",
+        "",
+    )
+    assert stage.stub.seen[-1] == {"format": "png"}
 
 
 def test_one_failure_is_counted_and_what_takes_too_long_is_a_job(fovea, stage, here):

@@ -26,6 +26,8 @@ def models(
             _print_card(screen, client.model(name))
             return
         entries = client.models(task)
+        if task is not None and not entries:
+            client.default_model(task)  # raises NotFound, with the tasks there are
     if screen.wrote(*entries):
         return
     if not entries:

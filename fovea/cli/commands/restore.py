@@ -1,7 +1,6 @@
 """`fovea restore …`: restores many pictures, and saves each result with its facts.
 
-A request that would take too long is sent again as a job, with its progress shown. A picture that fails is reported and
-does not stop the others.
+A request that would take too long is sent again as a job, with its progress shown.
 """
 
 import json

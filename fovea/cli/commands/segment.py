@@ -38,7 +38,10 @@ def _segment(
     For each picture NAME, writes NAME.mask.png, NAME.overlay.jpg and NAME.json. The exit code is 1 if any failed.
     """
     options["model"] = model
-    if pictures := handle_sources("segment", sources, dict(options), output, gateway.screen, gateway):
+    pictures = handle_sources("segment", sources, dict(options), output, gateway.screen, gateway)
+    if coco is not None and len(pictures) < len(sources):
+        gateway.screen.note("[yellow]--coco is of pictures only: coco.json has nothing of DICOM.[/]")
+    if pictures:
         _SegmentBatch(gateway.screen, options, output=output, class_name=coco).run(pictures, concurrency, gateway)
 
 

@@ -81,8 +81,9 @@ def test_slices_that_a_shell_lists_are_one_segmentation(fovea, tmp_path):
         one = dcmread(io.BytesIO(endoscopy(1)))
         one.StudyInstanceUID, one.SeriesInstanceUID, one.InstanceNumber = "1.2", "1.2.4", number
         one.save_as(file)
-    code, _, err = fovea("segment", *slices, "-o", tmp_path / "out", "--normalise", "minmax")
-    assert code == 0, err
+    options = ["-o", tmp_path / "out", "--normalise", "minmax", "--coco", "polyp"]
+    code, _, err = fovea("segment", *slices, *options)
+    assert (code, "--coco" in err) == (0, True), err
     assert int(dcmread(tmp_path / "out" / "series-1.2.4.seg.dcm").NumberOfFrames) == 3
     (instance, *_) = json.loads((tmp_path / "out" / "series-1.2.4.json").read_text())["instances"]
     assert instance["frames"][0]["max_probability"] == 1  # as only stretched probabilities are
