@@ -11,6 +11,7 @@ from tests.command import help_runner
 @pytest.mark.parametrize("verb", ["rankings", "leaderboard"])
 def test_help_says_what_it_said(monkeypatch, capfdbinary, snapshot, verb):
     assert help_runner(monkeypatch, capfdbinary)("judge", verb, "--help") == (0, snapshot, "")
+    assert "as [id]." in help_runner(monkeypatch, capfdbinary)("judge", "support", "--help")[1]
 
 
 def test_a_judge_that_a_table_leaves_out_is_named_in_every_form_of_output(monkeypatch, capsys):

@@ -48,7 +48,7 @@ def make_vector(
     """Compute a vector, as yet without a version: its facts, and its directions [D] float32 by layer.
 
     Raises:
-        InvalidOption: A layer that the model does not have, or a prompt that it can't read.
+        InvalidOption: A layer that the model does not have, a prompt that it can't read, or sides without a difference.
         TooLarge: The prompts are too long together.
         Cancelled, DeadlineExceeded: Between two prompts, or two strengths.
     """
@@ -63,6 +63,8 @@ def make_vector(
         detail = f"The prompts have {total:,} tokens together; {MAX_TOKENS:,} are read."
         raise TooLarge(detail, hint="Send fewer or shorter ones.", field="positive")
     directions, facts = compute_directions(model, positive, negative, layers, body.tokens, run)
+    if not any(one.norm for one in facts):
+        raise InvalidOption("Both sides have the same activations: there is no direction.", field="negative")
     best, prose = choose_layer(facts), adapter.tokenize(PROSE, "prose")[: config.positions]
     strength, side_effects = measure_side_effects(model, prose, best, directions[best.layer], run)
     vector = SteeringVector(

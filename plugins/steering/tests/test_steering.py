@@ -265,6 +265,7 @@ def test_a_vector_comes_with_a_layer_a_strength_and_its_side_effects(client, ser
     fits = [one["strength"] for one in found["side_effects"][1:] if one["perplexity"] <= 1.5 * plain]
     assert made["strength"] == max(fits, default=STRENGTHS[0])
     assert text_of(client, extra_body={"interventions": [{"vector": "both", "site": "resid_post"}]})
+    assert "no direction" in vector_of(server, positive=["calm"], negative=["calm"]).text
     for fields, what in (
         ({"vector": "both", "scale": 1, "strength": 1}, "either scale or strength"),
         ({"vector": ONES, "site": "embed", "strength": 1}, "Numbers have no strength"),

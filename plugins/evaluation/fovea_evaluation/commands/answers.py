@@ -65,7 +65,7 @@ def nuggets(
 def support(
     query: Query,
     passages: Passages,
-    answer: Annotated[Path, typer.Option(help="Text file of the answer, which cites passages as [id].")],
+    answer: Annotated[Path, typer.Option(help="Text file of the answer, which cites passages as \\[id].")],
     *,
     check: SupportCheck,
     gateway: GatewayOptions,
