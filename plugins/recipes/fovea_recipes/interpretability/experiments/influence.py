@@ -105,7 +105,7 @@ def select(rows: Iterable[Influence], fraction: float = 0.2) -> dict[str, list[A
 
 def _best(rows: Sequence[Influence], fraction: float) -> list[Influence]:
     scored = [row for row in rows if row.score is not None]
-    return sorted(scored, key=lambda row: -(row.score or 0.0))[: max(1, math.ceil(fraction * len(scored)))]
+    return sorted(scored, key=lambda row: -(row.score or 0.0))[: max(1, math.ceil(fraction * len(scored) - 1e-9))]
 
 
 def _score(base: float, masked: float) -> float | None:
