@@ -144,6 +144,7 @@ def test_all_signs_are_tried_up_to_fourteen_queries():
     assert permutation_p([1, 1, 1]) == 2 / 8
     assert permutation_p([3, 1, 1]) == 2 / 8
     assert permutation_p([1, -1]) == 1.0
+    assert permutation_p([0.2, 0.4, 0.1, -0.3]) == 10 / 16  # two pairs of sums are equal but for rounding
     assert permutation_p([2, 1, -0.5]) == 4 / 8
     assert permutation_p(np.ones(14)) == 2 / 2**14
     assert permutation_p(np.ones(15), draws=9) == 1 / 10

@@ -143,6 +143,7 @@ def test_ratios_are_of_sums_over_the_same_samples_of_queries():
     assert (found == draw_ratios([whole, half], draws=50, seed=3)).all()
     assert (found != draw_ratios([whole, half], draws=50, seed=4)).any()
     assert set(draw_ratios([{"q1": (0.25, 0.5)}], draws=3, seed=0)[0]) == {0.5}
+    assert np.isnan(draw_ratios([{"q1": (1.0, 0.0)}], draws=3, seed=0)).all()
     one, none = draw_ratios([{"q1": (1.0, 2.0)}, {"q2": (1.0, 1.0)}], draws=40, seed=0)
     assert np.isnan(one).any()
     assert (np.isnan(one) | np.isnan(none)).any()
