@@ -262,6 +262,11 @@ def test_a_batch_that_runs_out_of_room_is_read_again(scheduler, backend, error):
     again = [event for event in (*events, *step(scheduler, 9)) if event.startswith("allocate")]
     assert again == ["allocate a", "allocate b", "allocate c"], "before those who came later"
     assert [ear.ids for _, ear in asked] == [[4, 4, 4]] * 3
+    alone, ear = ask("d", new=3)
+    start(scheduler, (alone,))
+    backend.failing["decode"] = error()
+    step(scheduler, 9)
+    assert ear.ids == [4, 4, 4], "alone, but for the first time"
 
 
 @pytest.mark.parametrize(("most", "reasons"), [(2, ["length"] * 3), (0, [TooLarge] * 3)])
@@ -279,6 +284,10 @@ def test_as_many_do_not_run_out_of_room_for_ever(scheduler, backend, monkeypatch
         scheduler.add_request(request)
     step(scheduler, 40)
     assert [ear.reason if most else type(ear.reason) for _, ear in asked] == reasons
+    monkeypatch.undo()
+    for letter in "def":
+        scheduler.add_request(ask(letter, new=9)[0])
+    assert "decode def" in step(scheduler, 9), "until one ends"
 
 
 def test_one_that_fails_fails_alone(scheduler, backend):
@@ -388,6 +397,9 @@ def test_the_thread_goes_on_after_a_step_that_failed(scheduler, backend, monkeyp
     scheduler.add_request(other)
     until(lambda: ear.ends)
     assert ear.ends == [("length", 2)]
+    done = []
+    scheduler.run_when_idle(done.append(piece) for piece in "a")
+    until(lambda: done)
     scheduler.close()
     assert not scheduler._thread.is_alive()
 

@@ -172,7 +172,7 @@ async def test_jobs_and_others_have_a_bound_of_their_own(doubler):
         await work.add(1, 2, run=run)
         with pytest.raises(QueueFull, match="2 requests wait"):
             await work.call(3, run())
-    await work.finish()
+    assert await work.finish() == [2, 4] * 2
 
 
 async def test_cancelled_caller_frees_its_place_and_is_never_run(doubler):
@@ -211,6 +211,16 @@ async def test_cancelled_caller_cancels_the_run_in_progress(doubler):
     await asyncio.gather(task, return_exceptions=True)
     assert await asyncio.to_thread(noticed.wait, 60)
 
+    def leave(key, items, run):
+        if 7 in items:
+            loop.call_soon_threadsafe(work.tasks[1].cancel)
+        return work.double(key, items, run)
+
+    loop, work = asyncio.get_running_loop(), doubler(leave)
+    await work.hold(7, 8)
+    left, stayed = await asyncio.wait_for(work.finish(), 20)
+    assert (type(left), stayed) == (asyncio.CancelledError, 16), "the others of its batch are answered"
+
 
 async def test_other_keys_wait_their_turn_and_keep_their_order(doubler):
     work = doubler()
@@ -219,6 +229,12 @@ async def test_other_keys_wait_their_turn_and_keep_their_order(doubler):
         await work.add(item, key=item % 2)
     assert await work.finish() == [2, 4, 6, 8]
     assert work.batches[1:] == [(1, [1, 3]), (0, [2, 4])]
+    work = doubler(size=3)
+    await work.hold()
+    for item, rows in ((1, 2), (2, 2), (3, 1)):  # the third would fit beside the first
+        await work.add(item, rows=rows)
+    await work.finish()
+    assert work.ran[1:] == [[1], [2, 3]]
 
 
 async def test_threads_run_side_by_side_have_the_model_s_name_and_do_not_keep_the_process_alive(doubler):
@@ -438,6 +454,11 @@ async def test_the_thread_wakes_for_the_last_of_those_that_it_expects(doubler):
     assert work.made.busy == 2
     assert await work.call(2) == 4
     assert await asyncio.gather(*work.tasks) == [0, 2]
+    work.made._last_count, work.made._last_end = 3, time.perf_counter()
+    await work.add(4)
+    await until(lambda: work.made._wake_at == 3)
+    await work.made.close(5)
+    assert await work.tasks[-1] == 8, "who closes does not wait for company"
 
 
 async def test_log_lines_carry_service_model_and_all_request_ids_of_a_batch_and_a_fault_names_the_model(doubler):
