@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fovea.errors import Conflict, Fault, InvalidOption, NotFound, NotReady, QueueFull, RateLimited
-from shared.jobs import redis_client, redis_keys
+from shared.jobs import redis_client, redis_keys, redis_queue
 from shared.jobs.consumer import NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
@@ -48,12 +48,12 @@ async def test_the_answer_comes_back_byte_for_byte(queue, inbox, payload):
 
 async def test_priorities_are_served_high_first_and_in_order_within(queue, inbox):
     wanted = {}
-    for priority in (0, -5, 1, 0, 99, -1):
+    for priority in (0, -5, 1, 0, 99, -1, 0, 0, 0):
         job, _ = await queue.submit(Payload("svc", "/", b"", priority=priority))
         wanted[job.id] = -max(-1, min(priority, 1))
     order = sorted(wanted, key=lambda job_id: wanted[job_id])
     positions = [(await queue.get(job_id, "local")).position for job_id in order]
-    assert positions == [0, 1, 2, 3, 4, 5]
+    assert positions == [*range(9)]
     assert [(await take(inbox)).id for _ in order] == order
 
 
@@ -103,6 +103,7 @@ async def test_a_full_queue_refuses_and_leaves_nothing_behind(queue, payload, jo
     with pytest.raises(QueueFull) as refusal:
         await queue.submit(replace(payload, body=b"x" * 5000), "key")
     assert refusal.value.retry_after
+    assert await queue._redis.client.keys("*:once:*") == []
     assert (await queue.counts("svc")).waiting == job_settings.job_queue_max
     assert await queue._payloads.older_than(-60) == []
     await queue.cancel((await queue.recent("ann"))[0].id, "ann")
@@ -140,6 +141,13 @@ async def test_a_failed_job_can_be_tried_again(queue, inbox, payload):
     delivery = await take(inbox)
     assert (delivery.id, delivery.attempt, delivery.tries) == (job.id, 2, 1)
     assert (await inbox.payload(delivery)).body == b"body"
+    client, held = queue._redis.client, redis_keys.key("bytes", "ann")
+    assert await client.zscore(redis_keys.key("expiring"), job.id) is None, "the sweep leaves it alone"
+    before = int(await client.get(held))
+    await inbox.fail(delivery, Result(422, "text/plain", b"n" * 100))
+    assert int(await client.get(held)) == before + 100
+    await queue.delete(job.id, "ann")
+    assert await client.get(held) is None, "before the sweep"
 
 
 async def test_a_job_tried_again_is_run_for_the_key_that_asks(queue, inbox, payload):
@@ -235,13 +243,15 @@ async def collect(queue: RedisJobQueue, job_id: str) -> list[tuple[str, float, s
     return [(job.status, job.progress, job.note) async for job in queue.events(job_id, "ann")]
 
 
-async def test_events_tell_every_step_and_end_with_the_final_state(queue, inbox, payload):
+async def test_events_tell_every_step_and_end_with_the_final_state(queue, inbox, payload, monkeypatch):
+    monkeypatch.setattr(redis_queue, "_EVENTS_POLL_S", 30)
     job, _ = await queue.submit(payload)
     seen: list[tuple[str, float, str | None]] = []
 
     async def follow() -> None:
         async for now in queue.events(job.id, "ann"):
-            seen.append((now.status, now.progress, now.note))  # noqa: PERF401  (others read it meanwhile)
+            seen.append((now.status, now.progress, now.note))
+            await asyncio.sleep(0.05)  # what changes meanwhile is not missed
 
     following = asyncio.create_task(follow())
     await until(lambda: len(seen) == 1)

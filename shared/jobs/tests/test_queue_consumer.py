@@ -105,7 +105,11 @@ async def test_a_failed_attempt_waits_out_its_delay(queue, inbox, payload, monke
     begun = time.monotonic()
     await inbox.wait(quiet)
     assert time.monotonic() - begun < 3, "the doorbell rings when the delay is over"
-    assert (await take(inbox)).attempt == 2
+    delivery = await take(inbox)
+    assert delivery.attempt == 2
+    await inbox.retry(delivery, Fault("x"), 60)
+    await queue.cancel(job.id, "ann")
+    assert await queue._redis.client.zcard(redis_keys.key("delayed", "svc")) == 0, "it does not come back"
 
 
 @pytest.mark.timed("A doorbell that rings late differs from one that rings in time by the time alone.")
