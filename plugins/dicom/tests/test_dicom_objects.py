@@ -149,7 +149,7 @@ def test_a_frame_s_own_item_counts_before_the_shared_one():
     def measured(row: float) -> Dataset:
         return holding(PixelMeasuresSequence=[holding(PixelSpacing=[row, 1])])
 
-    one = holding(PerFrameFunctionalGroupsSequence=[measured(1), Dataset(), measured(3)])
+    one = holding(PerFrameFunctionalGroupsSequence=[measured(1), Dataset(), measured(3)], PixelSpacing=[7, 7])
     one.SharedFunctionalGroupsSequence = [measured(9), measured(8)]
     sizes = [find_pixel_size(one, index) for index in range(4)]
     assert [size.row_mm for size in sizes if size] == [1, 9, 3, 9]

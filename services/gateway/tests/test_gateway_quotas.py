@@ -110,6 +110,10 @@ async def test_requests_that_come_together_are_counted_whole_or_not_at_all_and_u
         ("requests per minute", 10, 10), ("requests per day", 12, 10), ("tokens per day", 50, 50)
     ]  # fmt: skip
     assert 0 < uses[0].resets_in_s <= 60 < uses[1].resets_in_s <= 86_400
+    with pytest.raises(QuotaSpent):
+        await limits.count(caller)
+    with pytest.raises(QuotaSpent, match="; 0 of 10 requests per minute are left"):
+        await limits.count_many(caller, 1)
     fast = Caller("ann", frozenset(), "k7", KeyLimits(rate_per_minute=100, quota_per_day=2))
     with pytest.raises(QuotaSpent, match=r"^These are 3 requests; 2 of 2 requests per day are left"):
         await limits.count_many(fast, 3)

@@ -223,8 +223,10 @@ def test_a_store_counts_who_holds_its_pages():
     pages = np.arange(4) + pool.reserve(4)
     pool.commit(pages)
     assert (pool.held, pool.free, pool.budget.held) == (4, 0, 256)
-    pool.share(pages[:2])
-    assert pool.references(pages).tolist() == [2, 2, 1, 1]
+    for shared in (pages[:2], pages[:1]):
+        pool.share(shared)
+    assert pool.references(pages).tolist() == [3, 2, 1, 1]
+    pool.release(pages[:1])
     with pytest.raises(ValueError, match=r"^a page that others hold can't be taken back$"):
         pool.uncommit(pages[1:3])
     pool.uncommit(pages[3:])

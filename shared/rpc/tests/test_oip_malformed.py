@@ -222,6 +222,12 @@ BAD_MESSAGES = {
     "typed out of range": (message(datatype="INT8", contents=contents(int_contents=[1, 200])), "'x'.*out of range"),
     "shared memory": (message(parameters={"shared_memory_region": REGION}), "'x'.*shared memory"),
     "no name": (message([bytes(8)], name=""), "no name"),
+    "classification": (
+        pb.ModelInferRequest(
+            inputs=[{"name": "x"}], outputs=[{"name": "y", "parameters": {"classification": {"int64_param": 3}}}]
+        ),
+        "'y'.*classification",
+    ),
 }
 
 
