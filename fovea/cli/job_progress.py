@@ -1,7 +1,7 @@
 """Progress of a job: a bar on standard error that follows the job to its end."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.markup import escape
@@ -23,12 +23,7 @@ def describe_state(job: Job) -> str:
 
 
 def follow_job(
-    client: Client,
-    screen: Screen,
-    job: Job,
-    *,
-    title: str | None = None,
-    on_change: Callable[[Job], None] | None = None,
+    client: Client, screen: Screen, job: Job, title: str | None = None, on_change: Callable[[Job], None] | None = None
 ) -> Job:
     """Show the progress of a job until it has ended, unless the output is JSON; returns its last state.
 
@@ -56,17 +51,19 @@ def follow_job(
     return job
 
 
-def run_as_job(
-    client: Client, screen: Screen, call: Call[Any], title: str | None = None, *, forget: bool = False
-) -> Any:
-    """Send a call as a job, show its progress, and return its JSON result; see `follow_job`.
+def run_as_job(client: Client, screen: Screen, call: Call[Any], title: str | None = None) -> Any:
+    """Send a call as a job, show its progress, and return its JSON result; see `follow_job`."""
+    job = follow_job(client, screen, client.send(endpoints.as_job(call)), title=title)
+    return client.jobs.result(job.id).json()
 
-    With `forget` the job is then deleted, so that a large result takes no room among the tenant's jobs.
+
+@contextlib.contextmanager
+def job_result(client: Client, screen: Screen, call: Call[Any], title: str | None = None) -> Iterator[Any]:
+    """Run a call as a job and lend its JSON result; what was saved needs no room among the tenant's jobs.
+
+    The job is deleted at the end of the block, and stays where the block raises: its result can be fetched again.
     """
-    job = client.send(endpoints.as_job(call))
-    follow_job(client, screen, job, title=title)
-    found = client.jobs.result(job.id).json()
-    if forget:
-        with contextlib.suppress(FoveaError):
-            client.send(Call("DELETE", f"/v1/jobs/{job.id}", read_bytes))
-    return found
+    job = follow_job(client, screen, client.send(endpoints.as_job(call)), title=title)
+    yield client.jobs.result(job.id).json()
+    with contextlib.suppress(FoveaError):
+        client.send(Call("DELETE", f"/v1/jobs/{job.id}", read_bytes))

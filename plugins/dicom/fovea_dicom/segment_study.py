@@ -19,7 +19,7 @@ from rich.markup import escape
 from fovea.call import Call, read_json
 from fovea.cli.common_options import Connection
 from fovea.cli.input_files import make_unique, split_by_size
-from fovea.cli.job_progress import run_as_job
+from fovea.cli.job_progress import job_result
 from fovea.cli.output import Screen
 from fovea_dicom import bodies
 
@@ -43,7 +43,8 @@ def run(
     with connection.open() as client:
         for group in [single, *([source] for source in sources if source not in single)]:
             for call in _build_calls(group, params, screen):
-                save_series(run_as_job(client, screen, call, group[0], forget=True), output, screen, taken)
+                with job_result(client, screen, call, group[0]) as found:
+                    save_series(found, output, screen, taken)
 
 
 def _build_calls(sources: Sequence[str], params: Mapping[str, str], screen: Screen) -> Iterator[Call[Any]]:

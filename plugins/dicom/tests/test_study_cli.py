@@ -43,6 +43,9 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, url, tmp_pat
     masks = Path(f"{stem}.masks")
     assert len(list(masks.iterdir())) == 2
     assert "segment" not in str(ok(httpx2.get(f"{url}/v1/jobs"))["jobs"])  # what is saved is not kept for a day
+    (tmp_path / "file").touch()
+    assert fovea("segment", study / "series1", "-o", tmp_path / "file")[0] != 0
+    assert "segment" in str(ok(httpx2.get(f"{url}/v1/jobs"))["jobs"])  # what could not be saved can be fetched
     for name in (".DS_Store", "._1.2.1.png"):  # written by a Mac that shows the folder
         (masks / name).write_bytes(b"x")
     code, out, err = fovea("correct", f"{stem}.seg.dcm", masks, "-p", study, "-o", tmp_path / "new", "--creator", "Doe")

@@ -18,7 +18,7 @@ from fovea import endpoints
 from fovea.call import Call, read_json
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.input_files import split_by_size
-from fovea.cli.job_progress import follow_job, run_as_job
+from fovea.cli.job_progress import follow_job, job_result
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.errors import InvalidOption, NotFound
@@ -137,8 +137,8 @@ def _observe(
     if gpx is not None:
         parts["gpx"] = (gpx.name, read_path(gpx), "application/gpx+xml")
     form = {name: str(value) for name, value in options.items()}
-    found = run_as_job(client, screen, Call("POST", PATH, read_json, files=parts, form=form), forget=True)
-    observations: list[Any] = found["observations"]
+    with job_result(client, screen, Call("POST", PATH, read_json, files=parts, form=form)) as found:
+        observations: list[Any] = found["observations"]
     return observations
 
 
