@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from shared.registry.discovery import SERVICES
 from tests.deploy.tools import ROOT, run, script
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 hashes = script("hashes")
 KNOWN = hashes.read_hashes(hashes.FILE.read_text("utf8"))

@@ -16,7 +16,7 @@ from shared.registry.discovery import servables
 from shared.settings import environment
 from shared.vision.export_cli import export
 from tests.deploy.tools import run
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 SERVICES = ("medical-seg", "vision-restoration", "detection")
 """Services whose image has a flavour without torch."""

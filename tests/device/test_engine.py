@@ -15,7 +15,7 @@ from shared.lm.builders import llama
 from shared.lm.lora import LoraAdapter
 from tests.device.paths import FEW_BITS, knobs_of, waits
 from tests.device.pretend_cuda import PretendCuda, to_cuda
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 IDS = [(7 * i + i * i) % 61 for i in range(80)]
 PROMPT, STEPS = 53, 4

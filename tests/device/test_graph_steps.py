@@ -20,7 +20,7 @@ from tests.device.stand_in_graph import StandInGraph
 from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, adapter, net, on_cuda, plain
 from tests.device.test_serving import FAMILIES, both, engine_on
 from tests.device.test_triton import interpreted_launches
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 WHOLE = [case[:2] for case in CASES if case[2] == 16]
 KNOBS = [{}, {"temperature": 1.1, "seed": 3, "top_p": 0.9}, {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.3}]

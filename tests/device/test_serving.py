@@ -15,7 +15,7 @@ from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build
 from services.llm_longctx.tests.test_fidelity import compare
 from services.llm_longctx.tests.test_request_taps import ALL, DECODE, N, edits_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 FAMILIES = ["llama", "qwen2", "gemma3", "gpt2"]
 KINDS = ("residual", "heads", "queries", "keys", "attend")

@@ -10,7 +10,7 @@ from shared.registry import CallContext, LoadContext, servables
 from tests.contract.checks.experiments import Machines, found_in
 from tests.contract.sameness import differences
 from tests.device.pretend_cuda import CUDA, PretendCuda
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 ON_CPU = {
     "sparsity": "its claims are of processors: it times networks of all kinds on the one that it names",
@@ -23,9 +23,8 @@ MODELS = {name: kind for service in VISION for name, kind in servables(service).
 STUDIES = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
 
 
-ALIKE = {
-    "acdc", "deconstruction-study", "yolo9tr", "hieraedgenet-synthetic-pollen", "fasternet", "bmn-csa", "pranet-v2",
-}  # fmt: skip
+ALIKE = {"acdc", "deconstruction-study", "yolo9tr", "hieraedgenet-synthetic-pollen", "fasternet", "bmn-csa",
+         "pranet-v2"}  # fmt: skip
 """Studies and models run before a release: others stand for their code on a device."""
 
 

@@ -17,7 +17,7 @@ from shared.lm.quantization import quantize
 from tests.device.paths import TRITON, knobs_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
 from tests.device.test_engine import IDS, PLAN, PROMPT, net, on_cuda, plain, play
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 interpreter = importlib.import_module("triton.runtime.interpreter")

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from services.gateway.tests.browsing import MARKS, check_page, figure, hold
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.storage.mini_collection import load_mini_collection
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS

@@ -28,7 +28,7 @@ from fovea_planning.solvers.pointer_inference import PointerInference
 from fovea_planning.solvers.pointer_solver import left_turn_mask, normalise_points, predict_hulls
 from shared.registry import CallContext, network
 from tests.golden import read_golden
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 GOLDEN = Path(__file__).parent / "golden"
 

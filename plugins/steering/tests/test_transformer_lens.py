@@ -13,7 +13,7 @@ import pytest
 import fovea
 from fovea.api.text import GenerationOptions
 from services.llm_longctx.tests.conftest import Server, smollm2_app
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 LENS = json.loads((Path(__file__).parent / "golden/transformer_lens.json").read_text("utf8"))
 CLEAN, CORRUPT, LAYERS, HEAD_LAYERS = (LENS[name] for name in ("clean", "corrupt", "layers", "head_layers"))

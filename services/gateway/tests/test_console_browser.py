@@ -18,7 +18,7 @@ from services.gateway.tests.browsing import (
 )
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS

@@ -16,7 +16,7 @@ from services.gateway.tests.browsing import (
     watched,
 )
 from services.gateway.tests.stage import running
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS

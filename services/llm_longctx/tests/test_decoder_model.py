@@ -19,7 +19,7 @@ from services.llm_longctx.serving.weight_format import load_weights
 from services.llm_longctx.tests.conftest import HELLO
 from shared.lm.tests.test_decoder import ids, theirs
 from shared.registry import CallContext, LoadContext
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 from tests.harness.language_model import share_language_model
 from tests.harness.streams import events_of
 

@@ -31,7 +31,7 @@ from services.llm_longctx.tests.hooks import serve
 from services.llm_longctx.tests.method_contract.oracle import trials
 from services.llm_longctx.tests.tiny_models import random_decoder
 from shared.lm.builders import llama
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 WIDTHS = (2, 10, 16, 24, 64, 80, 128)
 

@@ -7,12 +7,10 @@ import pytest
 from services.llm_longctx.methods import methods
 from services.llm_longctx.tests.broken_methods import BROKEN
 from services.llm_longctx.tests.method_contract import CHECKS
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
-STOOD_FOR = {
-    "criticalkv", "expected_attention", "flexprefill", "keydiff", "knorm", "kvzap", "lagkv", "razor", "tova",
-    "triattention",
-}  # fmt: skip
+STOOD_FOR = ("criticalkv", "expected_attention", "flexprefill", "keydiff", "knorm", "kvzap", "lagkv", "razor", "tova",
+             "triattention")  # fmt: skip
 """Methods whose knobs and surroundings are checked before a release: others of their kind stand for them."""
 
 SURROUNDINGS = [f"check_{name}" for name in ("chunks", "fit", "knobs", "neighbours", "preemption", "prefixes")]

@@ -14,7 +14,7 @@ from services.llm_longctx.methods.core import sparsity_claims
 from services.llm_longctx.tests.method_contract import CHECKS
 from shared.registry.discovery import claims as found_claims
 from shared.sparsity import OPEN, blocking, lint
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 SPARSE = sorted(set(methods()) - {"dense", "act", "kvzap", "triattention"})
 

@@ -32,7 +32,7 @@ from shared.lm.blocks import OffsetRMSNorm
 from shared.lm.quantization import quantize
 from shared.lm.rope import rotate, rotation
 from shared.telemetry import KERNEL_CALLS
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 pytestmark = pytest.mark.usefixtures("interpreter")

@@ -27,7 +27,7 @@ from plugins.memory.tests.conftest import mixers_app
 from plugins.memory.tests.served.conftest import metric
 from services.llm_longctx.tests.conftest import Server
 from shared.jobs.redis_server import RedisServer
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 from tests.harness.waiting import wait_until
 
 MODEL, KEY = "fovea-landmark-recall", "one key for all replicas"

@@ -17,7 +17,7 @@ from fovea_recipes.training.trainer import fit
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights
-from tests.harness.depth import in_depth
+from tests.harness.hypothesis_profiles import in_depth
 
 SHORT_BYTES = Schedule(steps=4, batch=4, rate=3e-3, floor=3e-4, validate_every=2)
 SMALL = {"width": 32, "layers": 2, "heads": 4, "context": 64}
