@@ -1,7 +1,4 @@
-"""Cards and the weights that they name: what a Card says of a network is what its manifest says, and was measured.
-
-Covers every model whose weights came with the packages, and every new one.
-"""
+"""Cards of every model with packaged weights say what its manifest says, and what was measured."""
 
 from typing import Any
 

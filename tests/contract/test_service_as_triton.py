@@ -1,7 +1,4 @@
-"""One of our own services stands in for a Triton server: a model served from there answers as the model itself does.
-
-A model asks another server for the name under which `fovea export triton` writes it.
-"""
+"""One of our own services stands in for a Triton server: a model served from there answers as the model itself."""
 
 import importlib
 

@@ -1,7 +1,4 @@
-"""Attention methods that are broken on purpose, each in one way: served ones of which some parts are exchanged.
-
-`BROKEN` says which check of the contract must refuse each of them. None is in the methods' room, so none is found.
-"""
+"""Attention methods that are broken on purpose, each in one way, with the check of the contract that refuses it."""
 
 import math
 from collections import Counter
