@@ -1,8 +1,4 @@
-"""A task that nothing here knows, with an endless route next to it: one file in a service, and no edited file anywhere.
-
-The task is that of `plugins/example`. A real replica serves it; it must be routed, listed, shown and run by its own
-record and schema alone.
-"""
+"""A task of `plugins/example` that nothing here knows is routed, listed and shown by its record and schema alone."""
 
 import asyncio
 import importlib

@@ -1,9 +1,4 @@
-"""Plug-ins outside of the tree are found, keep all contracts, and need no edited file.
-
-Two are installed into a folder: the wheel of `plugins/example`, and a package of the judge in `plugins/` with its
-template. Experiments, networks and weights of plug-ins are those of this repository's own. A process that finds the
-folder on its path runs the suites.
-"""
+"""Plug-ins outside of the tree, a wheel and a package, are found, keep all contracts, and need no edited file."""
 
 import os
 import re

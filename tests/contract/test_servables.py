@@ -1,7 +1,4 @@
-"""The contract suite of Servables: every check on a toy of each family, and a few of them on every model there is.
-
-A new model is tested by existing. The whole matrix runs on real models, too, before a release.
-"""
+"""The contract suite of Servables: every check on a toy of each family; a few on real models, all before a release."""
 
 from collections.abc import Callable
 

@@ -1,8 +1,4 @@
-"""One toy of each family of vision models: small random weights, small inputs, and every part that the family has.
-
-The whole contract matrix runs on them. A family's code treats a request alike however large its
-network is, so a mistake shows here as it would on a real model, in a hundredth of the time.
-"""
+"""One toy of each family of vision models, for the whole contract: mistakes show here as on real models, but sooner."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

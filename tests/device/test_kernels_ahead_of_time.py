@@ -1,7 +1,4 @@
-"""The Triton kernels compiled without a card: budgets of some of them, and that the recorded table is of these sources.
-
-Compilation needs a process of its own: here other tests may have imported the kernels in their interpreted form.
-"""
+"""The Triton kernels compiled without a card, in their own process: some budgets, and a table of these sources."""
 
 import os
 import subprocess

@@ -1,7 +1,4 @@
-"""The pretended device refuses what a real one refuses, and sees every wait and copy.
-
-Tests of engines and studies show what it must allow.
-"""
+"""The pretended device refuses what a real one refuses, and sees every wait and copy."""
 
 import numpy as np
 import pytest

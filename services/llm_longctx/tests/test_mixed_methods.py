@@ -1,8 +1,4 @@
-"""Compositions of methods, and all of them in one batch, with cached prefixes, preemption and cancellation.
-
-Whatever happens around a request, its tokens are those of a run alone, and every page is held exactly as often as
-somebody knows it.
-"""
+"""Compositions of methods, and all in one batch: the tokens of a request are those of a run alone."""
 
 from collections import Counter
 from functools import cache
