@@ -9,7 +9,14 @@ import pytest
 import redis
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from fovea.errors import Conflict, Fault, InvalidOption, NotFound, QueueFull, RateLimited
 from shared.jobs import codec, redis_keys
