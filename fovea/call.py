@@ -110,7 +110,6 @@ class AsyncSender(Protocol):
 
     async def send(self, call: Call[Answer]) -> Answer:
         """Send a call and parse its answer."""
-        ...
 
 
 class Sends(Generic[Options, Answer]):

@@ -14,7 +14,7 @@ import httpx2
 from fovea.errors import Malformed, NotFound, TooLarge
 from fovea.picture import read_path
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Suffixes of the files in a folder that are pictures."""
 
 MAX_FETCH_BYTES = 64 * 2**20
@@ -84,18 +84,24 @@ def _expand(name: str) -> Iterator[str]:
     if name == "-" or _is_url(name):
         yield name
     elif Path(name).is_dir():
-        pictures = sorted(f for f in Path(name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != ".")
-        if not pictures:
-            hint = f"Pictures end in {', '.join(sorted(IMAGE_SUFFIXES))}."
-            raise NotFound(f"The folder {name} has no picture.", hint=hint)
+        named = (f for f in Path(name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != ".")
+        if not (pictures := sorted(f for f in named if not _is_result(f))):
+            raise NotFound(f"The folder {name} has no picture.", hint=f"Pictures end in {', '.join(IMAGE_SUFFIXES)}.")
         yield from map(str, pictures)
     elif not Path(name).exists() and glob.has_magic(name):
-        matches = sorted(file for file in glob.glob(name, recursive=True) if Path(file).is_file())  # noqa: PTH207 - pathlib has no pattern that starts at an absolute path
+        files = glob.glob(name, recursive=True)  # noqa: PTH207 - pathlib has no pattern that starts at an absolute path
+        matches = sorted(file for file in files if Path(file).is_file() and not _is_result(Path(file)))
         if not matches:
             raise NotFound(f"No file matches {name}.")
         yield from matches
     else:
         yield name
+
+
+def _is_result(file: Path) -> bool:
+    """Whether a command wrote this picture, next to NAME.json: its second run does not read it."""
+    name, _, layer = file.stem.rpartition(".")
+    return layer in {"mask", "overlay", "boxes", "classes", "restored"} and file.with_name(f"{name}.json").exists()
 
 
 def _stem_of(name: str) -> str:
@@ -107,9 +113,8 @@ def _stem_of(name: str) -> str:
 
 def make_unique(stem: str, taken: set[str]) -> str:
     """Return the name, or with the first number from 2 on that makes it another than those that are taken."""
-    if stem not in taken:
-        return stem
-    return next(name for number in range(2, len(taken) + 3) if (name := f"{stem}-{number}") not in taken)
+    names = (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3)))
+    return next(name for name in names if name not in taken)
 
 
 def _is_url(name: str) -> bool:

@@ -46,8 +46,7 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        made = {name: group(**_take(values, group)) for name, group in groups.items()}
-        command(**values, **made)
+        command(**{name: group(**_take(values, group)) for name, group in groups.items()}, **values)
 
     return declare_parameters(wrapper, parameters)
 

@@ -179,12 +179,12 @@ def test_the_wire_types_bounds_are_checked_before_anything_is_sent(verb, words):
 
 
 def test_folders_are_spelled_out_in_order_stems_safe_and_a_name_with_a_bracket_is_first_a_file(tmp_path):
-    for name in ("b.PNG", "a.jpg", "._a.jpg", "c.txt", "d.tiff"):
+    for name in ("b.PNG", "a.jpg", "._a.jpg", "c.txt", "d.tiff", "a.json", "a.mask.png", "b.mask.png"):
         (tmp_path / name).touch()
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/e.png").touch()
     names = [source.name.rpartition("/")[2] for source in find_images([str(tmp_path), str(tmp_path / "**/*.png")])]
-    assert names == ["a.jpg", "b.PNG", "d.tiff", "e.png"]
+    assert names == ["a.jpg", "b.PNG", "b.mask.png", "d.tiff", "b.mask.png", "e.png"]  # a command wrote `a.mask.png`
     found = find_images(
         ["x/a.png", "y/a.jpg", "-", "http://h/p/a.png?q=/etc/x", "http://h/", "http://h/a%20b$.png", "z/a b$ü.png"]
     )

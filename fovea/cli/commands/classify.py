@@ -30,8 +30,7 @@ def _classify(
 
     Prints the class of each, or with --tile the number of patches of each class. The exit code is 1 if any failed.
     """
-    batch = _ClassifyBatch(gateway.screen, {**options, "model": model}, output=output)
-    batch.run(sources, concurrency, gateway)
+    _ClassifyBatch(gateway.screen, {**options, "model": model}, output=output).run(sources, concurrency, gateway)
 
 
 classify = add_request_options(_classify, ClassifyIn, without=frozenset({"image", "model"}))
