@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -102,12 +103,16 @@ def survey(
 
 
 def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """Photographs and films with their names: below a folder, its path from there; as given where several share one."""
+    """Photographs and films with their names: below a folder, its path from there; as given where several share one.
+
+    The pictures of an earlier survey are left out: their boxes would be counted as damage without a place.
+    """
     found = [
         (path.relative_to(source).as_posix() if source.is_dir() else path.name, path)
         for source in sources
         for path in (sorted(source.rglob("*")) if source.is_dir() else [source])
         if path.suffix.lower() in PHOTOGRAPHS | FILMS and path.is_file() and path.name[0] != "."
+        if not (re.search(r"(^|/)pictures/\d{4,}-", path.as_posix()) and (path.parents[1] / "survey.json").exists())
     ]
     counts = Counter(name for name, _ in found)
     return ((name if counts[name] == 1 else path.as_posix(), path) for name, path in found)

@@ -296,15 +296,18 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
         (drive / str(number)).mkdir(parents=True)
         (drive / str(number) / "p.jpg").write_bytes(photograph(50 + number * 0.0004, 8, number))
     (drive / "plain.jpg").write_bytes(PAVEMENT.read_bytes())
-    for name in ("a.AVI", "b.dng", "c.dng"):
+    (drive / "out/pictures").mkdir(parents=True)
+    (drive / "out/pictures/0000-p.jpg").write_bytes(PAVEMENT.read_bytes())  # of an earlier survey
+    for name in ("a.AVI", "b.dng", "c.dng", "out/survey.json"):
         (drive / name).write_bytes(b"x")
     code, out, err = fovea("survey", drive, "-o", tmp_path / "out")
     assert not code, err
-    assert "skipped, as neither photographs nor films that are read: .dng 2, .avi 1." in " ".join(err.split())
+    assert "skipped, as neither photographs nor films that are read: .dng 2, .avi 1, .json 1." in " ".join(err.split())
     assert "0.089 km" in out
     assert "found, not placed" in out
     assert "plain.jpg: The file states no GPS position." in err
     found = json.loads((tmp_path / "out" / "survey.json").read_text())
+    assert found["pictures"] == 4
     assert {name for one in found["damages"] for name in one["pictures"]} == {f"{number}/p.jpg" for number in range(3)}
     points = json.loads((tmp_path / "out" / "survey.geojson").read_text())["features"]
     damages = [one["properties"] for one in points if one["properties"]["kind"] == "damage"]
