@@ -134,13 +134,6 @@ def check_references(series: SeriesOut) -> None:
         assert (named.referenced_frame_numbers or None) == (place and [int(place)])
 
 
-async def test_frames_of_a_film_may_have_pixels_of_their_own_size():
-    own = [Dataset(), holding(PixelMeasuresSequence=[holding(PixelSpacing=[2, 2])])]
-    frames = picture((2, 2, 4)), picture((1, 1, 2))
-    (series,) = (await segment(film(*frames, PixelSpacing=[0.5, 0.2], PerFrameFunctionalGroupsSequence=own))).series
-    assert [frame.area_mm2 for frame in series.instances[0].frames] == [1.6, 16.0]
-
-
 async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and_report():
     frames = (picture((2, 2, 4)), picture(), picture((5, 5, 6), (20, 10, 3)), picture((1, 1, 2)), picture((9, 9, 5)))
     one = film(*frames, PixelSpacing=[0.5, 0.2])
@@ -172,6 +165,9 @@ async def test_every_frame_of_a_film_has_its_own_area_in_answer_segmentation_and
     assert [(one["Area"], one["Components of the mask"]) for one in rows] == [(1.6, 1), (4.5, 2), (0.4, 1), (2.5, 1)]
     means = [frame.mean_probability for frame in instance.frames if not frame.empty]
     assert [numbers["Mean probability of the mask"] for numbers in rows] == means == [0.66, 0.95, 0.54, 0.75]
+    one.PerFrameFunctionalGroupsSequence = [holding(PixelMeasuresSequence=[holding(PixelSpacing=[2, 2])])]
+    (series,) = (await segment(one)).series
+    assert [frame.area_mm2 for frame in series.instances[0].frames] == [64, 0, 4.5, 0.4, 2.5]
 
 
 async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_their_numbers():

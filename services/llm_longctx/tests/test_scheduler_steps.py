@@ -357,8 +357,7 @@ def test_idle_work_runs_only_while_nobody_is_served(scheduler):
     scheduler.add_request(ask("a")[0])
     scheduler.step()
     assert done == []
-    scheduler.step()
-    scheduler.step()
+    step(scheduler, 2)
     assert len(done) >= 1
     scheduler.close()
     assert len(scheduler.backend.background_tasks) == 0

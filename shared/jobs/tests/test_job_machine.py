@@ -7,16 +7,9 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import Phase, settings
+from hypothesis import Phase, settings, stateful
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from fovea.errors import Conflict, Fault, InvalidOption, NotFound, QueueFull, RateLimited
 from shared.jobs import codec, redis_keys
@@ -93,7 +86,7 @@ class Machine(RuleBasedStateMachine):
         job.status, job.at, job.turn = "queued", level, self.next_turn()
         job.entry = job.turn
 
-    @initialize(
+    @stateful.initialize(
         bodies=st.lists(st.sampled_from([b"x", b"z" * 700]), min_size=1, max_size=4),
         ends=st.lists(st.sampled_from(["succeed", "fail", "again", "release"]), min_size=1, max_size=4),
     )

@@ -206,6 +206,7 @@ def contents(**values: Any) -> pb.InferTensorContents:
 
 
 REGION = pb.InferParameter(string_param="r")
+BEST = {"name": "y", "parameters": {"classification": pb.InferParameter(int64_param=3)}}
 BAD_MESSAGES = {
     "nothing": (pb.ModelInferRequest(), "no inputs"),
     "no contents": (message(), "'x'.*takes 2 values, but 0"),
@@ -222,12 +223,7 @@ BAD_MESSAGES = {
     "typed out of range": (message(datatype="INT8", contents=contents(int_contents=[1, 200])), "'x'.*out of range"),
     "shared memory": (message(parameters={"shared_memory_region": REGION}), "'x'.*shared memory"),
     "no name": (message([bytes(8)], name=""), "no name"),
-    "classification": (
-        pb.ModelInferRequest(
-            inputs=[{"name": "x"}], outputs=[{"name": "y", "parameters": {"classification": {"int64_param": 3}}}]
-        ),
-        "'y'.*classification",
-    ),
+    "classification": (pb.ModelInferRequest(inputs=[{"name": "x"}], outputs=[BEST]), "'y'.*classification"),
 }
 
 

@@ -100,13 +100,20 @@ async def test_lone_caller_is_answered_off_the_loop_s_thread_and_never_waits_for
 
 @pytest.mark.parametrize(
     ("size", "items", "rows", "batches"),
-    [(4, range(1, 7), 1, [[1, 2, 3, 4], [5, 6]]), (4, [1, 2, 3], 3, [[1], [2], [3]]), (4, [9], 100, [[9]])],
+    [
+        (4, range(1, 7), [1] * 6, [[1, 2, 3, 4], [5, 6]]),
+        (4, [1, 2, 3], [3] * 3, [[1], [2], [3]]),
+        (4, [9], [100], [[9]]),
+        (3, [1, 2, 3], [2, 2, 1], [[1], [2, 3]]),
+    ],  # the last one would fit beside the first
 )
 async def test_what_gathers_during_a_run_runs_together_and_an_item_larger_than_a_batch_alone(
     doubler, size, items, rows, batches
 ):
     work = doubler(size=size)
-    await work.hold(*items, rows=rows)
+    await work.hold()
+    for item, each in zip(items, rows, strict=True):
+        await work.add(item, rows=each)
     assert await work.finish() == [2 * item for item in items]
     assert work.ran == [[0], *batches]
 
@@ -229,12 +236,6 @@ async def test_other_keys_wait_their_turn_and_keep_their_order(doubler):
         await work.add(item, key=item % 2)
     assert await work.finish() == [2, 4, 6, 8]
     assert work.batches[1:] == [(1, [1, 3]), (0, [2, 4])]
-    work = doubler(size=3)
-    await work.hold()
-    for item, rows in ((1, 2), (2, 2), (3, 1)):  # the third would fit beside the first
-        await work.add(item, rows=rows)
-    await work.finish()
-    assert work.ran[1:] == [[1], [2, 3]]
 
 
 async def test_threads_run_side_by_side_have_the_model_s_name_and_do_not_keep_the_process_alive(doubler):
