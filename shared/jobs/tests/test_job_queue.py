@@ -30,13 +30,12 @@ async def test_a_redis_restarted_just_before_a_call_is_one_that_is_away(queue, p
         await queue.submit(payload)
 
 
-async def test_the_request_arrives_byte_for_byte(queue, inbox):
+async def test_request_and_answer_arrive_byte_for_byte(queue, inbox, payload):
     sent = Payload("svc", "/v1/x?a=ü", bytes(range(256)), {"accept": "image/png", "x": "\n"}, priority=7, tenant="t:1")
     await queue.submit(sent)
-    assert await inbox.payload(await take(inbox)) == sent
-
-
-async def test_the_answer_comes_back_byte_for_byte(queue, inbox, payload):
+    delivery = await take(inbox)
+    assert await inbox.payload(delivery) == sent
+    await inbox.succeed(delivery, DONE)
     job, _ = await queue.submit(payload)
     assert await inbox.succeed(await take(inbox), DONE)
     assert await queue.result(job.id, "ann") == DONE
@@ -57,13 +56,10 @@ async def test_priorities_are_served_high_first_and_in_order_within(queue, inbox
     assert [(await take(inbox)).id for _ in order] == order
 
 
-async def test_services_do_not_see_each_others_jobs(queue, inbox):
-    await queue.submit(Payload("other", "/", b""))
+async def test_another_tenant_finds_nothing(queue, inbox, payload):
+    await queue.submit(Payload("other", "/", b""))  # nor does another service
     assert isinstance(await inbox.take(reclaim=True), NothingToDo)
     assert (await queue.counts("other")).waiting == 1
-
-
-async def test_another_tenant_finds_nothing(queue, payload):
     job, _ = await queue.submit(payload)
     for call in (queue.get, queue.result, queue.cancel, queue.retry):
         with pytest.raises(NotFound):
@@ -72,12 +68,9 @@ async def test_another_tenant_finds_nothing(queue, payload):
         await anext(queue.events(job.id, "bob"))
     assert await queue.recent("bob") == []
     assert (await queue.get(job.id, "ann")).status == "queued"
-
-
-@pytest.mark.parametrize("job_id", ["", "nope", "../../etc", "0" * 31, "A" * 32, "*", "0" * 32 + "\n"])
-async def test_what_is_no_job_id_is_not_found(queue, job_id):
-    with pytest.raises(NotFound, match="There is no job"):
-        await queue.get(job_id, "ann")
+    for job_id in ("", "nope", "../../etc", "0" * 31, "A" * 32, "*", "0" * 32 + "\n"):
+        with pytest.raises(NotFound, match="There is no job"):
+            await queue.get(job_id, "ann")
 
 
 async def test_recent_lists_newest_first_up_to_the_limit(queue, payload):
@@ -205,10 +198,7 @@ async def test_large_bodies_stay_out_of_redis_and_leave_with_the_job(redis_url, 
     assert await short.sweep() == 1
     assert not folder.exists()
     await short.close()
-
-
-async def test_bodies_of_exactly_the_limit_stay_in_redis(queue, inbox, payload):
-    await queue.submit(replace(payload, body=b"q" * 1000))
+    await queue.submit(replace(payload, body=b"q" * 1000))  # exactly the limit
     delivery = await take(inbox)
     assert delivery.body == b"q" * 1000
     await inbox.succeed(delivery, replace(DONE, body=b"a" * 1000))
@@ -262,9 +252,6 @@ async def test_events_tell_every_step_and_end_with_the_final_state(queue, inbox,
     await inbox.succeed(delivery, DONE)
     await asyncio.wait_for(following, 5)
     assert seen == [("queued", 0.0, None), ("running", 0.0, None), ("running", 0.5, "half"), ("succeeded", 1.0, None)]
-
-
-async def test_events_of_a_finished_job_are_its_final_state(queue, payload):
     job, _ = await queue.submit(payload)
     await queue.cancel(job.id, "ann")
     assert await collect(queue, job.id) == [("cancelled", 0.0, None)]
