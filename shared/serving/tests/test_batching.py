@@ -105,7 +105,7 @@ async def test_lone_caller_is_answered_off_the_loop_s_thread_and_never_waits_for
         (4, [1, 2, 3], [3] * 3, [[1], [2], [3]]),
         (4, [9], [100], [[9]]),
         (3, [1, 2, 3], [2, 2, 1], [[1], [2, 3]]),
-    ],  # the last one would fit beside the first
+    ],  # the last one would fit next to the first
 )
 async def test_what_gathers_during_a_run_runs_together_and_an_item_larger_than_a_batch_alone(
     doubler, size, items, rows, batches
