@@ -29,11 +29,9 @@ Bytes become an answer in four steps, and each step has its own errors:
 Knows nothing about HTTP frameworks or gRPC: `fovea.api.problem` renders an error for each front.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class FoveaError(Exception):
@@ -137,7 +135,7 @@ class DeadlineExceeded(FoveaError, status=504, grpc="DEADLINE_EXCEEDED", title="
     """The request's deadline passed before it was done."""
 
     @classmethod
-    def build(cls, *, is_stream: bool = False, is_total: bool = False) -> DeadlineExceeded:
+    def build(cls, *, is_stream: bool = False, is_total: bool = False) -> Self:
         """Build the error for a request, or a stream that paused or as a whole (`is_total`) took too long."""
         job = "send it with `Prefer: respond-async`"
         if not is_stream:

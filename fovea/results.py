@@ -1,11 +1,9 @@
 """Result types of the clients, next to the wire types of `fovea.api`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, Self, TypedDict, TypeVar
 
 import httpx2
 from pydantic import BaseModel, Field
@@ -71,7 +69,7 @@ class JobResult:
     content: bytes
 
     @classmethod
-    def from_response(cls, response: httpx2.Response) -> JobResult:
+    def from_response(cls, response: httpx2.Response) -> Self:
         """Take the result from a response."""
         return cls(response.headers.get("content-type", "application/octet-stream"), response.content)
 

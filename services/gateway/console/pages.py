@@ -17,7 +17,7 @@ from starlette.routing import Mount, Route
 
 from fovea import plugins
 from fovea.api.model import ModelEntry, title_task
-from fovea.endpoints import task_path
+from fovea.endpoints import pick_default_model, task_path
 from fovea.errors import FoveaError, InvalidOption, NotFound, PermissionDenied
 from services.gateway.console import model_view, task_options
 from services.gateway.console.gateway_client import InProcessClient
@@ -125,7 +125,7 @@ class Console:
     async def chat(self, request: Request) -> Response:
         """A conversation; models other than the default start with their own example."""
         models = [entry for entry in await self._client.models(request) if entry.task == "chat"]
-        model = _select_model(models, request.query_params.get("model"))
+        model = select_model(models, request.query_params.get("model"))
         example = await self._client.example(request, model.id) if model and model != models[0] else {}
         card = await self._client.card(request, model.id) if model else {}
         methods: list[dict[str, Any]] = []
@@ -221,7 +221,7 @@ class Console:
     ) -> Response:
         entries = await self._client.models(request)
         models = [entry for entry in entries if entry.task == task]
-        model = _select_model(models, request.query_params.get("model"))
+        model = select_model(models, request.query_params.get("model"))
         card = await self._client.card(request, model.id) if model else None
         return self._render(
             template or f"{task}.html", request, page=task, task=task, title=title_task(task), path=task_path(task),
@@ -267,12 +267,12 @@ def _list_links(pages: Mapping[str, Page]) -> dict[str, list[tuple[str, str, str
     return found
 
 
-def _select_model(models: list[ModelEntry], name: str | None) -> ModelEntry | None:
-    """Select the requested model, else the first that is ready, else the first."""
-    return next(
-        (entry for entry in models if entry.id == name),
-        next((entry for entry in models if entry.ready), models[0] if models else None),
-    )
+def select_model(models: list[ModelEntry], name: str | None) -> ModelEntry | None:
+    """Select the requested model, else the one that clients take; None where there is none."""
+    known = {entry.id: entry for entry in models}
+    if models and name not in known:
+        name = pick_default_model(models[0].task, models)
+    return known.get(name or "")
 
 
 def _read_spec(request: Request) -> dict[str, Any]:

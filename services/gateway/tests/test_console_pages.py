@@ -18,11 +18,12 @@ from fovea import plugins
 from fovea.api.arrays import ArrayBytes
 from fovea.api.image import ImageBytes
 from fovea.api.mask import SegmentIn
-from fovea.api.model import pick_headline
+from fovea.api.model import ModelEntry, pick_headline
 from fovea.api.text import ChatRequest
 from services.gateway import console
 from services.gateway.console import model_view
 from services.gateway.console.page import Page
+from services.gateway.console.pages import select_model
 from services.gateway.console.schema_forms import build_fields
 from services.gateway.console.snippets import build_snippets
 from services.gateway.console.task_options import build_options
@@ -146,6 +147,14 @@ def test_the_model_of_the_address_is_chosen_or_the_first_that_is_ready_and_the_c
     assert chosen("/console/segment?model=nope") == "disc"
     (vectors,) = Sound(site.get("/console/chat").text).all("data-vectors")
     assert [one["id"] for one in json.loads(vectors)] == ["louder@1"]
+
+
+def test_the_default_model_keeps_its_place_while_it_loads():
+    facts = {"created": 1, "task": "segment", "service": "stub"}
+    states = {"a": "loading", "b": "ready"}
+    models = [ModelEntry(id=name, ready=name == "b", state=state, **facts) for name, state in states.items()]
+    assert [select_model(models, name).id for name in (None, "nope", "b")] == ["a", "a", "b"]
+    assert select_model([], None) is None
 
 
 def test_a_card_shows_facts_and_snippets_lists_only_limits_that_apply_and_what_it_says_is_never_markup(site, stage):
