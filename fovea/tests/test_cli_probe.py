@@ -70,7 +70,7 @@ class FakeClient:
         return SimpleNamespace(request_schema={"properties": {"samples": {"type": "integer"}}})
 
     def events(self, job_id):
-        yield SimpleNamespace(progress=1.0, note="2 of 2 cells", status="succeeded")
+        yield SimpleNamespace(id=job_id, progress=1.0, note="2 of 2 cells", status="succeeded")
 
     def result(self, job_id):
         return SimpleNamespace(json=lambda: self.reports[job_id])

@@ -28,8 +28,7 @@ py-modules = ["{name}"]
 
 
 def git(root: Path, *words: str) -> str:
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    return run("git", *who, *words, cwd=root, check=True).stdout
+    return run("git", *words, cwd=root, check=True).stdout
 
 
 @pytest.fixture
@@ -46,6 +45,8 @@ def project(tmp_path):
     (root / "constraints.txt").write_text("")
     (root / ".gitignore").write_text("out\n")
     git(root, "init", "--quiet")
+    for name in ("user.name", "user.email"):  # of the project: a machine may have none
+        git(root, "config", name, "a@example.org")
     git(root, "add", ".")
     git(root, "commit", "--quiet", "--message", "all")
     return root
