@@ -18,6 +18,7 @@ from rich.markup import escape
 from fovea import endpoints
 from fovea.call import Call, read_json
 from fovea.cli.common_options import GatewayOptions, Model
+from fovea.cli.exit_codes import OUTCOME
 from fovea.cli.input_files import split_by_size
 from fovea.cli.job_progress import follow_job, job_result
 from fovea.cli.output import Screen
@@ -100,6 +101,8 @@ def survey(
             _keep(screen, {**given, "observations": observations}, output)
             raise
     _print(screen, found, output)
+    if found["failed"]:
+        raise typer.Exit(OUTCOME)
 
 
 def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:

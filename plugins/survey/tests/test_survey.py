@@ -315,10 +315,12 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
     assert all((tmp_path / "out" / one["picture"]).read_bytes()[:3] == b"\xff\xd8\xff" for one in damages)
     assert (tmp_path / "out" / "survey.svg").read_text().startswith("<svg")
     assert (tmp_path / "out" / "survey.csv").read_text().startswith("label,place,latitude")
+    (drive / "0" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     code, out, err = fovea(
         "survey", drive / "0", drive / "1", "-o", tmp_path / "gap", "--max-gap", 30, "--far", 0, "--segment", 9
     )
-    assert (code, "further apart than 30 m (option `max_gap_m`)" in " ".join(err.split())) == (0, True), out + err
+    assert "further apart than 30 m (option `max_gap_m`)" in " ".join(err.split()), out + err
+    assert (code, "cut.jpg" in err) == (1, True)
 
 
 def test_a_survey_that_breaks_off_keeps_what_it_found_and_parts_leave_no_jobs_behind(fovea, url, tmp_path, monkeypatch):
