@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+import structlog
 
 from loadtests.simulation import page, predict
 from loadtests.simulation.clock import START_S, Processor, SimulatedClock, simulate
@@ -22,8 +23,11 @@ TEXT = Model(base=0.75, each=0.25, most=4, slots=4, is_continuous=True, keys=10)
 
 def run(work):
     """Result of a coroutine function of the clock."""
+    kept = structlog.get_config()
     with simulated_time() as clock:
-        return simulate(clock, work(clock))
+        found = simulate(clock, work(clock))
+    assert structlog.get_config() == kept  # others log after it
+    return found
 
 
 async def start(clock, replicas, gateways, model=TEXT):

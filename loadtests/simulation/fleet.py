@@ -4,11 +4,14 @@ import asyncio
 import contextlib
 import importlib
 import itertools
+import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+
+import structlog
 
 from loadtests.simulation.clock import SimulatedClock, govern
 from loadtests.simulation.gateways import GatewayCosts, SimulatedGateway
@@ -124,9 +127,16 @@ class Autoscaler:
 
 @contextlib.contextmanager
 def simulated_time(seed: int = 1) -> Iterator[SimulatedClock]:
-    """A clock that everything of the gateway and of heartbeats reads; choices by chance are the same each time."""
-    clock = SimulatedClock()
+    """A clock that everything of the gateway and of heartbeats reads; choices by chance are the same each time.
+
+    Nothing is logged meanwhile.
+    """
+    clock, level, kept = SimulatedClock(), logging.root.level, structlog.get_config()
     configure_logs("CRITICAL", "console")
     random.seed(seed)
-    with govern(clock, replica_registry, fair_queue, quotas, heartbeat):
-        yield clock
+    try:
+        with govern(clock, replica_registry, fair_queue, quotas, heartbeat):
+            yield clock
+    finally:
+        structlog.configure(**kept)
+        logging.root.setLevel(level)
