@@ -187,7 +187,7 @@ def _speed(c: SparsityClaim) -> Iterator[str]:
             yield "The 95th percentile lies below the median."
         if abs(m.speedup - timed) > 0.02 * timed:
             yield f"The speedup {m.speedup:g} is not the ratio of the medians, {timed:.3g}."
-    if h is not None and (h.source != "measured" or m is None or not h.speedup <= 1.01 * m.speedup):
+    if h is not None and (h.source != "measured" or m is None or not h.speedup <= 1.01 * m.speedup):  # NaN, too
         yield "The headline quotes more than was measured."
 
 
