@@ -64,7 +64,7 @@ class KeyRing:
         if key is None:
             detail = "This gateway requires an API key."
             raise Unauthenticated(detail, hint="Send `Authorization: Bearer …` or `x-api-key: …`.")
-        self._refresh()
+        self._refresh(at_once=key[6:14] not in self._callers)  # it may have been made just now
         entry = self._callers.get(key[6:14])
         digest = hash_key(key)
         is_known = hmac.compare_digest(digest, entry[0].sha256 if entry else "0" * 64)
@@ -181,8 +181,8 @@ class KeyRing:
             self._used_due = time.monotonic() + 3600  # a file that a Secret holds can't be written later either
             log().warning("when keys were used can't be written", reason=str(error))
 
-    def _refresh(self) -> None:
-        if time.monotonic() < self._reload_due:
+    def _refresh(self, *, at_once: bool = False) -> None:
+        if not at_once and time.monotonic() < self._reload_due:
             return
         self._reload_due = time.monotonic() + RELOAD_INTERVAL_S
         state: tuple[int, int, int] | None = None

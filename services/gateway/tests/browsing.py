@@ -133,8 +133,9 @@ def figure(page: Any, name: str) -> str:
     return text
 
 
-def kept(page: Any, button: str, name: str) -> bytes:
-    with page.expect_download() as waiting:
-        page.get_by_role("button", name=button, exact=True).click()
+def kept(place: Any, button: str, name: str) -> bytes:
+    """Press the only such button of a page, or of a part of one; returns what it saves."""
+    with getattr(place, "page", place).expect_download() as waiting:
+        place.get_by_role("button", name=button, exact=True).click()
     assert waiting.value.suggested_filename == name
     return Path(waiting.value.path()).read_bytes()

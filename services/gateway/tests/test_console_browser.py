@@ -83,7 +83,7 @@ def test_a_job_is_seen_moving_cancelled_and_retried_until_its_result_can_be_open
     row.get_by_role("button", name="Result").click()
     see(row.locator("fovea-result img")).to_be_visible()
     see(row.locator("fovea-result")).to_contain_text("area percent")
-    kept(row.page, "Download", f"{job}.json")
+    kept(row, "Download", f"{job}.json")
 
 
 def test_a_model_without_a_page_of_its_own_is_run_from_its_schema(page, stage, see):

@@ -41,6 +41,7 @@ def test_stopping_keeps_what_was_written_and_nothing_is_sent_twice(page, stage, 
     see(page.locator(".turn").nth(1)).to_contain_text("You said:")
     page.get_by_role("button", name="Stop").click()
     see(page.locator(".turn-cut")).to_have_count(1)
+    see(page.get_by_role("button", name="Stop")).to_be_hidden()
     stage.stub.token_s = 0.01
     ask(page, "next")
     see(page.locator(".turn").nth(3)).to_contain_text("You said: next")

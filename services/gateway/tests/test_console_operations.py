@@ -131,6 +131,17 @@ def test_each_section_of_operators_has_an_address_and_passes_axe(admin):
         check_page(admin)
 
 
+def test_a_table_that_came_into_view_while_the_browser_was_busy_is_loaded(admin):
+    admin.add_init_script(
+        """const Observer = IntersectionObserver;
+        window.IntersectionObserver = class extends Observer {
+            constructor(call) { super((seen) => call([{ isIntersecting: false }, ...seen])); }
+        };"""
+    )
+    admin.reload()
+    admin.locator("fovea-admin-services tbody tr").wait_for()
+
+
 def test_services_are_looked_at_again_after_a_failure_and_each_replica_is_seen_with_its_load(admin, see):
     admin.route("**/readyz", lambda route: route.fulfill(body="no JSON"))
     alert = admin.locator("fovea-admin-services").get_by_role("alert")

@@ -55,13 +55,16 @@ async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_
 
 
 async def test_jobs_of_a_worker_that_runs_out_of_memory_fail_for_good(queue, work):
+    begun = asyncio.Event()
+
     async def handler(_payload: Payload, ticket: Ticket) -> Result:
+        begun.set()
         await ticket.wait_until_cancelled()
         return DONE
 
     job, _ = await queue.submit(Payload("svc", "/v1/x", b"", tenant="ann"))
     async with work(handler) as worker:
-        await started(queue, job)
+        await begun.wait()
         await worker.fail_all(TooLarge("The worker ran out of memory on this job."))
     found = await ended(queue, job)
     assert (found.status, found.attempts) == ("failed", 1)

@@ -19,8 +19,8 @@ const formatNumber = (value) => (value < 10 && value % 1 ? value.toFixed(1) : Ma
 /** A section that loads its table when it is first seen, with a search over its rows. */
 export class AdminTable extends CustomElement {
   connectedCallback() {
-    const seen = new IntersectionObserver(([{ isIntersecting }]) => {
-      if (isIntersecting) this.attempt(() => this.load());
+    const seen = new IntersectionObserver((changes) => { // several at once where the browser is slow
+      if (changes.at(-1).isIntersecting) this.attempt(() => this.load());
     });
     seen.observe(this);
     this.on("input", "find", () => this.find());

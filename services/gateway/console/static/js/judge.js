@@ -15,8 +15,8 @@ function readText(form) {
 
 /** Do something once an element is first seen. */
 export function whenSeen(element, act) {
-  const seen = new IntersectionObserver(([{ isIntersecting }]) => {
-    if (!isIntersecting) return;
+  const seen = new IntersectionObserver((changes) => {
+    if (!changes.at(-1).isIntersecting) return;
     seen.disconnect();
     act();
   });
