@@ -3,6 +3,7 @@
 Knows their XML; knows no model.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 from xml.etree.ElementTree import Element  # only the type: the text is parsed by defusedxml
@@ -88,11 +89,20 @@ def find_control(text: str, task: str) -> ControlTag:
 def _read_control(tag: Element, pictures: dict[str, str]) -> ControlTag:
     """A tag with its labels; `predicted_values` of a label lists classes of the model that it stands for."""
     to_name = tag.get("toName", "").split(",")[0]
-    entries = [entry for entry in tag if entry.tag in {"Label", "Choice"} and entry.get("value")]
+    labels: list[str] = []
     aliases: dict[str, str] = {}
-    for entry in entries:
-        value = str(entry.get("value"))
-        names = (folder_name(value), value, entry.get("alias", ""), *entry.get("predicted_values", "").split(","))
-        aliases |= {name.strip().casefold(): value for name in names if name.strip()}
-    labels = tuple(str(entry.get("value")) for entry in entries)
-    return ControlTag(_KINDS[tag.tag], tag.get("name", ""), to_name, pictures[to_name], labels, aliases)
+    for entry in _iterate_entries(tag):
+        value = entry.get("value", "")
+        labels.append(label := entry.get("alias") or value)  # results have the alias
+        names = (folder_name(label), label, value, *entry.get("predicted_values", "").split(","))
+        aliases |= {name.strip().casefold(): label for name in names if name.strip()}
+    return ControlTag(_KINDS[tag.tag], tag.get("name", ""), to_name, pictures[to_name], tuple(labels), aliases)
+
+
+def _iterate_entries(tag: Element) -> Iterator[Element]:
+    """The labels or choices of a tag, also those inside of <View> and the like; not choices of a choice."""
+    for child in tag:
+        if child.tag not in {"Label", "Choice"}:
+            yield from _iterate_entries(child)
+        elif child.get("value"):
+            yield child

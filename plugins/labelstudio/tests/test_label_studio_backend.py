@@ -32,7 +32,8 @@ from tests.harness.models import ok
 from tests.harness.waiting import wait_until
 
 BOXES = """<View><Image name="img" value="$photo"/><RectangleLabels name="box" toName="img">
-<Label value="Pothole" predicted_values="D40"/><Label value="Crack" predicted_values="D00, D10"/>
+<View><Label value="hole" alias="Pothole" predicted_values="D40"/></View>
+<View><Style>a</Style><View><Label value="Crack" predicted_values="D00, D10"/></View></View>
 </RectangleLabels></View>"""
 CHOICES = """<View><Image name="i" value="$image"/><Choices name="c" toName="i">
 <Choice value="sound"/><Choice value="crack"/></Choices></View>"""
