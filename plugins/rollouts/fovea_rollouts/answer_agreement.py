@@ -6,7 +6,7 @@ Agreement of a shadow's answer with the caller's. Knows answers on the wire; kno
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from statistics import fmean
@@ -55,7 +55,8 @@ def measure_agreement(ours: WholeAnswer, theirs: WholeAnswer) -> dict[str, float
     if kind.startswith("image/"):
         return {"picture": _compare_pictures(ours.body, theirs.body)}
     if kind == "text/event-stream":
-        return {"text": _compare_texts(_join_events(ours.body), _join_events(theirs.body))}
+        texts = [_join_pieces(_read_events(each.body)) for each in (ours, theirs)]
+        return {} if texts == [None, None] else {"text": _compare_texts(*(text or "" for text in texts))}
     if kind != "application/json":
         return {}
     left, right = json.loads(ours.body), json.loads(theirs.body)
@@ -68,7 +69,7 @@ def _compare_objects(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[
     if left.keys() == right.keys() == {"results"} and len(left["results"]) == len(right["results"]):
         return _compare_several(left["results"], right["results"])
     found = {}
-    texts = _find_text(left), _find_text(right)
+    texts = _join_pieces([left]), _join_pieces([right])
     if texts[0] is not None and texts[1] is not None:
         found["text"] = _compare_texts(texts[0], texts[1])
     if isinstance(left.get("detections"), list) and isinstance(right.get("detections"), list):
@@ -89,28 +90,48 @@ def _compare_several(left: Sequence[Mapping[str, Any]], right: Sequence[Mapping[
     return {kind: fmean(agreements) for kind, agreements in found.items()}
 
 
-def _find_text(answer: Mapping[str, Any]) -> str | None:
-    """The text of a completion: of a chat, a text completion or a response."""
-    for choice in answer.get("choices") or ():
-        message = choice.get("message") or {}
-        text = message.get("content") or choice.get("text")
-        return str(text or json.dumps(message.get("tool_calls") or ""))
-    parts = [part.get("text", "") for item in answer.get("output") or () for part in item.get("content") or ()]
-    return "".join(parts) if parts else None
+def _read_events(body: bytes) -> Iterator[Any]:
+    return (json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {"))
 
 
-def _join_events(body: bytes) -> str:
-    """The text of a stream of completion chunks or of a response's events."""
-    pieces = []
-    for line in body.split(b"\n"):
-        if not line.startswith(b"data: {"):
-            continue
-        event = json.loads(line[6:])
-        choices = event.get("choices") or ()
-        pieces += [(choice.get("delta") or {}).get("content") or choice.get("text") or "" for choice in choices]
-        if event.get("type") == "response.output_text.delta":
-            pieces.append(event.get("delta", ""))
-    return "".join(pieces)
+def _join_pieces(parts: Iterable[Mapping[str, Any]]) -> str | None:
+    """The text of a whole answer or of a stream's events, one choice, item or block after the other; None without."""
+    texts: dict[tuple[int, int], str] = {}
+    for part in parts:
+        for place, text in (*_find_choices(part), *_find_blocks(part)):
+            texts[place] = texts.get(place, "") + (text or "")
+    return "\n".join(texts[place] for place in sorted(texts)) if texts else None
+
+
+def _find_choices(part: Mapping[str, Any]) -> Iterator[tuple[tuple[int, int], str | None]]:
+    """Of a completion or its chunk: each choice's thoughts, text, and calls of tools, and where they go on."""
+    for choice in part.get("choices") or ():
+        index, said = choice.get("index", 0), choice.get("delta") or choice.get("message") or choice
+        yield (index, -2), said.get("reasoning_content")
+        yield (index, -1), said.get("content") or said.get("text")
+        for number, call in enumerate(said.get("tool_calls") or ()):
+            yield (index, call.get("index", number)), _describe_call(call.get("function") or {})
+
+
+def _find_blocks(part: Mapping[str, Any]) -> Iterator[tuple[tuple[int, int], str | None]]:
+    """Of a response, a message, or one of their events: each item or block, and where it goes on."""
+    kind, index = str(part.get("type")), part.get("output_index", part.get("index", 0))
+    if kind in {"content_block_start", "response.output_item.added"}:
+        yield (index, 0), _describe_call(part.get("content_block") or part.get("item") or {})
+    elif kind == "content_block_delta" or (kind.startswith("response.") and kind.endswith(".delta")):
+        delta: Any = part.get("delta")
+        texts = [delta] if isinstance(delta, str) else [delta.get(n) for n in ("text", "thinking", "partial_json")]
+        yield (index, 0), "".join(filter(None, texts))
+    blocks = part.get("content") if kind == "message" else part.get("output")
+    for place, block in enumerate(blocks or ()):
+        texts = [each.get("text") for each in (block, *(block.get("content") or ()))]
+        yield (place, 0), "".join(filter(None, (*texts, block.get("thinking"), _describe_call(block))))
+
+
+def _describe_call(call: Mapping[str, Any]) -> str:
+    """Which tool is called with what; a stream has the arguments later."""
+    given = call.get("arguments") or (json.dumps(call["input"]) if call.get("input") else "")
+    return f"{call['name']} {given}" if call.get("name") else given
 
 
 def _compare_texts(left: str, right: str) -> float:

@@ -96,8 +96,17 @@ class ShadowTraffic(AnswerWatcher):
         self._comparing = asyncio.Lock()  # a comparison holds pictures
 
     def begin(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
-        """Record the answer of a request that is to be copied: one that leaves nothing behind, and names no state."""
-        if ctx.method != "POST" or route.is_effectful or route.is_broadcast or route.is_endless:
+        """Record the answer of a request that is to be copied: one that leaves nothing behind, and names no state.
+
+        A compressed body can't be looked into, so it is not copied.
+        """
+        if (
+            ctx.method != "POST"
+            or b"content-encoding" in ctx.headers
+            or route.is_effectful
+            or route.is_broadcast
+            or route.is_endless
+        ):
             return
         plans = self._registry.versions
         version = plans.draw_shadow(route.services[0]) if isinstance(plans, TrafficPlans) else None

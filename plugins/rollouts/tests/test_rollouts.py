@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import json
 from collections import Counter
 from typing import Any
@@ -57,9 +58,31 @@ def test_a_setting_that_is_no_plan_ends_the_gateway_with_its_name(monkeypatch, c
 
 HALF = np.zeros((8, 8), np.uint8)
 HALF[:4] = 255
-EVENTS = "".join(
-    f"data: {json.dumps({'choices': [{'delta': {'content': word}}]})}\n\n" for word in ("a", " b", " c", " d")
-)
+
+
+def stream(*events: dict[str, Any]) -> WholeAnswer:
+    return WholeAnswer("text/event-stream", "".join(f"data: {json.dumps(each)}\n\n" for each in events).encode())
+
+
+def chunk(text: str, index: int = 0, field: str = "content") -> dict[str, Any]:
+    return {"choices": [{"index": index, "delta": {field: text}}]}
+
+
+def call(index: int, **function: str) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": index, "function": function}]}}]}
+
+
+def block(text: str, kind: str = "text") -> dict[str, Any]:
+    return {"type": "content_block_delta", "index": 0, "delta": {"type": f"{kind}_delta", kind: text}}
+
+
+def message(text: str) -> WholeAnswer:
+    return of_json(type="message", content=[{"type": "text", "text": text}])
+
+
+def item(name: str, arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    added = {"type": "response.output_item.added", "output_index": 0, "item": {"name": name, "arguments": ""}}
+    return added, {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": arguments}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +104,20 @@ EVENTS = "".join(
         ),
         (of_json(restored=png(HALF)), of_json(restored=png(HALF[:4])), {"picture": 0.0}),
         (of_json(a=1, b=[1, 2], times={"x": 1}), of_json(a=1.001, b=[1, 3], times={"x": 2}), {"json": 2 / 3}),
-        (WholeAnswer("text/event-stream", EVENTS.encode()), WholeAnswer("text/event-stream", b""), {"text": 0.0}),
+        (stream(*map(chunk, ("a", " b", " c", " d"))), stream(), {"text": 0.0}),
+        (stream(*map(chunk, ("a", " b c", " d"))), stream(*map(chunk, ("a b", " x d"))), {"text": 0.75}),
+        (
+            stream(chunk("a b "), chunk("x y ", 1), chunk("c"), chunk("z", 1)),
+            stream(chunk("x y z", 1), chunk("a "), chunk("b c")),
+            {"text": 1.0},
+        ),
+        (stream(chunk("a b", 0, "reasoning_content")), stream(chunk("a c", 0, "reasoning_content")), {"text": 0.5}),
+        (stream(call(0, name="f", arguments=""), call(0, arguments="1")), stream(call(0, name="f")), {"text": 2 / 3}),
+        (stream(block("a b"), block(" c d")), stream(block("a"), block(" x c d")), {"text": 0.75}),
+        (stream(block("a b", "thinking")), stream(block("a b c d", "thinking")), {"text": 2 / 3}),
+        (message("a b c d"), message("a b x d"), {"text": 0.75}),
+        (stream(*item("f", "1")), stream(*item("g", "1")), {"text": 0.5}),
+        (stream({"frame": 1}), stream({"frame": 2}), {}),
         (WholeAnswer("text/csv", b"a"), WholeAnswer("text/csv", b"a"), {}),
         (completion("a"), WholeAnswer("text/plain", b"a"), {}),
     ],
@@ -178,6 +214,8 @@ async def test_what_is_stored_steers_or_leaves_something_behind_is_not_copied(pl
         replica.record = replica.record.model_copy(update={"affine": ("/v1/echo",)})
     scene.registry._update_routes()
     await scene.client.post("/v1/sessions", json={})
+    packed = {"content-type": "application/json", "content-encoding": "gzip"}
+    await scene.client.post("/v1/echo", content=gzip.compress(b'{"store": true}'), headers=packed)
     for body in (
         b'{"store": true}', b'{"interventions": [{}]}', b'{"captur\\u0065": [{}]}', chat("hi", session_id="s"),
         b'{"store": false, "a": 1}',
