@@ -110,6 +110,9 @@ class ActionDetector(VisionServable[ActionsIn, ActionsOut, _Video]):
 
     def postprocess(self, item: _Video) -> ActionsOut:
         (confidence, start, end), request = item.outputs, item.request
+        if not all(np.isfinite(each).all() for each in item.outputs):
+            detail = f"{self.card.name} makes no numbers of these features: they are too large."
+            raise InvalidOption(detail, hint="Send them as the backbone made them.", field="features")
         kept = soft_nms(*score_proposals(confidence, start, end), request.alpha, request.low, request.high)
         found = _list_proposals(kept, item)
         more: dict[str, Any] = {}

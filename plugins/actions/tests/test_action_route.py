@@ -213,6 +213,8 @@ def test_challenge_form_curves_and_map(client, held):
         ({"features": [[1.0] * 32] * 64, "fps": 1e-320}, 422, "fps"),
         ({"features": [[1.0] * 32] * 64, "class_scores": [1, 2], "class_names": ["a"]}, 422, "class_names"),
         ({"features": [[1.0] * 32] * 64, "speed": 2}, 422, "speed"),
+        ({"features": [[3e38, -3e38] * 16] * 64, "include": "curves"}, 422, "features"),
+        ({"features": [[1.0] * 32] * 64, "class_scores": [1, 1e39]}, 422, "class_scores"),
     ],
 )
 def test_mistakes_are_named(client, body, status, field):

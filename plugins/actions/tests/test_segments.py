@@ -75,6 +75,11 @@ def test_class_scores_of_cells_and_of_a_whole_video_reach_proposals():
     starts, ends, scores = np.array([0.0, 0.5]), np.array([0.2, 0.9]), np.array([0.5, 1.0])
     found = proposals.classify_proposals(starts, ends, scores, np.array([0.3, 0.7]), best=1)
     assert np.allclose(found, [[0.5, 0.0], [0.9, 0.2], [1, 1], [0.7, 0.35]])
+    large = np.array([[3e38] * 8, [2e38] * 4 + [1.0] * 4], np.float32)
+    found = proposals.classify_proposals(
+        np.array([0.0, 0.5]), np.array([0.5, 1.0]), np.array([0.5, 0.4]), large, best=2
+    )
+    assert np.allclose(found[2:], [[0, 0, 1, 1], [1.5e38, 1.2e38, 1e38, 0.4]])
 
 
 SMALL = {"features": 12, "length": 10, "hidden": (8, 6, 10)}

@@ -38,7 +38,8 @@ def read_matrices(given: Any, field: str) -> dict[str, np.ndarray]:
 def _from_rows(rows: Any, field: str) -> np.ndarray:
     """Rows of numbers, all of the same length."""
     try:
-        return np.asarray(rows, np.float32)
+        with np.errstate(over="ignore"):
+            return np.asarray(rows, np.float32)
     except ValueError as error:
         raise InvalidOption(f"The rows of {field} differ in length.", field=field) from error
 

@@ -122,7 +122,7 @@ def classify_proposals(
 def _means(rows: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Mean of rows (s, t) over the cells of each interval: (p, s)."""
     length = rows.shape[1]
-    sums = np.concatenate((np.zeros((len(rows), 1)), rows.cumsum(1)), axis=1)
     first = np.minimum(np.floor(starts * length + 1e-6).astype(int), length - 1)
     last = np.maximum(np.ceil(ends * length - 1e-6).astype(int), first + 1)
-    return np.asarray(((sums[:, last] - sums[:, first]) / (last - first)).T)
+    means = [rows[:, i:j].mean(1, dtype=np.float64) for i, j in zip(first, last, strict=True)]
+    return np.array(means).reshape(-1, len(rows))
