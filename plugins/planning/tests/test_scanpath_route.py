@@ -30,6 +30,9 @@ def text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+FOUND = {"box": [0, 0, 9, 9], "score": 0.9, "label": "crack", "class_id": 0, "area": 81.0, "radius": 5.0}
+BAD = FOUND | {"box": [0, "-inf", 9, 9]}
+DETECTED = {"model": "m", "version": "1", "engine": "onnx", "width": 288, "height": 144, "counts": {}, "times": {}}
 SHELF = {"image": text(PICTURE), "objects": BOXES, "target": TARGET}
 
 
@@ -68,8 +71,7 @@ def test_an_answer_of_detect_is_taken_as_objects(client, plain):
         {"box": BOXES[i], "score": 0.9, "label": f"product {i}", "class_id": int(i), "area": 1536.0, "radius": 20.0}
         for i in order
     ]
-    facts = {"model": "m", "version": "1", "engine": "onnx", "width": 288, "height": 144, "counts": {}, "times": {}}
-    detected = {**facts, "detections": detections}
+    detected = {**DETECTED, "detections": detections}
     body = {**SHELF, "objects": detected, "target": int(np.flatnonzero(order == TARGET)[0])}
     found = answered(client.post("/v1/scanpath", json=body), ScanpathOut).paths[0]
     assert [order[f.id] for f in found.fixations] == [f.id for f in plain.paths[0].fixations]
@@ -120,6 +122,8 @@ def test_a_reference_is_compared(client, plain):
         ({**SHELF, "reference": [99]}, 422, "reference"),
         ({**SHELF, "objects": [[0, 0, 0, 0]], "target": 0}, 422, "objects"),
         ({**SHELF, "objects": [[0.0, 0.0, 5.0]]}, 422, "objects"),
+        *(({**SHELF, "objects": [[0, 0, bad, 9], *BOXES]}, 422, "objects") for bad in ("inf", "nan")),
+        ({**SHELF, "target": 0, "objects": DETECTED | {"detections": [BAD]}}, 422, "objects"),
         ({**SHELF, "objects": [[2.0 * i, 0, 2.0 * i + 2, 40] for i in range(40)]}, 422, "objects"),
         ({**SHELF, "image": text(b"no picture")}, 415, "image"),
         ({"crops": [text(CROPS[0])], "target": 0}, 422, "grid"),
@@ -137,11 +141,8 @@ POINTS = np.random.default_rng(0).random((9, 2)).round(4)
 
 def test_detections_become_a_route_through_their_middles(client):
     boxes = [[x * 100, y * 100, x * 100 + 10, y * 100 + 10] for x, y in POINTS.tolist()]
-    detections = [
-        {"box": box, "score": 0.5, "label": "crack", "class_id": 0, "area": 100.0, "radius": 5.0} for box in boxes
-    ]
-    facts = {"model": "m", "version": "1", "engine": "onnx", "width": 200, "height": 200, "times": {}}
-    detected = {**facts, "detections": detections, "counts": {"crack": 9}}
+    detections = [FOUND | {"box": box} for box in boxes]
+    detected = {**DETECTED, "detections": detections}
     route = answered(client.post("/v1/plan", json={"task": "tsp", "detections": detected}), PlanOut)
     plain = answered(client.post("/v1/plan", json={"task": "tsp", "points": POINTS.tolist()}), PlanOut)
     assert (route.order, route.objective) == (plain.order, pytest.approx(100 * plain.objective))

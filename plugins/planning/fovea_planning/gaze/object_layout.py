@@ -73,11 +73,13 @@ def layout_from_grid(count: int, grid: tuple[int, int], crop: tuple[int, int]) -
 def crop_objects(pixels: np.ndarray, boxes: Boxes, size: tuple[int, int]) -> np.ndarray:
     """Content of each box, squashed to (height, width): (m, h, w, 3) in 0..1.
 
-    Raises InvalidOption: a box is empty or outside of the picture.
+    Raises InvalidOption: a box is empty, outside of the picture, or not finite.
     """
     image, (height, width) = Image.fromarray(pixels), pixels.shape[:2]
     found = []
     for index, (x1, y1, x2, y2) in enumerate(boxes):
+        if not np.isfinite((x1, y1, x2, y2)).all():
+            raise InvalidOption(f"Box {index} has a corner that is not finite.", field="objects")
         inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
         if inside[2] - inside[0] < 1 or inside[3] - inside[1] < 1:
             detail = f"Box {index} has no pixel inside the picture of {width}x{height}."
