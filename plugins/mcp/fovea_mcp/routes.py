@@ -51,6 +51,10 @@ async def call_mcp(request: Request) -> Response:
     message = await read_json(request)
     if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
         return _answer(None, error=_RpcError(_BAD_REQUEST, "A message is a JSON-RPC 2.0 object."), status=400)
+    spoken = request.headers.get("mcp-protocol-version", VERSIONS[0])
+    if spoken not in VERSIONS and message.get("method") != "initialize":
+        refused = _RpcError(_BAD_REQUEST, f"MCP-Protocol-Version {spoken[:40]!r} is none of {', '.join(VERSIONS)}.")
+        return _answer(message.get("id"), error=refused, status=400)
     if "id" not in message:
         return Response(status_code=202)  # a notification, or an answer to nothing that was asked
     params = message.get("params") or {}

@@ -26,6 +26,11 @@ def test_the_handshake_speaks_the_clients_version(stage):
         assert "tools" in result["capabilities"]
     assert call(stage.url, "notifications/initialized", message_id=None).status_code == 202
     assert call(stage.url, "ping").json()["result"] == {}
+    for spoken, status in (("2025-06-18", 200), ("2099-01-01", 400), ("", 400)):
+        told = {"mcp-protocol-version": spoken}
+        assert call(stage.url, "ping", **told).status_code == status
+        assert call(stage.url, "initialize", {}, **told).status_code == 200
+    assert call(stage.url, "notifications/initialized", message_id=None, **told).status_code == 400
     odd = {
         "content": r'{"jsonrpc": "2.0", "id": "\ud800", "method": "ping"}',
         "headers": {"content-type": "application/json"},
