@@ -110,6 +110,9 @@ def _read_choice(choice: ToolChoice | None) -> dict[str, Any]:
 
 
 def _read_effort(request: Conversation) -> str | None:
-    if request.thinking is not None:
-        return {"disabled": "none", "enabled": "high", "adaptive": None}[request.thinking.type]
-    return None if request.output_config is None else request.output_config.effort
+    """How much is thought: what `effort` says, unless `thinking` is off; else much where thoughts are asked for."""
+    thinking = None if request.thinking is None else request.thinking.type
+    if thinking == "disabled":
+        return "none"
+    effort = None if request.output_config is None else request.output_config.effort
+    return effort or ("high" if thinking == "enabled" else None)

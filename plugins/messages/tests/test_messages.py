@@ -6,6 +6,8 @@ import httpx2
 import pytest
 
 from fovea.api.text import ChatRequest
+from fovea_messages.build_chat import build_chat
+from fovea_messages.wire import Conversation
 from services.gateway.tests.stage import fronted
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, write_folder
 from services.llm_longctx.tests.test_reasoning import FORCED, QWEN
@@ -94,6 +96,15 @@ def test_stop_sequences_are_named_and_thinking_is_turned_off(client):
     assert off > client.messages.count_tokens(model=MODEL, messages=HELLO).input_tokens
     form = {"format": {"type": "json_schema", "schema": SCHEMA}}
     assert set(json.loads(both(client, output_config=form, max_tokens=100).content[0].text)) == {"on"}
+
+
+@pytest.mark.parametrize(("thinking", "effort", "wanted"), [
+    (None, "low", "low"), ("enabled", None, "high"), ("enabled", "low", "low"), ("adaptive", "max", "max"),
+    ("adaptive", None, None), ("disabled", "max", "none"),
+])  # fmt: skip
+def test_effort_says_how_much_is_thought_unless_thinking_is_off(thinking, effort, wanted):
+    body = {"messages": HELLO, "output_config": {"effort": effort}, "thinking": thinking and {"type": thinking}}
+    assert build_chat(Conversation.model_validate(body)).reasoning_effort == wanted
 
 
 def test_a_turn_without_a_word_is_a_turn(client):

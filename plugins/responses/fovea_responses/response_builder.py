@@ -8,6 +8,7 @@ from uuid import uuid4
 from fovea.api.interventions import Captured
 from fovea.api.text import ChatChunk, ChunkChoice, Usage
 from fovea.api.tools import ToolCallDelta
+from fovea.errors import FoveaError
 from fovea_responses.wire import ResponseObject, ResponsesRequest, ResponseUsage
 from services.llm_longctx.api.chat_chunks import Event
 from services.llm_longctx.serving.protocol import join_captured
@@ -64,6 +65,10 @@ class ResponseBuilder:
         if self.response.status == "in_progress":
             self.response.status = "completed"
         yield self._event(f"response.{self.response.status}", response=self._dump())
+
+    def fail(self, error: FoveaError) -> Event:
+        """The last event of an answer that an error ends."""
+        return self._event("error", code=error.code, message=error.detail, param=error.field)
 
     def _feed_choice(self, choice: ChunkChoice) -> Iterator[Event]:
         if choice.captured:

@@ -13,7 +13,7 @@ from fovea.api.replica import AFFINE, HOLDS_HEADER
 from fovea.api.request_fields import check_fields
 from fovea.api.sessions import Deleted
 from fovea.api.text import ChatChunk
-from fovea.errors import FoveaError, Malformed, NotFound
+from fovea.errors import Malformed, NotFound
 from fovea_responses.build_chat import NAMES, build_chat, list_input
 from fovea_responses.response_builder import ResponseBuilder
 from fovea_responses.response_store import ResponseStore, StoredResponse
@@ -60,7 +60,7 @@ async def respond(body: ResponsesRequest, request: Request, host: HostDep, store
 
     events = _make_events(builder, stream_chunks(chat, request, host, NAMES), keep if body.store else None)
     if body.stream:
-        return await send_events(events, _to_event, holds)
+        return await send_events(events, builder.fail, holds)
     async for _ in events:
         pass
     return Response(builder.response.model_dump_json(), media_type="application/json", headers=holds)
@@ -105,10 +105,6 @@ async def _make_events(
         await asyncio.to_thread(keep)
     for event in last:
         yield event
-
-
-def _to_event(error: FoveaError) -> Event:
-    return {"type": "error", "code": error.code, "message": error.detail, "param": error.field}
 
 
 def _dump_item(item: InputItem) -> dict[str, Any]:

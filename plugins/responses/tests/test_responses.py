@@ -7,6 +7,7 @@ import pytest
 from openai.types.responses import response_create_params
 
 from fovea.api.text import ChatChunk
+from fovea.errors import NotReady
 from fovea_responses import response_store, routes
 from fovea_responses.response_builder import ResponseBuilder
 from fovea_responses.wire import ResponsesRequest
@@ -277,7 +278,10 @@ def test_requests_with_a_session_stay_with_its_replica():
     assert fields_of(routes)["affine"] == (URL,)
 
 
-def test_the_first_event_names_the_model_that_answers_where_none_was_asked_for():
-    chunk = ChatChunk(id="a", created=1, model=MODEL, choices=[])
-    first, *_ = ResponseBuilder(ResponsesRequest(input="Hello")).feed(chunk)
+def test_the_first_event_names_the_model_that_answers_where_none_was_asked_for_and_an_error_is_numbered():
+    builder = ResponseBuilder(ResponsesRequest(input="Hello"))
+    first, second = builder.feed(ChatChunk(id="a", created=1, model=MODEL, choices=[]))
     assert (first["type"], first["response"]["model"]) == ("response.created", MODEL)
+    last = builder.fail(NotReady("Gone."))
+    assert [event["sequence_number"] for event in (first, second, last)] == [0, 1, 2]
+    assert (last["type"], last["code"], last["message"], last["param"]) == ("error", "not_ready", "Gone.", None)
