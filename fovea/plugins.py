@@ -10,6 +10,7 @@ import json
 import re
 from functools import cache
 from importlib.metadata import EntryPoint
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,7 @@ _KNOWN = Path(__file__).with_name("known_plugins.json")
 
 @cache
 def entries(group: str, prefix: str | None = None) -> tuple[EntryPoint, ...]:
-    """Return the entry points of a group, in order of name and value.
-
-    With a prefix only those of this name, or whose name begins with it and a dot.
-    """
+    """Return the entry points of a group by name and value; with a prefix those of this name, or below it by a dot."""
     found = importlib.metadata.entry_points(group=group)
     wanted = [p for p in found if prefix is None or p.name == prefix or p.name.startswith(f"{prefix}.")]
     return tuple(sorted(wanted, key=lambda point: (point.name, point.value)))
@@ -44,8 +42,13 @@ def load(point: EntryPoint) -> Any:
 
 
 def load_all(group: str, prefix: str | None = None) -> dict[str, Any]:
-    """Load all entry points of a group: name → value. See `entries` and `load`."""
-    return {point.name: load(point) for point in entries(group, prefix)}
+    """Load all entry points of a group: name → value. See `load`. Raises Fault, too: two packages bring one name."""
+    found = entries(group, prefix)
+    for one, other in pairwise(found):  # in order of name
+        if one.name == other.name:
+            detail = f"{owner(one)} and {owner(other)} both bring {one.name!r} of {group}."
+            raise Fault(detail, hint=f"Remove one: pip uninstall {owner(other)}")
+    return {point.name: load(point) for point in found}
 
 
 def packages(service: str) -> list[str]:
@@ -60,10 +63,7 @@ def owner(point: EntryPoint) -> str:
 
 
 def find_known(kind: Kind, name: str) -> str | None:
-    """Return the known plug-in that brings a command, model or path; None if there is none.
-
-    Call it only for what was not found: it does not look at what is installed.
-    """
+    """Return the known plug-in that brings a command, model or path, installed or not; None if there is none."""
     return next((plugin for plugin, brings in _read_known().items() if _has(kind, brings.get(kind, ()), name)), None)
 
 
@@ -77,8 +77,7 @@ def explain_missing(kind: Kind, name: str, what: str, field: str | None = None) 
 
     `what` begins the sentence, for example "The model 'x'".
     """
-    plugin = find_known(kind, name)
-    if plugin is None:
+    if (plugin := find_known(kind, name)) is None:
         return None
     detail = f"{what} comes with the plug-in {plugin}, which is not installed."
     return NotFound(detail, hint=f"Try: pip install fovea-{plugin}", field=field)

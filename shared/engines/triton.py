@@ -6,6 +6,7 @@ memory where the server is on this host and can open it. The inputs and outputs 
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,16 +37,10 @@ MIN_SHARED_BYTES = 2**16
 """Inputs of less are sent over the network, which costs them next to nothing."""
 
 _GRPC: Mapping[str, type[FoveaError]] = {
-    "INVALID_ARGUMENT": Malformed,
-    "UNAUTHENTICATED": Unauthenticated,
-    "PERMISSION_DENIED": PermissionDenied,
-    "NOT_FOUND": NotFound,
-    "FAILED_PRECONDITION": Conflict,
-    "RESOURCE_EXHAUSTED": RateLimited,
-    "CANCELLED": Cancelled,
-    "UNAVAILABLE": NotReady,
-    "DEADLINE_EXCEEDED": DeadlineExceeded,
-}
+    "INVALID_ARGUMENT": Malformed, "UNAUTHENTICATED": Unauthenticated, "PERMISSION_DENIED": PermissionDenied,
+    "NOT_FOUND": NotFound, "FAILED_PRECONDITION": Conflict, "RESOURCE_EXHAUSTED": RateLimited,
+    "CANCELLED": Cancelled, "UNAVAILABLE": NotReady, "DEADLINE_EXCEEDED": DeadlineExceeded,
+}  # fmt: skip
 
 
 class TritonEngine:
@@ -114,11 +109,8 @@ class TritonEngine:
         self._pool.close()
 
     def _connect(self) -> Any:
-        if self._grpc:
-            return self._library.InferenceServerClient(self._address)
-        return self._library.InferenceServerClient(
-            self._address, connection_timeout=self._timeout, network_timeout=self._timeout
-        )
+        more = {} if self._grpc else dict.fromkeys(("connection_timeout", "network_timeout"), self._timeout)
+        return self._library.InferenceServerClient(self._address, **more)
 
     def _metadata(self, connection: TritonConnection) -> Mapping[str, Any]:
         more = {"as_json": True, "client_timeout": self._timeout} if self._grpc else {}
@@ -127,8 +119,14 @@ class TritonEngine:
 
     def _infer(self, connection: TritonConnection, arrays: list[np.ndarray], outputs: list[Any]) -> Any:
         more = {"client_timeout": self._timeout} if self._grpc else {}
-        inputs = self._fill_inputs(connection, arrays)
-        return connection.client.infer(self._model, inputs, self._version, outputs=outputs, **more)
+        send = partial(connection.client.infer, self._model, model_version=self._version, outputs=outputs, **more)
+        try:
+            return send(self._fill_inputs(connection, arrays))
+        except InferenceServerException as error:
+            if connection.region is None or "shared memory" not in str(error).lower():
+                raise
+            connection.region.close()  # the server restarted and does not know it: the next write registers another
+            return send(self._fill_inputs(connection, arrays))
 
     def _fill_inputs(self, connection: TritonConnection, arrays: list[np.ndarray]) -> list[Any]:
         """The inputs of a call: in shared memory where they are large and the server can see it."""

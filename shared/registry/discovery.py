@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from fovea import plugins
-from fovea.errors import NotFound
+from fovea.errors import Fault, NotFound
 from shared.registry.card import Card
 from shared.registry.servable import Servable
 from shared.sparsity import SparsityClaim
@@ -80,16 +80,16 @@ def servables(service: str) -> dict[str, type[Servable[Any, Any]]]:
 
 
 def pick_servables(modules: Iterable[ModuleType]) -> dict[str, type[Servable[Any, Any]]]:
-    """Servables that these modules define, by model name."""
-    return {
-        cls.card.name: cls
-        for module in modules
-        for cls in vars(module).values()
-        if inspect.isclass(cls)
-        and issubclass(cls, Servable)
-        and "card" in vars(cls)
-        and cls.__module__ == module.__name__
-    }
+    """Servables that these modules define, by model name. Raises Fault: two modules define the same name."""
+    found: dict[str, type[Servable[Any, Any]]] = {}
+    for module in modules:
+        for cls in vars(module).values():
+            if not inspect.isclass(cls) or not issubclass(cls, Servable) or cls.__module__ != module.__name__:
+                continue
+            if "card" in vars(cls) and (first := found.setdefault(cls.card.name, cls)) is not cls:
+                detail = f"{first.__module__} and {cls.__module__} both bring the model {cls.card.name!r}."
+                raise Fault(detail, hint="Rename one in its Card, or uninstall its package.")
+    return found
 
 
 def shipped_weights() -> dict[str, Path]:

@@ -1,6 +1,8 @@
 """Lines of a batch: requests in, answers out, one JSON object a line. Knows OpenAI's form; knows no jobs."""
 
 import json
+import re
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +16,8 @@ from shared.validation_errors import list_errors
 
 MAX_LINES = 500
 """Requests in one batch."""
+
+_LINE = re.compile(rb"\S[^\n]*")
 
 
 class BatchLine(BaseModel):
@@ -32,9 +36,12 @@ def parse_lines(data: bytes, endpoint: str) -> list[BatchLine]:
 
     Raises InvalidOption: it holds none or too many, a line that is not a request or goes elsewhere, or an id twice.
     """
-    rows = [(number, row) for number, row in enumerate(data.split(b"\n"), 1) if row.strip()]
+    rows, number, at = list[tuple[int, bytes]](), 1, 0
+    for row in islice(_LINE.finditer(data), MAX_LINES + 1):  # one by one: a file may hold millions of lines
+        number, at = number + data.count(b"\n", at, row.start()), row.start()
+        rows.append((number, row[0]))
     if not 1 <= len(rows) <= MAX_LINES:
-        detail = f"The file holds {len(rows)} requests; 1 to {MAX_LINES} are taken."
+        detail = f"The file holds {f'over {MAX_LINES}' if rows else 'no'} requests; 1 to {MAX_LINES} are taken."
         raise InvalidOption(detail, field="input_file_id")
     lines, first = [_parse_line(row, number) for number, row in rows], dict[str, int]()
     for (number, _), line in zip(rows, lines, strict=True):
@@ -53,8 +60,8 @@ def _parse_line(row: bytes, number: int) -> BatchLine:
     try:
         return BatchLine.model_validate(parse_json(row))
     except (ValidationError, Malformed, TooLarge) as error:
-        reason = list_errors(error)[0]["msg"] if isinstance(error, ValidationError) else error.detail
-        where = list_errors(error)[0]["loc"] if isinstance(error, ValidationError) else ()
+        first = list_errors(error)[0] if isinstance(error, ValidationError) else {"msg": error.detail, "loc": ()}
+        reason, where = first["msg"], first["loc"]
         detail = f"Line {number} is no request: {'.'.join(map(str, where))} {reason.rstrip('.')}.".replace("  ", " ")
         raise InvalidOption(detail, field="input_file_id") from error
 

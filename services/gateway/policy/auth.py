@@ -106,9 +106,8 @@ class KeyRing:
         """
         if not re.fullmatch(TENANT_PATTERN, tenant):
             detail = f"{tenant[:64]!r} is not a valid tenant name."
-            raise InvalidOption(
-                detail, hint="Use up to 64 letters, digits, dots, dashes or underscores.", field="tenant"
-            )
+            hint = "Use up to 64 letters, digits, dots, dashes or underscores."
+            raise InvalidOption(detail, hint=hint, field="tenant")
         key, text = make_key({"tenant": tenant, "scopes": scopes, "expires": expires, **limits})
         with self._edit() as keys:
             keys.append(key)

@@ -102,10 +102,8 @@ def edit_keys(path: Path) -> Iterator[list[Key]]:
             content = json.dumps({"keys": [key.model_dump(mode="json") for key in keys]}, indent=2)
             replace_reserved(path, content.encode())
     except OSError as error:
-        raise Conflict(
-            f"The key file {path} can't be changed: {error.strerror or error}.",
-            hint="Point FOVEA_KEYS_FILE to a file in a writable folder, or change the keys where the file comes from.",
-        ) from error
+        hint = "Point FOVEA_KEYS_FILE to a file in a writable folder, or change the keys where the file comes from."
+        raise Conflict(f"The key file {path} can't be changed: {error.strerror or error}.", hint=hint) from error
 
 
 @contextmanager

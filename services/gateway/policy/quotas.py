@@ -116,10 +116,8 @@ class RateLimiter:
         tokens = [(item, name_tokens(caller.key), unit) for item, unit in _token_limits(caller.limits)]
         found = [(unit, await self._hit(item, name, 0)) for item, name, unit in self._request_windows(caller) + tokens]
         return [
-            LimitUse(
-                unit=unit, limit=status.limit, used=min(status.used, status.limit), resets_in_s=round(status.wait_s)
-            )
-            for unit, status in found
+            LimitUse(unit=unit, limit=one.limit, used=min(one.used, one.limit), resets_in_s=round(one.wait_s))
+            for unit, one in found
         ]
 
     async def count_many(self, caller: Caller, requests: int) -> None:

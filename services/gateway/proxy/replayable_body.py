@@ -77,9 +77,8 @@ class ReplayableBody:
         while not self.complete:
             await self._read_chunk()
             if not self.replayable:
-                raise QueueFull(
-                    "There is no memory left to hold this body.", hint="Try again in a moment.", retry_after=1
-                )
+                detail = "There is no memory left to hold this body."
+                raise QueueFull(detail, hint="Try again in a moment.", retry_after=1)
         return b"".join(self._kept)
 
     def release(self) -> None:

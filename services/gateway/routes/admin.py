@@ -194,9 +194,8 @@ async def list_replicas(request: Request) -> ReplicaList:
     """All replicas that are alive: their load, memory and models."""
     registry = request.app.state.gateway.registry
     alive = [replica for service in registry.services for replica in registry.list_alive(service)]
-    return ReplicaList(
-        replicas=[ReplicaInfo(requests=one.in_flight, **one.record.model_dump(include=_RECORD_FIELDS)) for one in alive]
-    )
+    facts = [ReplicaInfo(requests=one.in_flight, **one.record.model_dump(include=_RECORD_FIELDS)) for one in alive]
+    return ReplicaList(replicas=facts)
 
 
 @router.get("/audit")

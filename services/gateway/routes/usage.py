@@ -34,7 +34,7 @@ async def usage(
     if tenant not in {None, caller.tenant}:
         caller.require_scope("admin")
     end = until or datetime.now(UTC).date()
-    start = since or end - min(timedelta(30), end - date.min)
+    start = since or end - min(timedelta(29), end - date.min)
     if not 0 <= (end - start).days <= MAX_DAYS:
         raise InvalidOption(f"From {start} to {end} is not a span of up to {MAX_DAYS} days.", field="since")
     name = None if tenant == "*" else tenant or caller.tenant

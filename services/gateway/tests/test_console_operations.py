@@ -214,7 +214,11 @@ def test_the_usage_of_the_days_chosen_last_is_shown(admin, see):
     admin.route("**/v1/usage?*", lambda route: answer(route, 7) if held else held.append(route))
     part.get_by_label("Days").select_option("90")
     wait_until(lambda: admin.wait_for_timeout(20) or held, 10, "the request")
-    part.get_by_label("Days").select_option("7")
+    begun = datetime.now(UTC)
+    with admin.expect_request("**/v1/usage?*") as seven:
+        part.get_by_label("Days").select_option("7")
+    first = {f"{day - timedelta(6):%Y-%m-%d}" for day in (begun, datetime.now(UTC))}  # the seventh day is today
+    assert seven.value.url.rpartition("since=")[2] in first
     see(part.locator("[data-part=requests]")).to_have_text("7")
     answer(held[0], 90)
     admin.wait_for_timeout(300)

@@ -97,10 +97,10 @@ def test_the_client_s_pages_reach_the_oldest_file_and_batch(client):
 
 
 @pytest.mark.parametrize(("data", "told"), [
-    (b"", "0 requests"), (b"{", "Line 1"), (jsonl({"custom_id": "a"}), "Line 1"),
+    (b"", "no requests"), (b"{", "Line 1"), (jsonl({"custom_id": "a"}), "Line 1"),
     (jsonl(line("a"), line("b"), line("a")), "'a' is there twice: in lines 1 and 3"),
     (jsonl(line("a", url="/v1/embeddings")), "all must be"),
-    (jsonl(line("a", body={"stream": True})), "stream"), (b"\n".join([jsonl(line("a"))] * 501), "501"),
+    (jsonl(line("a", body={"stream": True})), "stream"), (b"\n".join([jsonl(line("a"))] * 501), "over 500 requests"),
     (b"\r\n\n" + jsonl(line("a"), {"custom_id": "b"}), "Line 4"),
     (b"\n" + jsonl(line("a"), line("b", url="/v1/embeddings")), "Line 3 is"),
     (jsonl(line("a" * 513)), "Line 1 is no request: custom_id String should have at most 512"),
@@ -113,12 +113,15 @@ def test_files_that_hold_no_requests_are_refused(client, data, told):
     assert caught.value.param == "input_file_id"
 
 
-def test_a_line_of_millions_of_parts_is_refused_before_it_is_parsed():
+def test_a_file_of_millions_of_parts_or_lines_is_refused_before_it_is_parsed():
     row = b'{"custom_id": "a", "url": "/v1/chat/completions", "body": {"a": [' + b"[]," * 3_000_000 + b"1]}}"
     begun = time.process_time()
     with pytest.raises(InvalidOption, match="Line 1 is no request: The body has more than 250,000 parts"):
         parse_lines(row, "/v1/chat/completions")
-    assert time.process_time() - begun < 0.3  # parsing it takes more than a second
+    for lines, told in ((b"1\n" * 5_000_000, "over 500 requests"), (b"\n" * 5_000_000 + b"1", "Line 5000001 is no")):
+        with pytest.raises(InvalidOption, match=told):
+            parse_lines(lines, "/v1/chat/completions")
+    assert time.process_time() - begun < 0.3  # parsing the first takes more than a second
 
 
 def test_bad_calls_are_refused_before_a_job_is_queued(stage, client):

@@ -367,6 +367,9 @@ async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
     table = await ask("/v1/usage", alice, accept="text/csv")
     (row,) = csv.DictReader(io.StringIO(table.text))
     assert (row["tenant"], row["tokens_out"]) == ("alice", "9")
+    for day, count in ((29, 1), (30, 0)):  # the last thirty days, this one included
+        until = datetime.now(UTC).date() + timedelta(day)
+        assert len((await ask(f"/v1/usage?until={until}", alice)).json()["usage"]) == count
     for day in ("0001-01-01", "9999-12-31"):
         assert (await ask(f"/v1/usage?until={day}", alice)).json() == {"usage": []}
     for bad in ("since=x", "since=2020-01-01", "since=2026-02-02&until=2026-01-01", "format=xml"):

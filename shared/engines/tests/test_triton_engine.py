@@ -80,7 +80,7 @@ class Stub(BaseHTTPRequestHandler):
         if self.server.is_elsewhere:
             return self.answer(400, b'{"error": "Unable to open shared memory region"}')
         if verb == "unregister":
-            self.server.regions.pop(name)
+            self.server.regions.pop(name, None)
         else:
             self.server.regions[name] = json.loads(body)["key"]
         return self.answer(200, b"{}")
@@ -106,6 +106,8 @@ class Stub(BaseHTTPRequestHandler):
             return None
         length = self.headers.get("Inference-Header-Content-Length")
         self.server.shared.append(b"shared_memory_region" in body)
+        if self.server.shared[-1] and not self.server.regions:
+            return self.answer(404, b'{"error": "Unable to find shared memory region: \'fovea-1\'"}')
         if self.server.shared[-1]:
             body, length = inline(body, length and int(length), self.server.regions)
         call = decode_request(self.model, "", body, None if length is None else int(length))
@@ -216,6 +218,9 @@ def test_large_tensors_go_through_shared_memory_whose_regions_threads_do_not_sha
     for x in (LARGE, X, LARGE[::-1], np.concatenate([LARGE] * 8)):
         assert (engine.run({"x": x})["y"] == x).all()
         assert server.shared[-1] == (x.nbytes > 2**16)
+    server.regions.clear()  # it restarts
+    assert (engine.run({"x": x})["y"] == x).all()
+    assert server.shared[-1]
     (key,) = server.regions.values()
     engine.close()
     assert not server.regions

@@ -4,12 +4,15 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
 
 import pytest
 from pydantic import create_model
 
 import services
-from fovea.errors import Cancelled, DeadlineExceeded, NotFound
+from fovea import plugins
+from fovea.errors import Cancelled, DeadlineExceeded, Fault, NotFound
 from shared.registry import CallContext, Card, Paper, Servable, discovery, network, networks, servables
 from shared.registry.discovery import claims, services_with_models, skipped_modules
 
@@ -60,6 +63,18 @@ def test_new_models_and_networks_are_found_without_editing_another_file(toy_room
     (toy_room / "other_net.py").write_text('raise ImportError\n# @builder("other-net")\n')
     assert "toy" in servables("relevance-judge")
     assert network("wide-net", width=5) == 5
+    (toy_room / "twin.py").write_text(textwrap.dedent(MODEL))
+    with pytest.raises(Fault, match=r"models\.toy and services\S+\.twin both bring the model 'toy'"):
+        servables("relevance-judge")
+
+
+def test_name_that_two_packages_bring_is_refused(monkeypatch):
+    facts = (("a", "json", "one"), ("b", "csv", "two"), ("b", "array", "one"))
+    points = [EntryPoint(name, of, "g")._for(SimpleNamespace(name=dist)) for name, of, dist in facts]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_group: points)
+    with pytest.raises(Fault, match="one and two both bring 'b' of g") as caught:
+        plugins.load_all("g-of-twins")
+    assert caught.value.hint == "Remove one: pip uninstall two"
 
 
 def test_service_with_a_card_is_told_from_its_source(toy_room):

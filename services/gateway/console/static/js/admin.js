@@ -145,8 +145,8 @@ class AdminUsage extends AdminTable {
   }
 
   async load() {
-    const since = new Date(Date.now() - 86_400_000 * Number(this.part("days").value)).toISOString().slice(0, 10);
     const days = this.part("days").value;
+    const since = new Date(Date.now() - 86_400_000 * (days - 1)).toISOString().slice(0, 10); // today is one of them
     const { usage } = await fetchJson(`/v1/usage?tenant=*&since=${since}`);
     if (this.part("days").value !== days) return; // other days were chosen meanwhile
     this.usage = usage.sort((a, b) => b.day.localeCompare(a.day));
