@@ -124,8 +124,10 @@ def test_an_ensemble_of_label_files_goes_to_standard_output_or_a_file(fovea, fil
     words = [files / "qrels.txt", files / "qrels_second.txt", files / "qrels.txt"]
     _, out, _ = fovea("judge", "ensemble", *words)
     assert parse_qrels(out) == MINI.labels
-    code, _, err = fovea("judge", "ensemble", *words, "-o", tmp_path / "e.qrels", "--combine", "median")
-    assert (code, read_qrels(tmp_path / "e.qrels"), "192 pairs" in err) == (0, MINI.labels, True)
+    for form in ("table", "json"):
+        into = tmp_path / f"{form}.qrels"
+        code, _, err = fovea("judge", "ensemble", *words, "-o", into, "--combine", "median", "--format", form)
+        assert (code, read_qrels(into), "192 pairs" in err) == (0, MINI.labels, True)
 
 
 def test_the_leaderboard_is_shown_and_templates_are_filled_in(fovea, files):

@@ -21,7 +21,9 @@ from shared.telemetry import log
 _ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA")
 """Signatures that need the provider's private key; never `none`, and none that the public key can make."""
 
-_BAD_TOKEN: Final = (jwt.PyJWTError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_BAD_TOKEN: Final = (
+    jwt.PyJWTError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 """Errors of PyJWT for odd tokens: times without end, headers without form, brackets without number."""
 
 _REFETCH_S: Final = 5.0

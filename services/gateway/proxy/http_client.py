@@ -59,16 +59,12 @@ class UpstreamClient:
         return self.request_copy(ctx, replica, headers, payload)
 
     def request_copy(
-        self,
-        ctx: RequestContext,
-        replica: Replica,
-        headers: CIMultiDict[str],
-        body: bytes | AsyncIterator[bytes] | None,
+        self, ctx: RequestContext, replica: Replica, headers: CIMultiDict[str], raw: bytes | AsyncIterator[bytes] | None
     ) -> _RequestContextManager:
         """Send a copy of a request, with headers of its own; `async with` gives its answer, unread."""
         url = URL(replica.record.http + ctx.raw_target, encoded=True)
         return self._get_session().request(
-            ctx.method, url, headers=headers, data=body, allow_redirects=False, skip_auto_headers=_NO_AUTO_HEADERS
+            ctx.method, url, headers=headers, data=raw, allow_redirects=False, skip_auto_headers=_NO_AUTO_HEADERS
         )
 
     async def is_serving(self, replica: Replica) -> bool:

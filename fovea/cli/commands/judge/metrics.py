@@ -72,7 +72,7 @@ def ensemble(
     """Combine several label sets into one; writes qrels to -o or to standard output."""
     screen, options = gateway.screen, {"combine": combine, "tie": tie, "rounding": rounding, "weights": weights}
     found = compute("ensembles", gateway, judges=list(map(read_text, judges)), **options)
-    if screen.wrote(found):
+    if screen.wrote(found) and output is None:
         return
     write_text(output, found["qrels"].encode("utf8"))
     if not found["pairs"]:
