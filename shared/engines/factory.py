@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fovea.api.tensors import TensorSpec
 from fovea.errors import FoveaError, NotReady
@@ -107,31 +107,23 @@ def _onnx(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
     graph = _graph(artifacts)
     if context.device != "cpu" and _precision(context) == "fp16":
         graph = _module("half_precision").halve(graph, context.cache)
-    engine: Engine = _module("onnx").OnnxEngine(graph, device=context.device, threads=context.threads)
-    return engine
+    return cast("Engine", _module("onnx").OnnxEngine(graph, device=context.device, threads=context.threads))
 
 
 def _tensorrt(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
-    engine: Engine = _module("tensorrt").TensorRTEngine(
-        _graph(artifacts),
-        device=context.device if context.device.startswith("cuda") else "cuda",
-        cache=context.cache,
-        threads=context.threads,
-        inputs=artifacts.inputs,
-        precision=_precision(context),
-        objects=context.objects,
-    )
-    return engine
+    named = {"cache": context.cache, "threads": context.threads, "objects": context.objects}
+    named |= {"inputs": artifacts.inputs, "precision": _precision(context)}
+    device = context.device if context.device.startswith("cuda") else "cuda"
+    return cast("Engine", _module("tensorrt").TensorRTEngine(_graph(artifacts), device=device, **named))
 
 
 def _torch(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
     if artifacts.network is None:
         raise NotReady(f"{artifacts.name!r} has no torch form.")
     network, call = artifacts.network()
-    engine: Engine = _module("torch").TorchEngine(
-        network, artifacts.inputs, artifacts.outputs, device=context.device, threads=context.threads, call=call
-    )
-    return engine
+    engine = _module("torch").TorchEngine
+    named = {"device": context.device, "threads": context.threads, "call": call}
+    return cast("Engine", engine(network, artifacts.inputs, artifacts.outputs, **named))
 
 
 def _triton(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
@@ -140,15 +132,11 @@ def _triton(context: LoadContext, artifacts: ModelArtifacts) -> Engine:
         raise NotReady("No Triton server is named.", hint="Set FOVEA_TRITON_URL to its host:port.")
     timeout = float(context.options.get("triton_timeout_s", 60))
     connections = int(context.options.get("triton_connections", 8))
-    engine: Engine = _module("triton").TritonEngine(
-        url, artifacts.name, timeout=timeout, connections=connections, declared=(*artifacts.inputs, *artifacts.outputs)
-    )
-    return engine
+    declared = (*artifacts.inputs, *artifacts.outputs)
+    engine = _module("triton").TritonEngine
+    return cast("Engine", engine(url, artifacts.name, timeout=timeout, connections=connections, declared=declared))
 
 
 _OPENERS: Mapping[str, Callable[[LoadContext, ModelArtifacts], Engine]] = {
-    "onnx": _onnx,
-    "torch": _torch,
-    "tensorrt": _tensorrt,
-    "triton": _triton,
-}
+    "onnx": _onnx, "torch": _torch, "tensorrt": _tensorrt, "triton": _triton,
+}  # fmt: skip

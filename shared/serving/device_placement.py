@@ -59,9 +59,7 @@ def _require_gpu(device: str) -> None:
         detail = f"There is no CUDA device {index}: FOVEA_DEVICE is {device}, and this machine has {len(found)}."
         raise NotReady(detail, hint=f"Available: {', '.join(f'cuda:{i}' for i in range(len(found)))}.")
     if not _library_sees_gpu():
-        detail = (
-            f"No library here can use {device}: torch or ONNX Runtime is a build for CPUs, or the driver is too old."
-        )
+        detail = f"No library here can use {device}: torch or ONNX Runtime is built for CPUs, or the driver is too old."
         hint = "Install the extra `gpu` instead of `cpu`, and a driver for CUDA 13 (580 or newer)."
         raise NotReady(detail, hint=hint)
 

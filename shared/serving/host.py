@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from fovea.api.tensors import TensorSpec
 from fovea.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared import telemetry
+from shared.engines.device_loss import LOSSES
 from shared.registry import CallContext, Engine, Servable
 from shared.rpc.oip import InferAnswer, InferCall, build_answer, check_outputs
 from shared.rpc.tensors import require_finite
@@ -195,9 +196,10 @@ class Host(Catalog):
 
     def find_trouble(self, lasting_s: float = 0.0) -> str:
         """Parts that have been stuck for so many seconds or more, in a sentence; empty where nothing is stuck."""
-        dead = [slot.kind.card.name for slot in self.slots if slot.batcher is not None and slot.batcher.is_dead]
-        if dead:
+        if dead := [slot.kind.card.name for slot in self.slots if slot.batcher is not None and slot.batcher.is_dead]:
             return f"A thread of {', '.join(dead)} has died."
+        if LOSSES:
+            return f"The GPU answers nothing more to this process: {LOSSES[0]}."
         overdue = self.work.list_overdue(lasting_s)
         return f"{len(overdue)} threads work past their deadline: {', '.join(overdue[:3])}." if overdue else ""
 

@@ -30,8 +30,6 @@ EXIT_STATUS: Final = 70
 MEMORY_FACTOR: Final = 1.5
 """The kernel's limit in shares of the guard's: it counts what is reserved, not what is in RAM."""
 
-_STDERR: Final = 2
-
 
 class Watchdog:
     """Looks for trouble once a second. Belongs to the event loop that starts it."""
@@ -79,7 +77,7 @@ class LoopTimer:
 
     def start(self) -> None:
         """Start the timer, and from now on start it again as long as the loop runs."""
-        faulthandler.dump_traceback_later(self._deaf_s, exit=True, file=_STDERR)
+        faulthandler.dump_traceback_later(self._deaf_s, exit=True, file=2)
         self._timer = asyncio.get_running_loop().call_later(min(CHECK_INTERVAL_S, self._deaf_s / 4), self.start)
 
     def stop(self) -> None:
@@ -99,6 +97,5 @@ def bound_memory(guard_limit: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = read_proc_bytes("status", "VmData:") + int(MEMORY_FACTOR * guard_limit)
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(
-            resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
-        )
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

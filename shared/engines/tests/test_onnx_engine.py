@@ -15,7 +15,7 @@ from torch import nn
 
 from fovea.api.tensors import TensorSpec
 from fovea.errors import Fault, InvalidOption, Malformed, NotReady, TooLarge
-from shared.engines import ModelArtifacts, factory, open_engine
+from shared.engines import ModelArtifacts, device_loss, factory, open_engine
 from shared.engines.idle_memory import IdleShrinker
 from shared.engines.onnx import OnnxEngine, session_options
 from shared.engines.tensorrt import TensorRTEngine, missing
@@ -75,15 +75,21 @@ def test_sizes_that_the_graph_or_the_network_cannot_take_are_the_callers_mistake
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"),
+    ("text", "kind", "lost"),
     [
-        ("Failed to allocate memory for requested buffer of size 99", TooLarge),
-        ("std::bad_alloc", TooLarge),
-        ("CUDA failure 700: an illegal memory access was encountered", Fault),
-        ("axis == 1 || axis == largest was false", InvalidOption),
+        ("Failed to allocate memory for requested buffer of size 99", TooLarge, False),
+        ("std::bad_alloc", TooLarge, False),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", TooLarge, False),
+        ("CUDA failure 700: an illegal memory access was encountered", Fault, True),
+        ("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later", Fault, True),
+        ("CUDA error: uncorrectable ECC error encountered", Fault, True),
+        ("CUDA error: invalid argument", Fault, False),
+        ("axis == 1 || axis == largest was false: illegal", InvalidOption, False),
     ],
 )
-def test_failed_run_is_blamed_on_size_device_or_shape(text, kind):
+def test_failed_run_is_blamed_on_size_device_or_shape(monkeypatch, text, kind, lost):
+    monkeypatch.setattr(device_loss, "LOSSES", losses := [])
+
     class Failing:
         def run(self, names, feeds):
             raise RuntimeError(text)
@@ -93,6 +99,7 @@ def test_failed_run_is_blamed_on_size_device_or_shape(text, kind):
     with pytest.raises(kind) as caught:
         engine.run({"x": np.zeros((1, 3), np.float32)})
     assert text not in caught.value.detail
+    assert bool(losses) == lost
 
 
 def test_text_that_is_not_utf8_is_malformed():

@@ -207,6 +207,7 @@ import asyncio, sys, threading, time
 from shared.registry import CallContext
 from shared.serving import watchdog, watched_work
 from shared.serving.build_app import build
+from shared.serving.http.errors import to_safe_error
 from shared.serving.replica import ReplicaServer
 from shared.serving.watched_work import CURRENT_RUN
 from shared.settings import Settings
@@ -217,6 +218,9 @@ async def main():
     settings = Settings(data_dir=sys.argv[1], shutdown_grace_s=0.5)
     server = ReplicaServer(build("toy", servables={}, settings=settings), settings, owns_process=True)
     await server.start()
+    if len(sys.argv) > 2:
+        to_safe_error(RuntimeError(sys.argv[2]), "The model toy")
+        await asyncio.sleep(20)
     CURRENT_RUN.set(CallContext(deadline=time.monotonic()))
     await asyncio.to_thread(never_ends)
 
@@ -232,6 +236,12 @@ def test_a_replica_that_does_not_recover_ends_itself_and_shows_where_it_is_stuck
     assert done.returncode == watchdog.EXIT_STATUS, done.stderr
     assert "never_ends" in done.stderr
     assert "takes no new work" in done.stdout + done.stderr
+
+
+def test_a_replica_whose_gpu_is_lost_ends_itself_at_once(tmp_path):
+    done = run_until_it_ends(STUCK, str(tmp_path), "CUDA failure 700: an illegal memory access was encountered ; GPU=0")
+    assert done.returncode == watchdog.EXIT_STATUS, done.stderr
+    assert "The GPU answers nothing more" in done.stdout + done.stderr
 
 
 async def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(start_replica, redis_url, monkeypatch):
