@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from fovea.errors import Fault, FoveaError, InvalidOption, TooLarge
-from shared.engines.device_loss import note_device_loss
 from shared.rpc.tensors import datatype_of
+from shared.telemetry import log
 
 _MEMORY = ("out of memory", "bad_alloc", "failed to allocate", "not enough memory", "can't allocate memory")
 
@@ -24,11 +24,11 @@ def to_error(error: Exception, feeds: Mapping[str, np.ndarray]) -> FoveaError:
     A network that ran its example fails on other arrays only for their shape or size, or because its device is broken.
     The library's own text stays in the log: it may name files.
     """
-    note_device_loss(error)
     text, tensors = str(error).lower(), ", ".join(f"{name} {describe_spec(name, a)}" for name, a in feeds.items())
     if any(word in text for word in _MEMORY):
         return TooLarge(f"There is not enough memory to run {tensors}.", hint="Send fewer or smaller tensors.")
     if any(word in text for word in _DEVICE):
+        log().error("the device of a model failed", exc_info=error)
         return Fault("The device of the model failed.")
     return InvalidOption(
         f"The network can't run {tensors}.", hint="Check the sizes that its Card states.", field=next(iter(feeds), None)

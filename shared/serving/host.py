@@ -17,7 +17,6 @@ from pydantic import BaseModel
 from fovea.api.tensors import TensorSpec
 from fovea.errors import FoveaError, InvalidOption, QueueFull, TooLarge
 from shared import telemetry
-from shared.engines.device_loss import LOSSES
 from shared.registry import CallContext, Engine, Servable
 from shared.rpc.oip import InferAnswer, InferCall, build_answer, check_outputs
 from shared.rpc.tensors import require_finite
@@ -32,6 +31,7 @@ from shared.serving.open_streams import OpenStreams
 from shared.serving.side_work import SideWork
 from shared.serving.watched_work import WatchedWork
 from shared.settings import Settings
+from shared.telemetry.device_loss import LOSSES
 
 _RETRY_S = 0.05
 """Seconds until a request is tried again when other calls fill the model's queue."""

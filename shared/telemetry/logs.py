@@ -7,6 +7,7 @@ from typing import Any, Literal
 import structlog
 
 from shared.telemetry.context import context
+from shared.telemetry.device_loss import note_device_loss
 
 
 def configure_logs(level: str = "INFO", form: Literal["json", "console"] = "console") -> None:
@@ -41,5 +42,5 @@ def _add_context(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, A
 
 
 _CHAIN: list[Any] = [structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
-_CHAIN += [_add_context, structlog.processors.format_exc_info]
+_CHAIN += [_add_context, note_device_loss, structlog.processors.format_exc_info]
 _PROCESSORS = [*_CHAIN, structlog.stdlib.ProcessorFormatter.wrap_for_formatter]  # one list: kept loggers hold it

@@ -76,7 +76,7 @@ def write_results(rows: Sequence[Row]) -> None:
     ordered = sorted(whole, key=lambda name: OPERATIONS.index(name.split("/")[0]))
     sources = {operation: (found["sources"] | now).get(operation) for operation in OPERATIONS}
     head = json.dumps({"triton": importlib.metadata.version("triton"), "sources": sources})[:-1]
-    lines = [f"  {json.dumps(name)}: {json.dumps(whole[name])}" for name in ordered]
+    lines = [f"{json.dumps(name)}:{json.dumps(whole[name], separators=(',', ':'))}" for name in ordered]
     RESULTS.write_text(head + ', "rows": {\n' + ",\n".join(lines) + "\n}}\n", "utf8")
 
 

@@ -104,7 +104,7 @@ def _join_pieces(parts: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def _find_choices(part: Mapping[str, Any]) -> Iterator[tuple[tuple[int, int], str | None]]:
-    """Of a completion or its chunk: each choice's thoughts, text, and calls of tools, and where they go on."""
+    """Thoughts, text and calls of tools of each choice of a completion or its chunk, and where they go on."""
     for choice in part.get("choices") or ():
         index, said = choice.get("index", 0), choice.get("delta") or choice.get("message") or choice
         yield (index, -2), said.get("reasoning_content")
@@ -114,7 +114,7 @@ def _find_choices(part: Mapping[str, Any]) -> Iterator[tuple[tuple[int, int], st
 
 
 def _find_blocks(part: Mapping[str, Any]) -> Iterator[tuple[tuple[int, int], str | None]]:
-    """Of a response, a message, or one of their events: each item or block, and where it goes on."""
+    """Each item or block of a response, a message, or one of their events, and where it goes on."""
     kind, index = str(part.get("type")), part.get("output_index", part.get("index", 0))
     if kind in {"content_block_start", "response.output_item.added"}:
         yield (index, 0), _describe_call(part.get("content_block") or part.get("item") or {})

@@ -60,7 +60,7 @@ def _parse_line(row: bytes, number: int) -> BatchLine:
     try:
         return BatchLine.model_validate(parse_json(row))
     except (ValidationError, Malformed, TooLarge) as error:
-        first = list_errors(error)[0] if isinstance(error, ValidationError) else {"msg": error.detail, "loc": ()}
+        first: Any = list_errors(error)[0] if isinstance(error, ValidationError) else {"msg": error.detail, "loc": ()}
         reason, where = first["msg"], first["loc"]
         detail = f"Line {number} is no request: {'.'.join(map(str, where))} {reason.rstrip('.')}.".replace("  ", " ")
         raise InvalidOption(detail, field="input_file_id") from error

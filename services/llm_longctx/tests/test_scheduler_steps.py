@@ -17,8 +17,8 @@ from services.llm_longctx.engine.scheduler import Scheduler
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.tests.conftest import Ear
 from services.llm_longctx.tests.hooks import Listeners
-from shared.engines import device_loss
 from shared.registry import CallContext
+from shared.telemetry import configure_logs, device_loss
 from tests.harness.waiting import wait_until as until
 
 
@@ -433,6 +433,7 @@ def test_admission_is_reported_and_observed(scheduler, monkeypatch):
 def test_a_failure_of_ours_says_where_to_look_and_no_more():
     known = InvalidOption("no")
     assert to_safe_error(known) is known
+    configure_logs()
     unknown = to_safe_error(ValueError("a secret: CUDA error: misaligned address"))
     assert isinstance(unknown, Fault)
     assert device_loss.LOSSES.pop() == "CUDA error: misaligned"

@@ -15,7 +15,7 @@ from torch import nn
 
 from fovea.api.tensors import TensorSpec
 from fovea.errors import Fault, InvalidOption, Malformed, NotReady, TooLarge
-from shared.engines import ModelArtifacts, device_loss, factory, open_engine
+from shared.engines import ModelArtifacts, factory, open_engine
 from shared.engines.idle_memory import IdleShrinker
 from shared.engines.onnx import OnnxEngine, session_options
 from shared.engines.tensorrt import TensorRTEngine, missing
@@ -24,6 +24,7 @@ from shared.engines.torch import TORCH_DATATYPES, TorchEngine
 from shared.registry import LoadContext
 from shared.rpc.tensors import DTYPES
 from shared.serving.memory_guard import read_resident_bytes
+from shared.telemetry import configure_logs, device_loss
 
 
 def sample(datatype, rows=2):
@@ -89,6 +90,7 @@ def test_sizes_that_the_graph_or_the_network_cannot_take_are_the_callers_mistake
 )
 def test_failed_run_is_blamed_on_size_device_or_shape(monkeypatch, text, kind, lost):
     monkeypatch.setattr(device_loss, "LOSSES", losses := [])
+    configure_logs()
 
     class Failing:
         def run(self, names, feeds):

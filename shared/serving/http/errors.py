@@ -4,7 +4,6 @@ import errno
 
 from fovea.errors import BadInput, Fault, FoveaError, NotReady, StorageFull
 from shared import telemetry
-from shared.engines.device_loss import note_device_loss
 
 
 class NotAcceptable(BadInput):
@@ -20,7 +19,6 @@ def to_safe_error(error: BaseException, what: str, *, loads: bool = False) -> Fo
     """
     if isinstance(error, FoveaError):
         return error
-    note_device_loss(error)
     telemetry.log().error("failed", what=what, exc_info=error)
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StorageFull("The disk of the service is full.", hint="Free space in FOVEA_DATA_DIR, or give it more.")

@@ -211,6 +211,7 @@ from shared.serving.http.errors import to_safe_error
 from shared.serving.replica import ReplicaServer
 from shared.serving.watched_work import CURRENT_RUN
 from shared.settings import Settings
+from shared.telemetry import configure_logs
 
 watched_work.OVERDUE_S, watchdog.RESTART_AFTER_S, watchdog.CHECK_INTERVAL_S = 0.2, 0.5, 0.05
 
@@ -219,6 +220,7 @@ async def main():
     server = ReplicaServer(build("toy", servables={}, settings=settings), settings, owns_process=True)
     await server.start()
     if len(sys.argv) > 2:
+        configure_logs()
         to_safe_error(RuntimeError(sys.argv[2]), "The model toy")
         await asyncio.sleep(20)
     CURRENT_RUN.set(CallContext(deadline=time.monotonic()))

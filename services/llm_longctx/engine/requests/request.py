@@ -11,7 +11,6 @@ from services.llm_longctx.engine.attention.method_policy import Policy
 from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, ScoredToken
 from services.llm_longctx.engine.taps import CapturedTokens, RequestTaps
 from shared import telemetry
-from shared.engines.device_loss import note_device_loss
 from shared.lm.lora import LoraAdapter
 from shared.registry import CallContext
 
@@ -142,9 +141,9 @@ def to_safe_error(error: Exception) -> FoveaError:
     """Return what a caller may know of a failure of ours; the rest goes to the log."""
     if isinstance(error, FoveaError):
         return error
-    note_device_loss(error)
     telemetry.log().error("engine failed", exc_info=error)
-    return Fault("The model failed on this request.", hint="The log of the service says why.")
+    detail = "The model failed on this request."
+    return Fault(detail, hint="The log of the service says why.")
 
 
 def too_large() -> TooLarge:
