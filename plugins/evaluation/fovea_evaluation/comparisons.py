@@ -1,6 +1,7 @@
 """Pairwise judge: which of two passages answers a query better, asked in both orders."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -75,8 +76,8 @@ def read_choice(reply: ChatReply) -> float:
         least = min(reply.first_logprobs.values())
         odds = [sum(math.exp(reply.first_logprobs.get(form, least)) for form in forms) for forms in FORMS]
         return odds[0] / (odds[0] + odds[1])
-    letter = reply.text.strip().strip("*\"'`(.").upper()[:1]
-    return {"A": 1.0, "B": 0.0}.get(letter, 0.5)
+    letter = re.match(r"\W*([AB]\b|[ab]\W*$)", reply.text)  # not of a word, such as Answer, Both or "a passage"
+    return 0.5 if letter is None else float(letter[1] in "Aa")
 
 
 def sample_comparisons(

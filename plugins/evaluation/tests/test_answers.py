@@ -9,6 +9,7 @@ from fovea_evaluation import claims, comparisons
 from fovea_evaluation.metrics.answers import score_answer
 from fovea_evaluation.metrics.preferences import Preference, measure_order_bias
 from plugins.evaluation.tests.test_systems import MINI
+from services.relevance_judge.chat_client import ChatReply
 from services.relevance_judge.parsing.trec import format_qrels
 from services.relevance_judge.tests.conftest import post
 
@@ -112,6 +113,23 @@ def test_a_choice_of_neither_side_is_neither_right_nor_wrong(label):
     assert (found.accuracy.share, found.accuracy.cases) == (1.0, 1)
     silent = measure_order_bias([Preference(0.5, 0.5, 5, 5, label)] * 9)
     assert (silent.accuracy, silent.single_order_accuracy) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("A", 1),
+        (" b", 0),
+        ("**B**: it is", 0),
+        ("(A)", 1),
+        ("Answer", 0.5),
+        ("Both", 0.5),
+        ("a passage", 0.5),
+        ("", 0.5),
+    ],
+)
+def test_without_probabilities_only_a_letter_of_its_own_is_a_choice(text, wanted):
+    assert comparisons.read_choice(ChatReply(text, "m", 1, {})) == wanted
 
 
 def test_comparisons_are_drawn_from_large_pools_in_little_memory(monkeypatch):
