@@ -8,6 +8,7 @@ import redis as sync_redis
 
 from fovea.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from fovea_memory.state import session_store
+from fovea_memory.state.document_service import DocumentService
 from fovea_memory.state.document_store import DocumentStore
 from fovea_memory.state.encryption import TenantCipher, load_master_key
 from fovea_memory.state.session_store import KEPT_ANSWERS, KEPT_VERSIONS, SessionStore
@@ -220,3 +221,5 @@ async def test_a_tenant_stores_documents_up_to_its_quota_of_bytes(client):
     await store.delete("ann", names[0])
     await store.put("ann", names[2], b"x" * 4000)
     assert await store.list_ids("ann") == [names[2], names[1]]
+    store.list_ids = lambda _: asyncio.sleep(0, [names[0]])  # deleted in between
+    assert await DocumentService(store, "ann").list_newest(9) == []

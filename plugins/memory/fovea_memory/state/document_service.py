@@ -9,11 +9,12 @@ import asyncio
 import hashlib
 import json
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal
 
 from fovea.api.sessions import DocumentInfo, DocumentRequest, DocumentText
-from fovea.errors import Conflict, InvalidOption, NotReady
+from fovea.errors import Conflict, InvalidOption, NotFound, NotReady
 from fovea_memory import metrics
 from fovea_memory.adapters.landmark import LandmarkAdapter
 from fovea_memory.adapters.landmark_options import LandmarkOptions
@@ -68,8 +69,10 @@ class DocumentService:
 
     async def list_newest(self, limit: int) -> list[DocumentInfo]:
         """The newest documents, without their texts."""
-        names = (await self._store.list_ids(self._tenant))[:limit]
-        records = [await self.get(name) for name in names]
+        records = list[DocumentText]()
+        for name in (await self._store.list_ids(self._tenant))[:limit]:
+            with suppress(NotFound):  # deleted in between
+                records.append(await self.get(name))
         return [DocumentInfo(**record.model_dump(exclude={"text"})) for record in records]
 
     async def delete(self, name: str, adapter: LandmarkAdapter | None) -> None:

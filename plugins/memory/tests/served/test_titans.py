@@ -14,6 +14,7 @@ from plugins.memory.tests.served.conftest import metric
 
 TITANS = sorted(name for name in KINDS if "titans" in name)
 MODEL = "fovea-titans-mac"
+DEEP = json.loads("[" * 300 + "]" * 300)
 SAID = {"model": MODEL, "messages": [{"role": "user", "content": "the dog red of in ? dog"}], "max_tokens": 2}
 
 
@@ -191,10 +192,12 @@ def test_surprise_says_what_was_learnt_token_by_token(http):
     ("chat/completions", {"model": "fovea-titans-mag"}, "session_id"),
     ("chat/completions", {"model": "fovea-landmark-recall"}, "model"),
     ("chat/completions", {"session_id": "mine"}, "session_id"), ("completions", {"prompt": ["the", "of"]}, "prompt"),
+    ("chat/completions", {"user": "\ud800"}, None), ("completions", {"prompt": [1], "metadata": {"a": DEEP}}, None),
 ])  # fmt: skip
 def test_what_a_session_can_not_do_is_400(http, path, body, param):
     said = SAID if path.startswith("chat") else {"model": MODEL}
-    answer = http.post(f"/v1/{path}", json={**said, "session_id": _open(http), **body})
+    sent = json.dumps({**said, "session_id": _open(http), **body})  # httpx2 itself writes no half of a pair
+    answer = http.post(f"/v1/{path}", content=sent, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
