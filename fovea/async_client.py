@@ -106,7 +106,7 @@ class AsyncClient(ClientMethods):
             await response.aclose()
 
     async def _send_with_retries(self, call: Call[Any], *, stream: bool) -> httpx2.Response:
-        attempt = 1
+        call, attempt = call.with_key(), 1
         while True:
             response = await self._http.send(call.build_request(self._http), stream=stream)
             wait = self._retry_policy.wait_s(attempt, response)

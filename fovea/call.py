@@ -8,8 +8,9 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from uuid import uuid4
 
 import httpx2
 from pydantic import BaseModel
@@ -57,6 +58,10 @@ class Call(Generic[Answer]):
             headers=self.headers,
             params={name: value for name, value in self.params.items() if value is not None},
         )  # fmt: skip
+
+    def with_key(self) -> "Call[Answer]":
+        """Give the call an idempotency key, if it has none: all attempts to send it are one request."""
+        return replace(self, headers={"idempotency-key": uuid4().hex, **self.headers})
 
     def parse(self, response: httpx2.Response) -> Answer:
         """Parse a response whose body was read.

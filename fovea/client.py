@@ -138,7 +138,7 @@ class Client(ClientMethods):
             response.close()
 
     def _send_with_retries(self, call: Call[Any], *, stream: bool) -> httpx2.Response:
-        attempt = 1
+        call, attempt = call.with_key(), 1
         while True:
             response = self._http.send(call.build_request(self._http), stream=stream)
             wait = self._retry_policy.wait_s(attempt, response)

@@ -1,6 +1,6 @@
 """Retry policy of the clients, and the waiting for jobs. Pure arithmetic: the clients do the sleeping.
 
-Only 429 and 503 are tried again: both say that nothing was done, so that a second try does no harm.
+Only 429 and 503 are tried again: a second try does no harm, as all have the idempotency key of the first.
 """
 
 import math

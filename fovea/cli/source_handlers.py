@@ -28,12 +28,7 @@ class SourceHandler(Protocol):
 
 
 def handle_sources(
-    command: str,
-    sources: Sequence[str],
-    options: Mapping[str, Any],
-    output: Path,
-    screen: Screen,
-    connection: Connection,
+    command: str, sources: Sequence[str], options: Mapping[str, Any], output: Path, screen: Screen, gateway: Connection
 ) -> list[str]:
     """Give each source to the first handler that accepts it; return the sources that none accepts."""
     rest = list(sources)
@@ -42,7 +37,7 @@ def handle_sources(
         own = [source for source in rest if handler.accepts(source)]
         rest = [source for source in rest if source not in own]
         if own:
-            handler.run(own, options, output, screen, connection)
+            handler.run(own, options, output, screen, gateway)
     return rest
 
 

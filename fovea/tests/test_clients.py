@@ -211,6 +211,26 @@ async def test_waiting_outlasts_a_restart_of_the_gateway_and_a_rate_that_is_used
         client.jobs.wait("1")
 
 
+async def test_all_attempts_at_a_call_have_its_idempotency_key():
+    keys: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        keys.append(request.headers["idempotency-key"])
+        return (
+            httpx2.Response(503, headers={"retry-after": "0"})
+            if len(keys) % 2
+            else httpx2.Response(202, json={**JOB, "status": "queued"})
+        )
+
+    for key in (None, None, "mine"):
+        with Client(transport=httpx2.MockTransport(answer)) as client:
+            client.jobs.submit("judge", idempotency_key=key)
+        async with AsyncClient(transport=httpx2.MockTransport(answer)) as aclient:
+            await aclient.jobs.submit("judge", idempotency_key=key)
+    assert keys[::2] == keys[1::2]
+    assert (len(set(keys)), keys[-1]) == (5, "mine")
+
+
 async def test_an_answer_that_nobody_reads_on_is_closed_at_once():
     class Stream(httpx2.AsyncByteStream):
         is_closed = False

@@ -13,7 +13,7 @@ from typing import Self
 import aiohttp
 
 from fovea.api.replica import HOLDS_HEADER
-from fovea.errors import Cancelled, DeadlineExceeded, FoveaError, NotReady
+from fovea.errors import Cancelled, DeadlineExceeded, Fault, FoveaError, NotReady
 from services.gateway.http.request_context import DEADLINE_GRACE_S, RequestContext
 from services.gateway.metrics import VERSION_REQUESTS
 from services.gateway.policy.memory_budget import MemoryBudget
@@ -204,9 +204,11 @@ def _build_lost(
     state: RetryState, body: ReplayableBody, reason: str, *, is_unseen: bool, is_idempotent: bool = True
 ) -> UpstreamLost:
     detail = f"The connection to {state.service} broke before it answered."
-    answer = NotReady(detail, hint="Send the request again.", retry_after=1)
-    may_repeat = body.replayable and (is_unseen or is_idempotent)
-    return UpstreamLost(reason, answer, is_unseen=is_unseen, may_repeat=may_repeat)
+    is_harmless = is_unseen or is_idempotent
+    answer: FoveaError = NotReady(detail, hint="Send the request again.", retry_after=1)
+    if not is_harmless:  # clients send again what is not ready
+        answer = Fault(detail, hint="What was asked may be done: look before you send the request again.")
+    return UpstreamLost(reason, answer, is_unseen=is_unseen, may_repeat=body.replayable and is_harmless)
 
 
 def _build_timeout(body: ReplayableBody) -> FoveaError:

@@ -117,8 +117,7 @@ class ReplayableBody:
 
     def _keep(self, chunk: bytes, must_keep: bool) -> None:
         reserved = self.replayable and self._budget.take(len(chunk), self._tenant)
-        if reserved:
-            self._reserved += len(chunk)
+        self._reserved += len(chunk) * reserved
         if reserved or must_keep:
             self._kept.append(chunk)
         else:

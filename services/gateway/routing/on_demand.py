@@ -101,6 +101,5 @@ class OnDemandServices:
 
 def _normalise(record: ReplicaRecord) -> str:
     """Write the part of a record that is the same for each replica of a service."""
-    return record.model_copy(
-        update={"id": "", "http": "", "grpc": None, "pid": 0, "memory": 0.0, "trouble": "", "seen": 0.0}
-    ).model_dump_json()
+    blank = {"id": "", "http": "", "grpc": None, "pid": 0, "memory": 0.0, "trouble": "", "seen": 0.0}
+    return record.model_copy(update=blank).model_dump_json()
