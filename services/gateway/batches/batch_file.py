@@ -9,7 +9,7 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fovea.api.batches import ShortText
-from fovea.errors import InvalidOption, Malformed, TooLarge
+from fovea.errors import FoveaError, InvalidOption, Malformed, TooLarge
 from services.gateway.http.bounded_json import parse_json
 from shared.jobs.queue import Result
 from shared.validation_errors import list_errors
@@ -60,7 +60,7 @@ def _parse_line(row: bytes, number: int) -> BatchLine:
     try:
         return BatchLine.model_validate(parse_json(row))
     except (ValidationError, Malformed, TooLarge) as error:
-        first: Any = list_errors(error)[0] if isinstance(error, ValidationError) else {"msg": error.detail, "loc": ()}
+        first: Any = {"msg": error.detail, "loc": ()} if isinstance(error, FoveaError) else list_errors(error)[0]
         reason, where = first["msg"], first["loc"]
         detail = f"Line {number} is no request: {'.'.join(map(str, where))} {reason.rstrip('.')}.".replace("  ", " ")
         raise InvalidOption(detail, field="input_file_id") from error

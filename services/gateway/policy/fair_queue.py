@@ -148,7 +148,7 @@ class FairQueue:
     def _start(self, state: _Service, line: _Line) -> None:
         line.in_flight += 1
         start_tag = max(state.virtual_time, line.finish_tag)
-        line.finish_tag = start_tag + 1 / line.weight
+        line.finish_tag = start_tag + 1 / max(line.weight, 0.01)  # beyond, tags are too large for a turn to count
         state.virtual_time = start_tag
 
     def _admit_waiting(self, state: _Service) -> None:
