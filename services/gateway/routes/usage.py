@@ -42,8 +42,7 @@ async def usage(
         records = await request.app.state.gateway.usage.read(name, start, end)
     except (RedisError, OSError, TimeoutError) as error:
         raise NotReady("The usage ledger can't be reached.", hint="Try again soon.", retry_after=2) from error
-    wants_csv = "text/csv" in request.headers.get("accept", "") if format is None else format == "csv"
-    if wants_csv:
+    if format == "csv" or (format is None and "text/csv" in request.headers.get("accept", "")):
         return Response(_to_csv(records), media_type="text/csv")
     return Response(UsageList(usage=records).model_dump_json(), media_type="application/json")
 

@@ -342,7 +342,7 @@ def chatting() -> list[Route]:
 
 async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
     alice, bob = (ring.add(name, ("infer",), rate_per_minute=1000)[1] for name in ("alice", "bob"))
-    admin = ring.add("ops", ("infer", "admin"))[1]
+    admin = ring.add("ops", ("admin",))[1]
     scene = await gateway(auth="keys")
     upstream = await toy(extra=chatting())
     scene.announce(upstream.url, routes=("/v1/chat", "/v1/stream", "/v1/drawn"))
