@@ -207,7 +207,7 @@ def _build_lost(
     is_harmless = is_unseen or is_idempotent
     answer: FoveaError = NotReady(detail, hint="Send the request again.", retry_after=1)
     if not is_harmless:  # clients send again what is not ready
-        answer = Fault(detail, hint="What was asked may be done: look before you send the request again.")
+        answer = Fault(detail, hint="The request may have had its effect: look before you send it again.")
     return UpstreamLost(reason, answer, is_unseen=is_unseen, may_repeat=body.replayable and is_harmless)
 
 
