@@ -62,7 +62,7 @@ async def test_a_request_whose_replica_dies_is_answered_by_another(pair, said):
 @pytest.mark.parametrize(
     ("path", "last", "status", "told"),
     [
-        ("/v1/sessions", {}, 500, "may be done"),
+        ("/v1/sessions", {}, 500, "may have had its effect"),
         *(
             ("/v1/echo", last, 413, "This request took more memory than a replica of svc has.")
             for last in ({"out_of_memory": True}, {"memory": 0.95})
