@@ -8,9 +8,16 @@ from contextlib import contextmanager
 
 import boto3
 
+# moto looks whether an object exists and then stores it: two that create it at once would both be told that they did.
 _PROGRAM = """
-import json, sys
+import json, sys, threading
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
+put, lock = S3Response.put_object, threading.Lock()
+def put_alone(response):
+    with lock:
+        return put(response)
+S3Response.put_object = put_alone
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()
 print(json.dumps(server.get_host_and_port()), flush=True)
