@@ -4,17 +4,19 @@ import re
 from typing import Any
 
 _FATAL = re.compile(
-    r"cuda.*(illegal|misaligned|assert triggered|launch failure|launch timed out|uncorrectable|hardware|address space)",
-    re.IGNORECASE,
+    r"(?:CUDA error|Triton Error \[CUDA\]|CUDA failure \d+): [^\n;]*"
+    r"(?:illegal|misaligned|assert triggered|launch failure|launch timed out|uncorrectable|hardware|address space)"
 )
-"""In the words of CUDA, whether torch, Triton's language or ONNX Runtime passes them on."""
+"""What torch, Triton's language and ONNX Runtime write before the words of CUDA."""
 
 LOSSES: list[str] = []
 """Losses that this process met; its watchdog looks here."""
 
 
 def note_device_loss(_logger: Any, _name: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Remember the exception of a line of the log if it is one of them."""
-    if found := _FATAL.search(str(event.get("exc_info"))):
+    """Remember the exception of a line of the log if it is one of them; other errors may quote the words of a user."""
+    error = event.get("exc_info")
+    is_of_a_device = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime.")
+    if is_of_a_device and (found := _FATAL.search(str(error))):
         LOSSES.append(found[0])
     return event

@@ -434,9 +434,11 @@ def test_a_failure_of_ours_says_where_to_look_and_no_more():
     known = InvalidOption("no")
     assert to_safe_error(known) is known
     configure_logs()
-    unknown = to_safe_error(ValueError("a secret: CUDA error: misaligned address"))
+    unknown = to_safe_error(ValueError("a prompt: CUDA error: misaligned address"))
     assert isinstance(unknown, Fault)
-    assert device_loss.LOSSES.pop() == "CUDA error: misaligned"
+    assert device_loss.LOSSES == []
+    to_safe_error(RuntimeError("Triton Error [CUDA]: misaligned address"))
+    assert device_loss.LOSSES.pop() == "Triton Error [CUDA]: misaligned"
     assert unknown.detail == "The model failed on this request."
     assert unknown.hint == "The log of the service says why."
 
