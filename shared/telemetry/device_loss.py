@@ -1,4 +1,4 @@
-"""Errors after which CUDA answers nothing more to a process, until that is started again. Found in what is logged."""
+"""Errors of torch, Triton and ONNX Runtime in the log after which CUDA answers nothing more to this process."""
 
 import re
 from typing import Any
@@ -7,8 +7,6 @@ _FATAL = re.compile(
     r"(?:CUDA error|Triton Error \[CUDA\]|CUDA failure \d+): [^\n;]*"
     r"(?:illegal|misaligned|assert triggered|launch failure|launch timed out|uncorrectable|hardware|address space)"
 )
-"""What torch, Triton's language and ONNX Runtime write before the words of CUDA."""
-
 LOSSES: list[str] = []
 """Losses that this process met; its watchdog looks here."""
 

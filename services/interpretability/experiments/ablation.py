@@ -22,7 +22,7 @@ from services.interpretability.core.report import Bar, Bars, Report, Scalar, Str
 from services.interpretability.core.studied_model import StudiedModel
 from services.interpretability.experiments.attention import resolve_indices
 from shared.lm.decoder import Decoder
-from shared.lm.taps import Attend, Edit, Replace, Scale, trace
+from shared.lm.taps import Attend, Edit, Replace, Scale, Trace, trace
 from shared.registry import Paper
 
 
@@ -70,12 +70,11 @@ class Ablation(Experiment[AblationSpec]):
         ids, heads = subject.encode(spec.text), subject.check_heads(spec.heads)
         row = subject.tensor([ids])
         z = _replacement_values(spec, subject, row)
-        drawn = [_build_edits(spec, others, len(ids), z) for others in _draw_controls(spec, subject)]
+        drawn = (_build_edits(spec, others, len(ids), z) for others in _draw_controls(spec, subject))
         control = [float(token_losses(subject.model, row, edits=of).mean()) for of in drawn]
         edits = {"before": [], "after": _build_edits(spec, heads, len(ids), z)}
         traces = {name: trace(subject.model, row, capture=["final"], edits=of, keep=1) for name, of in edits.items()}
         losses = {name: stream_losses(subject.model, of["final"], row)[0] for name, of in traces.items()}
-        last = {name: of.logits[0, -1] for name, of in traces.items()}
         moved = _divergence(subject.model, *(of["final"] for of in traces.values()))
         kl = Scalar(value=float(moved.mean()), unit="nats", note="Mean over positions.")
         bars = [Bar(label=name, value=float(of.mean()) if len(ids) > 1 else None) for name, of in losses.items()]
@@ -84,7 +83,7 @@ class Ablation(Experiment[AblationSpec]):
         return Report(
             title="Ablation",
             warnings=_warnings(losses, control),
-            scalars={"kl": kl} | _loss_scalars(losses, control) | _answer_scalars(spec, subject, last),
+            scalars={"kl": kl} | _loss_scalars(losses, control) | _answer_scalars(spec, subject, traces),
             tables=_continuation_tables(spec, subject, ids, heads, z),
             bars=[Bars(name="nll", unit="nats/token", bars=[*bars, Bar.of_draws("control", control)], caption=caption)],
             strips=[Strip(name="kl", tokens=tokens, values=moved.tolist(), caption=f"{how_far} from before, in nats.")],
@@ -105,11 +104,14 @@ def _replacement_values(spec: AblationSpec, subject: StudiedModel, row: Tensor) 
     run = trace(subject.model, row, capture=names, keep=1)
     if spec.kind == "mean":
         return {name: run[name].mean(1, keepdim=True) for name in names}
-    order = np.random.default_rng(spec.seed).permutation(row.shape[1])
-    return {name: run[name][:, torch.from_numpy(order)] for name in names}
+    order = torch.from_numpy(np.random.default_rng(spec.seed).permutation(row.shape[1]))
+    return {name: run[name][:, order] for name in names}
 
 
 def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict[str, Tensor]) -> list[Edit]:
+    for field, kind, is_given in (("keys", "override", bool(spec.keys)), ("factor", "scale", spec.factor != 0.5)):
+        if is_given and spec.kind != kind:
+            raise InvalidOption(f"{field} is of kind={kind} alone, not of {spec.kind}.", field=field)
     where = None if spec.positions is None else resolve_indices(spec.positions, tokens, "positions")
     if spec.kind == "uniform":
         return mask_heads(heads, where)
@@ -121,8 +123,7 @@ def _build_edits(spec: AblationSpec, heads: Iterable[Head], tokens: int, z: dict
         return [Attend(l, h, query, keys, 1 / len(keys)) for l, h in heads for query in queries]
     if spec.kind in {"mean", "resample"}:
         return [Replace(f"z.{l}", z[f"z.{l}"], heads=h, positions=where) for l, h in heads]
-    factor = 0.0 if spec.kind == "zero" else spec.factor
-    return [Scale(f"z.{l}", factor, heads=h, positions=where) for l, h in heads]
+    return [Scale(f"z.{l}", spec.factor * (spec.kind == "scale"), heads=h, positions=where) for l, h in heads]
 
 
 @torch.no_grad()
@@ -154,13 +155,13 @@ def _loss_scalars(losses: dict[str, Tensor], control: list[float]) -> dict[str, 
     return scalars | mean
 
 
-def _answer_scalars(spec: AblationSpec, subject: StudiedModel, last: dict[str, Tensor]) -> dict[str, Scalar]:
+def _answer_scalars(spec: AblationSpec, subject: StudiedModel, traces: dict[str, Trace]) -> dict[str, Scalar]:
     if not (spec.correct or spec.wrong):
         return {}
     right, wrong = (subject.encode(getattr(spec, one) or "", one, special=False)[0] for one in ("correct", "wrong"))
     if right == wrong:
         raise InvalidOption("correct and wrong begin with the same token, so they never differ.", field="wrong")
-    differences = {name: float(of[right] - of[wrong]) for name, of in last.items()}
+    differences = {name: float(of.logits[0, -1, right] - of.logits[0, -1, wrong]) for name, of in traces.items()}
     return {f"logit_diff_{name}": Scalar(value=value, unit="logits") for name, value in differences.items()}
 
 

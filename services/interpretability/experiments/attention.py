@@ -140,11 +140,9 @@ def _encode_input(spec: AttentionPatternsSpec, subject: StudiedModel) -> list[in
 
 def resolve_indices(wanted: list[int] | None, size: int, field: str) -> list[int]:
     """Return the indices below `size`, ascending; negative ones are from the end, None is all; else InvalidOption."""
-    if wanted is None:
-        return list(range(size))
-    if not wanted or any(not -size <= one < size for one in wanted):
+    if wanted is not None and (not wanted or any(not -size <= one < size for one in wanted)):
         raise InvalidOption(f"{field} must name some of 0…{size - 1}.", field=field)
-    return sorted({one % size for one in wanted})
+    return sorted({one % size for one in (range(size) if wanted is None else wanted)})
 
 
 def _check_size(layers: int, heads: int, queries: int, tokens: int) -> None:

@@ -35,6 +35,7 @@ from shared.lm.taps import Scale, trace
     (Ablation, {"correct": "m"}, "wrong"), (Ablation, {"correct": "12", "wrong": "15"}, "wrong"),
     (Ablation, {"positions": [99], "continuation": 0}, "positions"),
     (Ablation, {"phase": "decode", "continuation": 0}, "phase"),
+    (Ablation, {"kind": "zero", "factor": 0.2}, "factor"), (Ablation, {"kind": "scale", "keys": [1]}, "keys"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_refused_by_name(context, study, options, field):
     with pytest.raises((InvalidOption, TooLarge)) as caught:
