@@ -103,6 +103,16 @@ def test_no_tour_is_shorter_than_the_bound(n, seed):
     assert bound >= 0.7 * best
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("scale", [1e-14, 1e3, 1.1e11])
+def test_improvement_ends_and_improves_at_every_scale(scale):
+    for seed in range(20):
+        steps = np.random.default_rng(seed).integers(0, 60, 40) / 7
+        points = scale * np.stack([steps, steps * 3.3], 1) + scale
+        tour = np.array(improve_tour(points, list(range(40))))
+        assert tour_lengths(points, tour) == pytest.approx(2 * np.hypot(*np.ptp(points, axis=0)))
+
+
 @given(st.integers(4, 40), st.integers(0, 2**32 - 1), st.booleans())
 def test_improvement_keeps_a_permutation_and_never_lengthens(n, seed, repeated):
     rng = np.random.default_rng(seed)
@@ -161,6 +171,15 @@ def test_a_set_of_a_batch_that_has_no_plan_is_named(task, batch, told):
     request = PlanIn(task=task, batch=batch, time_limit=0.01)
     (error,) = FoveaPlanner(FoveaPlanner.card, None).predict([request], CallContext())
     assert (error.detail[: len(told)], error.field) == (told, "batch")
+
+
+def test_heuristic_tours_of_a_batch_can_be_stopped_between_sets(monkeypatch):
+    run, asked = CallContext(), list[None]()
+    monkeypatch.setattr(run, "check", lambda: asked.append(None))
+    batch = np.random.default_rng(0).random((3, 8, 2)).tolist()
+    request = PlanIn(task="tsp", batch=batch, solver="heuristic", time_limit=0.01)
+    FoveaPlanner(FoveaPlanner.card, None).predict([request], run)
+    assert len(asked) == 4
 
 
 def test_who_answers_is_said():

@@ -50,6 +50,8 @@ class _Search:
 
     def __init__(self, points: np.ndarray, tour: list[int]) -> None:
         n = len(points)
+        points = points - points.min(0)
+        points = points / (points.max() or 1.0)  # rounding then stays far below _EPS, so every move really gains
         self.x, self.y = points[:, 0].tolist(), points[:, 1].tolist()
         _, near = KDTree(points).query(points, k=min(_NEAR + 1, n))
         rows = np.asarray(near).reshape(n, -1).tolist()
