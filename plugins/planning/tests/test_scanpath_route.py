@@ -125,6 +125,7 @@ def test_a_reference_is_compared(client, plain):
         *(({**SHELF, "objects": [[0, 0, bad, 9], *BOXES]}, 422, "objects") for bad in ("inf", "nan")),
         ({**SHELF, "target": 0, "objects": DETECTED | {"detections": [BAD]}}, 422, "objects"),
         ({**SHELF, "objects": [[2.0 * i, 0, 2.0 * i + 2, 40] for i in range(40)]}, 422, "objects"),
+        ({**SHELF, "objects": DETECTED | {"detections": [FOUND] * 577}}, 422, "objects"),
         ({**SHELF, "image": text(b"no picture")}, 415, "image"),
         ({"crops": [text(CROPS[0])], "target": 0}, 422, "grid"),
         ({"crops": [text(CROPS[0])], "grid": [2, 2], "target": 0}, 422, "grid"),
@@ -147,6 +148,9 @@ def test_detections_become_a_route_through_their_middles(client):
     plain = answered(client.post("/v1/plan", json={"task": "tsp", "points": POINTS.tolist()}), PlanOut)
     assert (route.order, route.objective) == (plain.order, pytest.approx(100 * plain.objective))
     assert route.points[0] == pytest.approx((POINTS[0] * 100 + 5).tolist())
+    columns = {"xyxy": boxes, "confidence": [0.9] * 9, "class_id": [0] * 9, "class_names": {"0": "crack"}}
+    detected = {**DETECTED, "detections": [], "columns": columns}
+    assert answered(client.post("/v1/plan", json={"task": "tsp", "detections": detected}), PlanOut).order == plain.order
 
 
 def test_a_batch_is_answered_set_by_set(client):
@@ -166,6 +170,8 @@ def test_a_batch_is_answered_set_by_set(client):
     ({"task": "tsp", "points": [[0, 0], [1, 1]], "batch": [[[0, 0]]]}, "batch"),
     ({"task": "tsp", "points": [[0, 0, 0]]}, "points"), ({"task": "tsp", "points": [[0, 0]] * 2001}, "points"),
     ({"task": "tsp", "points": [[0, 0]], "speed": 1}, "speed"),
+    *(({"task": "tsp", "detections": {**DETECTED, "detections": found}}, "detections")
+      for found in ([], [FOUND, BAD], [FOUND] * 3001)),
 ])  # fmt: skip
 def test_mistakes_about_plans_are_named(client, body, field):
     problem(client.post("/v1/plan", json=body), 422, field)

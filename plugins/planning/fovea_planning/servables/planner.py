@@ -27,6 +27,9 @@ _CERTIFIED = Counter("plan_certified_total", "Plans that were certified.", ["tas
 _GAP = Histogram("plan_gap", "Optimality gap of tours.", ["task"], buckets=(0, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5))
 _FALLBACK = Counter("plan_fallback_total", "Plans that another solver answered than the one asked for.", ["reason"])
 
+MAX_DETECTIONS = 3000
+"""Most objects of a detector's answer, as of `/v1/detect`: time and memory of a tour grow with their square."""
+
 _SIDE, _MARGIN = 720, 56
 _INK, _PALE, _GOOD, _OPEN = (40, 44, 52), (196, 204, 216), (0, 140, 80), (200, 120, 0)
 
@@ -88,6 +91,8 @@ class Planner(Servable[PlanIn, PlanOut]):
                 made += [PlanFacts(**asdict(plan)) for plan in found]
                 _count(request, made[-len(found) :])
         except InvalidOption as error:
+            if request.detections is not None and error.field == "points":
+                error.field = "detections"
             return error
         return PlanOut(
             **made[0].model_dump(),
@@ -120,8 +125,13 @@ def _sets(request: PlanIn) -> list[np.ndarray]:
     if len(given) != 1:
         detail = f"{' and '.join(given)} were sent." if given else "No points were sent."
         raise InvalidOption(detail, hint="Send points, detections or batch.", field=given[1] if given else "points")
-    if request.detections is not None:
-        boxes = np.array([found.box for found in request.detections.detections]).reshape(-1, 4)
+    if (found := request.detections) is not None:
+        boxes = np.array(found.columns.xyxy if found.columns else [one.box for one in found.detections]).reshape(-1, 4)
+        if not 0 < len(boxes) <= MAX_DETECTIONS:
+            detail = (
+                f"The answer of the detector holds {len(boxes):,} objects; 1 to {MAX_DETECTIONS:,} are planned over."
+            )
+            raise InvalidOption(detail, field="detections")
         return [(boxes[:, :2] + boxes[:, 2:]) / 2]
     sets = request.batch or (request.points or (),)
     return [np.array(points, float).reshape(-1, 2) for points in sets]
@@ -129,7 +139,7 @@ def _sets(request: PlanIn) -> list[np.ndarray]:
 
 def _together(sets: list[np.ndarray], request: PlanIn) -> list[list[np.ndarray]]:
     """All sets at once where they are small; one by one where each may take its time, so that a run can be stopped."""
-    small = request.task != "tsp" or all(len(points) <= 10 for points in sets)
+    small = request.task != "tsp" or (request.solver != "heuristic" and all(len(points) <= 10 for points in sets))
     return [sets] if small else [[points] for points in sets]
 
 

@@ -143,9 +143,14 @@ class ScanpathPredictor(VisionServable[ScanpathIn, ScanpathOut, _Search]):
             labels = [found.label for found in request.objects.detections]
             boxes = tuple(found.box for found in request.objects.detections)
             if not boxes:
-                raise InvalidOption("The answer of the detector holds no object.", field="objects")
+                detail = "The answer of the detector lists no object."
+                raise InvalidOption(detail, hint="Ask the detector without `include=columns`.", field="objects")
         else:
             boxes = request.objects
+        if len(boxes) > MAX_GRID_SIDE**2:  # before their crops fill the memory
+            raise InvalidOption(
+                f"{len(boxes):,} objects are too many; {MAX_GRID_SIDE**2} are the most.", field="objects"
+            )
         crops = crop_objects(pixels, boxes, self._crop_size)
         objects = layout_from_boxes(boxes)
         note = f"{len(boxes)} boxes arranged in {objects.grid[0]} rows and {objects.grid[1]} columns."
