@@ -6,6 +6,7 @@ import stat
 import pytest
 import redis as sync_redis
 
+from fovea.api.sessions import DocumentText
 from fovea.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from fovea_memory.state import session_store
 from fovea_memory.state.document_service import DocumentService
@@ -208,7 +209,7 @@ async def test_answers_of_long_sessions_are_trimmed_to_the_last(client, store):
     assert [key async for key in client.client.scan_iter(f"*{record.id}*")] == [], "nothing of it is left"
 
 
-async def test_a_tenant_stores_documents_up_to_its_quota_of_bytes(client):
+async def test_a_tenant_stores_documents_up_to_its_quota_of_bytes(client, raw):
     store = DocumentStore(client, TenantCipher(MASTER), 60, 2**20, quota_bytes=10_000)
     names = [f"doc_{n:024x}" for n in range(4)]
     for name in names[:2]:
@@ -217,9 +218,20 @@ async def test_a_tenant_stores_documents_up_to_its_quota_of_bytes(client):
         await store.put("ann", names[2], b"x" * 4000)
     assert "DELETE /v1/documents" in str(refused.value.hint)
     await store.put("ann", names[0], b"x" * 4000)  # the same document again
+    with pytest.raises(RateLimited):
+        await store.put("ann", names[0], b"x" * 7000)  # and again, between more spaces
     await store.put("bob", names[2], b"x" * 4000)
     await store.delete("ann", names[0])
     await store.put("ann", names[2], b"x" * 4000)
     assert await store.list_ids("ann") == [names[2], names[1]]
+    record = DocumentText(id=names[1], model="m", name=None, tokens=1, blocks=0, created=0, longctx={}, text="the")
+    await store.put("ann", names[1], record.model_dump_json().encode())
+    (key,) = raw.keys(f"*{names[1]}")
+    raw.expire(key, 9)
+    await store.delete("ann", names[2])
+    assert ([one.id for one in await DocumentService(store, "ann").list_newest(9)], raw.ttl(key) < 10) == (
+        [names[1]],
+        True,
+    )
     store.list_ids = lambda _: asyncio.sleep(0, [names[0]])  # deleted in between
     assert await DocumentService(store, "ann").list_newest(9) == []

@@ -69,11 +69,12 @@ class DocumentService:
 
     async def list_newest(self, limit: int) -> list[DocumentInfo]:
         """The newest documents, without their texts."""
-        records = list[DocumentText]()
+        records = list[DocumentInfo]()
         for name in (await self._store.list_ids(self._tenant))[:limit]:
             with suppress(NotFound):  # deleted in between
-                records.append(await self.get(name))
-        return [DocumentInfo(**record.model_dump(exclude={"text"})) for record in records]
+                record = DocumentText.model_validate_json(await self._store.get(self._tenant, name, uses=False))
+                records.append(DocumentInfo(**record.model_dump(exclude={"text"})))
+        return records
 
     async def delete(self, name: str, adapter: LandmarkAdapter | None) -> None:
         """Delete a document, and its blocks in the cache of a model that is served here."""
