@@ -86,5 +86,5 @@ def _observe_occupancy(model: str, session: RoutingSession) -> None:
     layers = [tokens for tokens in session.occupancy if tokens.numel()]
     if layers:
         filled = torch.stack(layers)
-        alone = float((filled > 0).sum() / filled.sum())
+        alone = float((filled == 1).sum() / filled.sum())
         metrics.set_cluster_occupancy(model, int(filled.min()), int(filled.max()), alone)

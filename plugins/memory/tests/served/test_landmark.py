@@ -1,9 +1,12 @@
 """Landmark and byte models behind OpenAI's routes: documents are read once, answers cited, knobs checked."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from fovea_memory.models.fovea_routing_bytes import _observe_occupancy
 from fovea_memory.routes import documents, sessions
 from fovea_memory.state.document_cache import CHECKPOINT_TOKENS
 from fovea_memory.toy_tokenizers import FILLERS
@@ -174,7 +177,9 @@ def test_states_and_clusters_are_measured(http):
     held = {line.partition('variant="')[2].partition('"')[0]: float(line.rpartition(" ")[2]) for line in lines}
     assert 0 < held["nonapproximate"] < held["standard"]
     assert metric(http, "routing_cluster_occupancy") > 0
-    assert 0 < metric(http, "routing_alone_ratio") <= 1
+    assert 0 <= (before := metric(http, "routing_alone_ratio")) <= 1
+    _observe_occupancy("another", SimpleNamespace(occupancy=[torch.tensor([[[5, 1, 0]]])]))
+    assert metric(http, "routing_alone_ratio") - before == pytest.approx(1 / 6)
 
 
 def test_documents_are_affine_and_sessions_are_not():
