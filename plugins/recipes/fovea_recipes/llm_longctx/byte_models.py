@@ -88,8 +88,8 @@ def _restart_point(tokens: Tensor, of: Tensor, count: Tensor, means: Tensor) -> 
     Without it most clusters of the upper layers are soon empty, and the others hold more than their window.
     """
     fullest = count.argmax(1)  # [H,1]
-    last = ((of == fullest) * torch.arange(of.shape[1])).argmax(1)
-    token = tokens[torch.arange(len(tokens)), last]
+    last = ((of == fullest) * torch.arange(of.shape[1], device=of.device)).argmax(1)
+    token = tokens[torch.arange(len(tokens), device=of.device), last]
     length: Tensor = means.norm(dim=-1).mean(-1, keepdim=True)
     return (functional.normalize(token, dim=-1) * length)[:, None]
 

@@ -145,10 +145,10 @@ class LandmarkRecallRecipe(Recipe, name="landmark-recall", weights="fovea-landma
         alone the gates of so small a network stay diffuse: it reads a little of every block, which works for seven.
         """
         full = with_landmarks(ids, self.block)
-        at, asked = torch.arange(full.shape[1]), before + before // self.block
-        landmarks = torch.arange(self.block, full.shape[1], self.block + 1)
+        at, asked = torch.arange(full.shape[1], device=ids.device), before + before // self.block
+        landmarks = at[self.block :: self.block + 1]
         slot = torch.full_like(landmarks, self.block)
-        x, right = net.embed(full), torch.zeros(())
+        x, right = net.embed(full), torch.zeros((), device=ids.device)
         for layer, block in enumerate(net.layers):
             q, k, v = (part.transpose(1, 2) for part in block.project(x))
             turned, keys = net.rotate(q, at), net.rotate(k, at)

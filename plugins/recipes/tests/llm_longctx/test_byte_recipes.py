@@ -17,6 +17,7 @@ from fovea_recipes.training.trainer import fit
 from shared.registry import network
 from shared.registry.discovery import shipped_weights
 from shared.registry.weights import read_weights
+from tests.device.pretend_cuda import PretendCuda
 from tests.harness.hypothesis_profiles import in_depth
 
 SHORT_BYTES = Schedule(steps=4, batch=4, rate=3e-3, floor=3e-4, validate_every=2)
@@ -36,6 +37,13 @@ def test_splits_share_no_file_and_windows_follow_the_seed():
     assert torch.equal(first, second)
     assert first.shape == (4, 20)
     assert 0 <= int(first.min()) <= int(first.max()) < 256
+
+
+@pytest.mark.parametrize("kind", [RoutingBytesRecipe, LandmarkRecallRecipe])
+def test_recipes_train_on_a_gpu(kind, tmp_path):
+    small = {**SMALL, "first": 1, "window": 16, "local_window": 16} if kind is RoutingBytesRecipe else {}
+    with PretendCuda().active():
+        fit(kind(schedule=SHORT_BYTES, **small), tmp_path, device="cuda")
 
 
 @pytest.mark.parametrize("routing", [2, 0])
