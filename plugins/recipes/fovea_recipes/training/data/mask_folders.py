@@ -63,7 +63,11 @@ class MaskSet:
         if not len(self):
             return np.empty((0, side, side, 3), np.uint8), np.empty((0, side, side), np.uint8)
         pictures = [_squashed(Image.fromarray(read_picture(path)), side) for path in self.pictures]
-        return np.stack(pictures), np.stack([_squashed(Image.fromarray(read_mask(path)), side) for path in self.masks])
+        return np.stack(pictures), self.load_masks(side)
+
+    def load_masks(self, side: int) -> Pixels:
+        """The masks of `load`, at least one."""
+        return np.stack([_squashed(Image.fromarray(read_mask(path)), side) for path in self.masks])
 
 
 def find_masks(folder: Path, drawn: Path | None = None, names: Sequence[str] = ()) -> tuple[MaskSet, list[FileProblem]]:
