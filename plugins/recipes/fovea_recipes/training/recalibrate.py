@@ -43,7 +43,8 @@ def recalibrate(file: Path, data: Path, others: tuple[Path, ...] = (), foreign: 
         {key: torch.from_numpy(array).reshape(own[key].shape) for key, array in weights.arrays.items()}
     )
     found = recipe.calibrate_warnings(built.eval())
-    kept = {key: value for key, value in manifest.metrics.items() if not key.startswith(("auroc_", "warned_"))}
+    old = ("auroc_", "warned_", "false_warnings")
+    kept = {key: value for key, value in manifest.metrics.items() if not key.startswith(old)}
     changed = manifest.model_copy(
         update={
             "recipe": {"name": recipe.name, **recipe.model_dump(mode="json")},
