@@ -1,7 +1,7 @@
 """Rotary positions for the mixers, which turn keys long after they were read: any shape before d, any positions.
 
 Two pairings are in use: entry i with entry i + d/2 (LLaMA), and entry 2i with entry 2i + 1 (GPT of the landmark paper,
-the routing port). Angles are float32 whatever the model's dtype. Knows nothing about heads or caches.
+the routing port). Angles are float64: float32 blurs them far into a stream. Knows nothing about heads or caches.
 """
 
 import torch
@@ -26,5 +26,5 @@ def _waves(x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine and sine [...,d/2] at positions [...], in x's dtype."""
     d = x.shape[-1]
     theta = 10000.0 ** (-torch.arange(0, d, 2, device=positions.device).float() / d)
-    angles = positions[..., None].float() * theta
+    angles = positions[..., None].double() * theta
     return angles.cos().to(x.dtype), angles.sin().to(x.dtype)

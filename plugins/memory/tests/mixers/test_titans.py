@@ -224,6 +224,15 @@ def test_session_that_moves_as_bytes_at_every_step_equals_one_pass(layout):
     assert (len(sizes), session.index) == (1, 17)
 
 
+def test_far_into_a_stream_a_window_is_what_it_was():
+    layer, draw = model("mag", layers=1).layers[0], torch.Generator().manual_seed(1)
+    z, state = torch.randn(1, 12, 16, generator=draw), {"keys": torch.randn(2, 1, 2, 3, 8, generator=draw)}
+    with torch.no_grad():
+        layer.attention.persistent.zero_()  # these have no position, and see that of a query
+        near, far = (layer.window(z, state, index)[0] for index in (16, 2**26))
+    assert (near - far).abs().max() < 1e-5
+
+
 def test_window_ends_where_it_says():
     layer, mixed = model("mag", layers=1).layers[0], []
     with torch.no_grad():
