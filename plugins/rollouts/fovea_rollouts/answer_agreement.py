@@ -72,8 +72,9 @@ def _compare_objects(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[
     texts = _join_pieces([left]), _join_pieces([right])
     if texts[0] is not None and texts[1] is not None:
         found["text"] = _compare_texts(texts[0], texts[1])
-    if isinstance(left.get("detections"), list) and isinstance(right.get("detections"), list):
-        found["boxes"] = _compare_boxes(left["detections"], right["detections"])
+    boxes = _list_boxes(left), _list_boxes(right)
+    if boxes[0] is not None and boxes[1] is not None:
+        found["boxes"] = _compare_boxes(*boxes)
     for field, kind in (("mask", "mask"), ("restored", "picture")):
         if isinstance(left.get(field), str) and isinstance(right.get(field), str):
             compare = _compare_masks if kind == "mask" else _compare_pictures
@@ -138,6 +139,13 @@ def _compare_texts(left: str, right: str) -> float:
     """Share of words that stand in both in the same order (Ratcliff and Obershelp)."""
     words = left.split()[:MAX_WORDS], right.split()[:MAX_WORDS]
     return SequenceMatcher(None, *words, autojunk=False).ratio() if any(words) else 1.0
+
+
+def _list_boxes(answer: Mapping[str, Any]) -> list[Any] | None:
+    """Detections of an answer, also where it has them as columns; None without."""
+    if columns := answer.get("columns"):
+        return [{"box": box, "class_id": kind} for box, kind in zip(columns["xyxy"], columns["class_id"], strict=True)]
+    return found if isinstance(found := answer.get("detections"), list) else None
 
 
 def _compare_boxes(left: Sequence[Mapping[str, Any]], right: Sequence[Mapping[str, Any]]) -> float:

@@ -94,6 +94,11 @@ def item(name: str, arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
         (of_json(detections=[box(0), box(50)]), of_json(detections=[box(0), box(50, 1)]), {"boxes": 0.5}),
         (of_json(detections=[]), of_json(detections=[]), {"boxes": 1.0}),
         (of_json(detections=[box(0)]), of_json(detections=[]), {"boxes": 0.0}),
+        (
+            of_json(detections=[], columns={"xyxy": [], "class_id": []}),
+            of_json(detections=[], columns={"xyxy": [[0, 0, 9, 9]], "class_id": [0]}),
+            {"boxes": 0.0},
+        ),
         (of_json(mask=png(HALF)), of_json(mask=png(HALF)), {"mask": 1.0}),
         (of_json(mask=png(HALF)), of_json(mask=png(HALF[::-1])), {"mask": 0.0}),
         (of_json(mask=png(HALF)), of_json(mask=png(np.full((8, 8), 255))), {"mask": 2 / 3}),
