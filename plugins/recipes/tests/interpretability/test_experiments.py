@@ -56,6 +56,9 @@ def test_selection_keeps_one_at_least_and_follows_input_order_on_ties():
     rows = [influences.Influence(i, "a", 1.0, 2.0, score) for i, score in enumerate((0.5, 0.7, 0.7, None))]
     assert (influences.select(rows, 0.01), influences.select(rows, 1.0)) == ({"a": [1]}, {"a": [1, 2, 0]})
     assert len(influences.select(rows[:1] * 100, 0.07)["a"]) == 7  # 0.07 * 100 is a little more than 7
+    spec = influences.InfluenceSpec.model_construct(select=0.07, by_length=False)
+    rated = [{"domain": "a", "tokens": 20, "score": 0.5} for _ in range(100)]
+    assert sum(row["selected"] for row in influences._rank_rows(rated, spec)) == 7
 
 
 LINES = [

@@ -228,7 +228,7 @@ def _rank_rows(rows: list[dict[str, Any]], spec: InfluenceSpec) -> list[dict[str
             bucket = int(math.log2(row["tokens"])) if spec.by_length else 0
             groups.setdefault((row["domain"], bucket), []).append(row)
     for of in groups.values():
-        kept = max(1, math.ceil(spec.select * len(of)))
+        kept = max(1, math.ceil(spec.select * len(of) - 1e-9))  # 0.07 of 100 are not 8
         for rank, row in enumerate(sorted(of, key=lambda row: -row["score"]), 1):
             row |= {"rank": rank, "percentile": 100 * (len(of) - rank + 0.5) / len(of), "selected": rank <= kept}
     return rows
