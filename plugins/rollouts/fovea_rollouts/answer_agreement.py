@@ -72,9 +72,9 @@ def _compare_objects(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[
     texts = _join_pieces([left]), _join_pieces([right])
     if texts[0] is not None and texts[1] is not None:
         found["text"] = _compare_texts(texts[0], texts[1])
-    boxes = _list_boxes(left), _list_boxes(right)
-    if boxes[0] is not None and boxes[1] is not None:
-        found["boxes"] = _compare_boxes(*boxes)
+    ours, theirs = _list_boxes(left), _list_boxes(right)
+    if ours is not None and theirs is not None:
+        found["boxes"] = _compare_boxes(ours, theirs)
     for field, kind in (("mask", "mask"), ("restored", "picture")):
         if isinstance(left.get(field), str) and isinstance(right.get(field), str):
             compare = _compare_masks if kind == "mask" else _compare_pictures
