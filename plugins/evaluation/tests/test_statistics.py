@@ -1,5 +1,7 @@
 """Significance, prediction-powered inference and label budgets, against SciPy, statsmodels and ppi-python."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -152,6 +154,15 @@ def test_all_signs_are_tried_up_to_fourteen_queries():
     gaps = np.random.default_rng(0).normal(0.2, 1, 30)
     assert permutation_p(gaps) == permutation_p(gaps, draws=10_000, seed=0) != permutation_p(gaps, seed=1)
     assert permutation_p(gaps, draws=2500) * 2501 == pytest.approx(round(permutation_p(gaps, draws=2500) * 2501))
+
+
+@pytest.mark.parametrize("rule", [permutation_p, mean_interval])
+def test_many_queries_do_not_fill_the_memory(rule):
+    gaps = np.random.default_rng(0).normal(size=200_000)
+    tracemalloc.start()
+    rule(gaps, draws=200)
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+    tracemalloc.stop()
 
 
 def test_corrected_p_values_stay_below_one_and_in_order():

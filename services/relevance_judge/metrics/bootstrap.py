@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ratio = Mapping[str, tuple[float, float]]
 
-CHUNK = 1000
-"""Samples drawn at a time."""
-
 
 def divide_sums(counts: Ratio) -> float | None:
     """The ratio of sums over queries, {query: (numerator, denominator)}; None where the denominator is 0."""
@@ -36,7 +33,8 @@ def draw_ratios(counts: Sequence[Ratio], *, draws: int, seed: int) -> Floats:
 def mean_interval(values: Any, *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """Percentile interval of the mean of values [n] when they are drawn again."""
     x, source = np.asarray(values, float), np.random.default_rng(seed)
-    sizes = [min(CHUNK, draws - begin) for begin in range(0, draws, CHUNK)]
+    step = max(1, min(1000, 4_000_000 // max(len(x), 1)))  # a few million numbers at a time
+    sizes = [min(step, draws - begin) for begin in range(0, draws, step)]
     means = np.concatenate([x[source.integers(0, len(x), (size, len(x)))].mean(1) for size in sizes])
     return _cut_tails(means, confidence)
 

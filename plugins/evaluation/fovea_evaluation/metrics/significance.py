@@ -4,7 +4,7 @@ After Smucker, Allan & Carterette (2007) on randomisation tests, and Carterette 
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from fovea_evaluation.metrics.rankings import Run, check_queries, evaluate
 from services.relevance_judge.metrics.agreement import Qrels
-from services.relevance_judge.metrics.bootstrap import CHUNK, mean_interval
+from services.relevance_judge.metrics.bootstrap import mean_interval
 
 Floats = NDArray[np.float64]
 Correction = Literal["none", "bonferroni", "holm", "fdr", "max-t"]
@@ -125,10 +125,11 @@ def compare_systems(
     ]
 
 
-def _draw_signs(count: int, draws: int, seed: int) -> list[Floats]:
-    source = np.random.default_rng(seed)
-    sizes = [min(CHUNK, draws - begin) for begin in range(0, draws, CHUNK)]
-    return [source.choice((1.0, -1.0), (size, count)) for size in sizes]
+def _draw_signs(count: int, draws: int, seed: int) -> Iterator[Floats]:
+    """A few million signs at a time: all of them together fill the memory where there are many queries."""
+    source, step = np.random.default_rng(seed), max(1, min(1000, 4_000_000 // max(count, 1)))
+    for begin in range(0, draws, step):
+        yield source.choice((1.0, -1.0), (min(step, draws - begin), count))
 
 
 def _max_range_p(scores: Floats, gaps: Sequence[Floats], draws: int, seed: int) -> list[float]:
