@@ -55,30 +55,33 @@ def read_runs(path: str | Path) -> Runs:
 
 
 def parse_runs(text: str, source: str = "runs") -> Runs:
-    """Runs of `qid Q0 docid rank score tag` lines: {tag: {qid: {docid: score}}}. The rank column is ignored.
+    """Runs of `qid Q0 docid rank score tag` lines: {tag: {qid: {docid: score}}}. Scores order them, not ranks.
 
-    Raises Malformed: a line without six fields, a score that is not finite, or two scores of one pair under one tag.
+    Raises Malformed: a line without six fields, a score that is not finite; under one tag two of a pair, or two lists.
     """
     runs: Runs = {}
+    ranks: dict[tuple[str, str], tuple[str, str]] = {}  # first and last so far, of a query's passages
     for number, fields in _split_lines(text, source, 6, "qid Q0 docid rank score tag"):
-        query, _, passage, _, text_score, tag = fields
+        query, _, passage, rank, text_score, tag = fields
         try:
             score = float(text_score)
         except ValueError as error:
             raise Malformed(f"Line {number} of {source}: the score {text_score[:40]!r} is not a number.") from error
         if not math.isfinite(score):
             raise Malformed(f"Line {number} of {source}: the score {text_score[:40]!r} is not a finite number.")
-        if runs.setdefault(tag, {}).setdefault(query, {}).setdefault(passage, score) != score:
-            detail = f"Line {number} of {source}: the run {tag} has {query} {passage} again, with another score."
+        rows = runs.setdefault(tag, {}).setdefault(query, {})
+        first, before = ranks.get((tag, query), (rank, rank))
+        what = f"{query} {passage} again, with another score" if passage in rows else f"a second list for {query}"
+        if rows[passage] != score if passage in rows else rank == first != before:
+            detail = f"Line {number} of {source}: the run {tag} has {what}."
             raise Malformed(detail, hint="Each system needs a tag of its own, the last field of its lines.")
+        rows[passage], ranks[tag, query] = score, (first, rank)
     return runs
 
 
 def order_passages(scores: Mapping[str, float]) -> list[str]:
     """Order the passages of a run as trec_eval does, best first: by score as float32, ties by id descending."""
-    found = sorted(scores, reverse=True)
-    found.sort(key=lambda passage: np.float32(scores[passage]), reverse=True)
-    return found
+    return sorted(sorted(scores, reverse=True), key=lambda passage: np.float32(scores[passage]), reverse=True)
 
 
 def format_qrels(labels: Mapping[tuple[str, str], int]) -> str:
@@ -104,9 +107,8 @@ def _split_lines(text: str, source: str, count: int, form: str) -> Iterator[tupl
 
 
 def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.replace("\ufeff", "").splitlines(), 1):
-        if line.strip():
-            yield number, line
+    lines = enumerate(text.replace("\ufeff", "").splitlines(), 1)
+    yield from ((number, line) for number, line in lines if line.strip())
 
 
 def _read_text(path: str | Path) -> str:

@@ -12,7 +12,7 @@ from loadtests.mini_judgements import RANKERS, build_run
 from services.relevance_judge.batches.pair_selection import parse_pairs, parse_texts
 from services.relevance_judge.metrics.baselines import bm25, overlap, tokenize
 from services.relevance_judge.parsing.label_formats import MEDIA_TYPES, format_labels, parse_labels, parse_signals
-from services.relevance_judge.parsing.trec import format_qrels, read_qrels, read_runs
+from services.relevance_judge.parsing.trec import format_qrels, parse_runs, read_qrels, read_runs
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 
 
@@ -66,6 +66,7 @@ def test_a_pair_that_comes_again_has_the_same_signal_and_the_same_text():
         (read_runs, "1 Q0 a 1 0.5\n", "5 fields"),
         *((read_runs, f"1 Q0 a 1 {score} t\n", "finite number") for score in ("nan", "inf", "-inf", "1e999")),
         (read_runs, "1 Q0 a 1 2 t\n1 Q0 a 1 2 other\n1 Q0 a 2 1 t\n", "Line 3 .*run t has 1 a again"),
+        (read_runs, "1 Q0 a 1 2 t\n1 Q0 b 2 1 t\n1 Q0 c 1 2 t\n", "Line 3 .*run t has a second list for 1"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, read, text, told):
@@ -75,6 +76,9 @@ def test_a_broken_line_is_named(tmp_path, read, text, told):
 
 def test_runs_are_read_by_tag_and_topics_keep_their_text(tmp_path):
     path = _file(tmp_path, "1 Q0 a 9 0.5 bm25\n1 Q0 b 1 2e-1 bm25\n2 Q0 a 1 7 other\n")
+    for ranks in ("1 1 3", "0 0 0"):  # ties, and a tool that writes none
+        tied = "".join(f"1 Q0 {name} {rank} 5 t\n" for name, rank in zip("abc", ranks.split(), strict=True))
+        assert parse_runs(tied) == {"t": {"1": dict.fromkeys("abc", 5.0)}}
     assert read_runs(path) == {"bm25": {"1": {"a": 0.5, "b": 0.2}}, "other": {"2": {"a": 7.0}}}
     assert parse_texts("1\twhat is  a tab\n", "topics") == {"1": "what is  a tab"}
 
