@@ -106,14 +106,12 @@ WRONG = {
         ({"from": "KEPT", "from_positions": [3], "positions": [1, 2]}, "1 rows need a list"),
         ({}, "exactly one of vector, values and from, not none"),
         ({"from": "KEPT", "vector": ONES}, "not vector, from"), ({"vector": ONES, "mean": True}, "need from"),
-        ({"vector": [1.0] * 5}, "has 5 numbers; this site has 32"), ({"vector": [1e6] * WIDTH}, "at most 10000"),
         ({"values": [ONES]}, "1 rows need a list of as many positions"),
         ({"values": [ONES] * 2, "positions": [-1, N - 1]}, "names a token twice"),
         ({"from": "KEPT", "from_positions": [3, 5], "positions": [-1, N - 1]}, "names a token twice"),
         ({"values": [[[1.0] * 8] * 3], "positions": [1], "site": "z.0"}, "this site needs 4 lists"),
         ({"values": [[[1.0] * 8] * 4], "positions": [1]}, "this site needs 32 numbers"),
         ({"vector": ONES, "positions": [N]}, f"There will be no token {N}"),
-        ({"vector": ONES, "site": "head.0"}, "There is no site 'head.0'"),
         ({"vector": ONES, "site": "blocks.0.hook_nothing"}, "There is no hook point"),
         ({"vector": ONES, "site": "blocks.0.attn.hook_pattern"}, "computed nowhere while serving"),
     ],
@@ -239,23 +237,21 @@ def test_sweeps_run_one_after_another_in_a_bounded_queue_by_their_deadline_and_t
     assert server.http.post("/v1/sweeps", json=body, headers=headers).status_code == 504
 
 
-async def test_the_client_library_sweeps_and_reads_captures(server, client):
+def test_the_client_library_sweeps_and_reads_captures(server, client):
     grid = {"source": CLEAN, "site": "attn.hook_z", "by": "head", "heads": [3, 1], "layers": [1]}
     asked = {"prompt": CORRUPT, "tokens": ["B", A], **grid}
     wanted = server.http.post("/v1/sweeps", json=asked).json()
     kept = keep(client, "resid_post.0", [3, 5])
     with fovea.Client(server.url) as ours:
         assert ours.sweep(CORRUPT, ["B", A], positions=None, **grid).model_dump(mode="json") == wanted
+        assert ours.captures.get(f"/v1/captures/{kept['id']}")[:2] == b"PK"
         with np.load(io.BytesIO(ours.captures.get(kept["id"]))) as arrays:
             np.testing.assert_allclose(arrays["0.values"], kept["values"], rtol=1e-6)
         compared = ours.chat("Hello", max_tokens=3, compare=["dense", {"method": "knorm", "kv_ratio": 0.9}])
         assert [one.longctx.method for one in compared.comparison or ()] == ["dense", "knorm"]
-    async with fovea.AsyncClient(server.url) as ours:
-        assert (await ours.sweep(CORRUPT, ["B", A], **grid)).model_dump(mode="json") == wanted
-        assert (await ours.captures.get(f"/v1/captures/{kept['id']}"))[:2] == b"PK"
-        assert (await ours.captures.delete(kept["id"])).deleted
+        assert ours.captures.delete(kept["id"]).deleted
         with pytest.raises(fovea.FoveaError, match="There is no capture"):
-            await ours.captures.get(kept["id"])
+            ours.captures.get(kept["id"])
 
 
 def test_the_command_prints_a_grid_for_people_and_a_row_per_patch_for_programs(run, server):

@@ -92,7 +92,6 @@ ONES = [1.0] * WIDTH
 REFUSED = {
     "interventions": [
         ({"vector": ONES, "site": "resid_post.9"}, "layers are 0…1"),
-        ({"vector": ONES, "site": "resid_post.01"}, "layers are 0…1"),
         ({"vector": ONES, "site": "residual"}, "There is no site"),
         ({"vector": [1.0] * 5, "site": "resid_post.1"}, "has 5 numbers"), ({"vector": ONES}, "needs a site"),
         ({"vector": ONES, "site": "embed", "scale": 1e9}, "less than or equal to 1000"),
@@ -110,10 +109,9 @@ REFUSED = {
     "capture": [
         ({"type": "activation", "site": "scores.0"}, "attention"),
         ({"type": "activation", "site": "z.0", "positions": [5000]}, "positions are"),
-        ({"type": "activation", "site": "resid_post.01"}, "layers are 0…1"),
+        ({"type": "activation", "site": "resid_post.01"}, "layers are 0…1"), ({"type": "gradient"}, "gradient"),
         ({"type": "activation", "site": "resid_post.١"}, "layers are 0…1"),
         ({"type": "attention", "heads": [4]}, "no head 4"), ({"type": "logit_lens", "layers": [2]}, "layers are 0…1"),
-        ({"type": "gradient"}, "gradient"),
     ],
 }  # fmt: skip
 

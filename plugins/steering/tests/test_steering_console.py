@@ -17,22 +17,25 @@ pytestmark = MARKS
 QUESTION = "Hello"
 
 
-@pytest.fixture(scope="module", params=["insecure-local"])
-def steerable(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def steerable(tmp_path_factory):
     """The gateway's URL, and headers with a key that may steer and one that may not."""
     folder: Path = tmp_path_factory.mktemp("steerable")
     app = app_of(write_folder(folder / "Tiny Llama"), folder / "data")
-    with fronted(app, "llm-longctx", folder / "gateway", auth=request.param) as (url, _, keys):
-        headers: dict[str, dict[str, str]] = {"may": {}, "may not": {}}
-        if request.param == "keys":
-            headers["may"] = {"x-api-key": keys.add("may", ("infer", "interventions"))[1]}
-            headers["may not"] = {"x-api-key": keys.add("may-not", ("infer",))[1]}
-        yield url, headers
+    with fronted(app, "llm-longctx", folder / "gateway", auth="keys") as (url, _, keys):
+        scopes = {"may": ("infer", "interventions"), "may-not": ("infer",)}
+        yield url, {name: {"x-api-key": keys.add(name, some)[1]} for name, some in scopes.items()}
 
 
 @pytest.fixture
 def url(steerable):
     return steerable[0]
+
+
+@pytest.fixture
+def page(page, steerable):
+    page.set_extra_http_headers(steerable[1]["may"])
+    return page
 
 
 def _open(page: Any) -> None:
@@ -89,7 +92,7 @@ def test_both_answers_stand_beside_each_other_and_go_on_apart(page, steerable):
     shown = page.locator(".turn-pair .turn-text").evaluate_all("found => found.map(one => one.textContent)")
     for asked, text in zip(sent, shown, strict=True):  # what is shown is what the service says to the same request
         whole = asked | {"stream": False, "stream_options": None}
-        told = httpx2.post(f"{steerable[0]}/v1/chat/completions", json=whole)
+        told = httpx2.post(f"{steerable[0]}/v1/chat/completions", json=whole, headers=steerable[1]["may"])
         assert told.json()["choices"][0]["message"]["content"] == text
     _ask(page, "More")
     assert [turn["content"] for turn in sent[2]["messages"]] == [QUESTION, shown[0], "More"]
@@ -113,7 +116,8 @@ def test_a_token_shows_its_heads_and_what_they_look_at(page, steerable, long, mo
     expect(page.locator(".head-map button")).to_have_count(8)
     (captured,) = sent[-1]["capture"]
     monkeypatch.undo()
-    told = httpx2.post(f"{steerable[0]}/v1/chat/completions", json=sent[-1]).json()["choices"][0]
+    asked = {"json": sent[-1], "headers": steerable[1]["may"]}
+    told = httpx2.post(f"{steerable[0]}/v1/chat/completions", **asked).json()["choices"][0]
     assert told["captured"][0]["positions"] == captured["positions"]
     row = told["captured"][0]["values"][0][1][2]  # layer 1, head 2
     page.get_by_role("button", name="Layer 1, head 2:").click()
@@ -165,14 +169,13 @@ def test_what_the_service_refuses_is_told_beside_the_form(page, complaints):
     complaints.clear()
 
 
-@pytest.mark.parametrize("steerable", ["keys"], indirect=True)
 def test_a_key_without_the_scope_reads_what_it_lacks(steerable):
     url, keys = steerable
     texts = {
         name: httpx2.get(f"{url}/console/chat?model=tiny-llama", headers=headers).text for name, headers in keys.items()
     }
-    assert "This key may not steer a model or look inside it" in texts["may not"]
-    assert "Make a vector" not in texts["may not"]
-    assert "<fovea-heads" not in texts["may not"]
+    assert "This key may not steer a model or look inside it" in texts["may-not"]
+    assert "Make a vector" not in texts["may-not"]
+    assert "<fovea-heads" not in texts["may-not"]
     assert "This key may not" not in texts["may"]
     assert "Make a vector" in texts["may"]

@@ -54,7 +54,7 @@ def difference(client, *changes):
 
 @pytest.mark.parametrize("site", in_depth(LENS["patch"], ["resid_pre", "attn_out"]))
 def test_a_sweep_of_positions_and_layers_is_that_of_transformer_lens(client, site):
-    at = list(range(14)) if site == "resid_pre" else [8, 10, 13]  # up to the eighth both prompts are the same
+    at = [8, 10, 13]  # up to the eighth both prompts are the same
     found = client.sweep(CORRUPT, TOKENS, source=CLEAN, site=f"hook_{site}", layers=LAYERS, positions=at)
     np.testing.assert_allclose(found.logit_difference, np.array(LENS["patch"][site])[:, at], **NEAR)
     assert found.prompt.logit_difference == pytest.approx(LENS["plain"], abs=2e-3)
@@ -126,6 +126,7 @@ def test_the_client_of_the_page_repeats_indirect_object_identification(smol):
     assert said == " Mary"
 
 
+@pytest.mark.release
 def test_the_steered_answer_of_the_page_is_cheerful_and_fluent(smol):
     steered, captured = run(smol, "steering_vectors.create").rsplit("\n[", 1)
     assert "logit_lens" in captured

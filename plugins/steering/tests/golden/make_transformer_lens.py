@@ -36,13 +36,12 @@ def load(gguf: Path) -> TransformerBridge:
         return TransformerBridge.boot_transformers(folder, hf_model=model, tokenizer=tokenizer, device="cpu")
 
 
-def main(gguf: Path, out: Path) -> None:  # noqa: C901
+def main(gguf: Path, out: Path) -> None:
     model = load(gguf)
     tokenizer = model.tokenizer
     clean, corrupt = (torch.tensor([tokenizer.encode(text)]) for text in (CLEAN, CORRUPT))
     right, wrong = tokenizer.encode(" Mary") + tokenizer.encode(" John")
     _, cache = model.run_with_cache(clean)
-    length = clean.shape[1]
 
     def score(name, write, rows=1):
 
@@ -54,19 +53,11 @@ def main(gguf: Path, out: Path) -> None:  # noqa: C901
         logits = model.run_with_hooks(corrupt.repeat(rows, 1), fwd_hooks=[(name, hook)])[:, -1]
         return [round(float(x), 5) for x in logits[:, right] - logits[:, wrong]]
 
-    def sweep(name, values):
-        at = torch.arange(length)
-
-        def write(activation):
-            activation[at, at] = values
-
-        return score(name, write, length)
-
-    def sweep_heads(name, values):
+    def sweep(name, values, by_head=False):
         at = torch.arange(len(values))
 
         def write(activation):
-            activation[at, -1, at] = values
+            activation[(at, -1, at) if by_head else (at, at)] = values
 
         return score(name, write, len(values))
 
@@ -86,9 +77,9 @@ def main(gguf: Path, out: Path) -> None:  # noqa: C901
     ]
     z = [f"blocks.{layer}.attn.hook_z" for layer in HEAD_LAYERS]
     found["head_layers"] = HEAD_LAYERS
-    found["z"] = [sweep_heads(name, cache[name][0, -1]) for name in z]
-    found["z_zero"] = [sweep_heads(name, torch.zeros_like(cache[name][0, -1])) for name in z]
-    found["z_mean"] = [sweep_heads(name, cache[name][0].mean(0)) for name in z]
+    found["z"] = [sweep(name, cache[name][0, -1], by_head=True) for name in z]
+    found["z_zero"] = [sweep(name, torch.zeros_like(cache[name][0, -1]), by_head=True) for name in z]
+    found["z_mean"] = [sweep(name, cache[name][0].mean(0), by_head=True) for name in z]
     mlp = "blocks.12.hook_mlp_out"
 
     def write_mean(activation):
