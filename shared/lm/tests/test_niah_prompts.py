@@ -13,7 +13,6 @@ from shared.lm.niah_prompts import (
     build_key_value_prompt,
     build_needle_context,
     build_needle_prompt,
-    even_depths,
     needle_span,
 )
 from shared.lm.tokenizer import Tokenizer
@@ -72,11 +71,6 @@ def test_seed_decides_everything():
     first, second, third = (build_key_value_prompt(tokenizer(), seed=seed).text for seed in (1, 1, 2))
     assert first == second != third
     assert build_haystack(300, 1) == build_haystack(300, 1) != build_haystack(300, 2)
-
-
-def test_steps_are_even_and_include_both_ends():
-    assert even_depths() == [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
-    assert even_depths(1) == [0]
 
 
 @given(

@@ -9,12 +9,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from fovea.errors import BadInput, Malformed, NotFound, UnsupportedMedia
 from shared.lm import builders
-from shared.lm.bundled_models import bundled_gguf
 from shared.lm.config import DecoderConfig, RopeScaling, from_official
 from shared.lm.gguf_file import unpack
 from shared.lm.tests.conftest import write_gguf
@@ -261,22 +259,6 @@ def test_a_file_that_is_no_gguf_is_malformed(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"")
     with pytest.raises(Malformed, match=r"m\.gguf"):
         unpack(tmp_path / "m.gguf", tmp_path)
-
-
-@pytest.mark.release
-@torch.no_grad()
-def test_smollm2_equals_transformers_reading_of_the_same_gguf(tmp_path):
-    file = bundled_gguf()
-    folder = unpack(file, tmp_path)
-    ids = Tokenizer.from_folder(folder).encode("The capital of France is Paris, and 2 + 2 = 4.\n\n def f(x):" * 8)
-    options = {"gguf_file": file.name, "dtype": torch.float32, "attn_implementation": "eager"}
-    options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **options).eval()
-    known, ours, text = model(torch.tensor([ids])).logits, load_decoder(folder), torch.tensor([ids])
-    assert float((ours(text) - known).abs().max()) < 1e-3
-    cache = ours.new_cache()
-    steps = [ours(piece, cache=cache) for piece in (text[:, :-3], *text[:, -3:].split(1, dim=1))]
-    assert float((torch.cat(steps, 1) - known).abs().max()) < 1e-3
 
 
 SMALL = {
