@@ -50,8 +50,8 @@ def near(found, wanted, dtype, times=1):
 @pytest.mark.parametrize(
     ("K", "rows", "widths"),
     [
-        *((K, rows, (33, 16, 7)) for K in (1, 24, 60, 576) for rows in (1, 2, 5, FEW, FEW + 1)),
-        *((96, rows, (64, 64)) for rows in (FEW + 1, 64, 100, MANY, MANY + 1)),  # matrices that tiles take
+        *((K, rows, (33, 16, 7)) for K in (1, 60, 576) for rows in (1, 5, FEW, FEW + 1)),
+        *((96, rows, (64, 64)) for rows in (FEW + 1, 100, MANY, MANY + 1)),  # matrices that tiles take
     ],
 )
 def test_products_and_gates_agree_with_torch_and_norms_before_them_are_norms(ops, dtype, K, rows, widths):
@@ -89,7 +89,7 @@ def test_a_row_does_not_depend_on_its_neighbours(ops, dtype):
 
 @native
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("width", [1, 24, 60, 576])
+@pytest.mark.parametrize("width", [1, 60, 576])
 @pytest.mark.parametrize("kind", [RMSNorm, OffsetRMSNorm])
 def test_norms_agree_with_torch_on_views_too(ops, dtype, width, kind):
     torch.manual_seed(width)
@@ -178,7 +178,7 @@ def test_float64_and_plainer_back_ends_compute_with_torch():
 @native
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("style", [{}, {"qk_norm": True}, {"qkv_bias": True, "tied": False}])
-@pytest.mark.parametrize("keep", [None, 0, 1, 3])
+@pytest.mark.parametrize("keep", [None, 0, 3])
 def test_a_pass_with_few_bit_matrices_is_the_decoders_own_loop_bit_for_bit(ops, dtype, style, keep):
     torch.manual_seed(7)
     shape = {"vocab": 50, "width": 72, "layers": 3, "heads": 6, "kv_heads": 2, "hidden": 100, "positions": 64}

@@ -14,8 +14,9 @@ def engine():
     return Engine(tiny_decoder(), page=4)
 
 
-@pytest.mark.parametrize("forcing", ["teacher", "free"])
-@pytest.mark.parametrize("name", ["dense", *list_methods(24, 8)])
+@pytest.mark.parametrize(
+    ("name", "forcing"), [("dense", "free"), *((name, "teacher") for name in list_methods(24, 8)), ("knorm", "free")]
+)
 def test_bytes_stay_while_dense_grows_and_the_distance_is_that_of_the_same_tokens(engine, name, forcing):
     knobs = list_methods(24, 8).get(name, {})
     found = follow(engine, {"method": name, **knobs}, IDS, 40, 72, forcing)

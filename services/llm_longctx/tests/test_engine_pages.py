@@ -130,18 +130,6 @@ def test_a_step_that_does_not_fit_changes_nothing(tiny):
     engine.batch({sequences[1]: 3})
 
 
-def test_a_budget_of_bytes_is_met_by_heads_and_not_by_rounding(tiny):
-    plan = TINY_PLAN | {"scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]}}
-    engine = Engine(tiny, method("duo", sink=16, recent=128, share=0.0), plan)
-    s = engine.open()
-    s.prefill([i % 30 for i in range(190)])
-    kept = sum(len(s.entries(layer, g).positions) for layer in range(2) for g in range(2))
-    assert kept == 4 * 144
-    held = s.kv_bytes() // engine.pool.page_bytes * engine.pool.page
-    assert held <= 1.12 * kept, "of pages of 64 entries it would be 1.33"
-    s.close()
-
-
 class Circle:
     """Holds itself, as an engine with recorded steps does."""
 

@@ -11,7 +11,6 @@ import torch
 from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine
 from services.llm_longctx.engine.offline.completion import Request
-from services.llm_longctx.engine.offline.open_sequence import OpenSequence
 from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.kernels import decode_packed
 from services.llm_longctx.kernels.packed_pages import (
@@ -24,8 +23,7 @@ from services.llm_longctx.kernels.packed_pages import (
     unpack_pages,
 )
 from services.llm_longctx.kv_cache import RECENT, Entries, FewBitCache, PagedCache, PagePool, PoolExhausted
-from services.llm_longctx.methods import method, methods
-from services.llm_longctx.serving.method_selection import fit_policy
+from services.llm_longctx.methods import methods
 from services.llm_longctx.tests.conftest import native
 from services.llm_longctx.tests.hooks import serve
 from services.llm_longctx.tests.method_contract.oracle import trials
@@ -213,7 +211,7 @@ def near(got: Entries, kv: torch.Tensor, layer: int, g: int, bits: int) -> torch
 
 
 @pytest.mark.parametrize("bits", [8, 4, R4])
-@pytest.mark.parametrize("n", [1, 15, 16, 17, 48, 63, 64, 65, 79, 80, 200])
+@pytest.mark.parametrize("n", [1, 16, 63, 65, 80, 200])
 def test_the_first_page_and_the_recent_window_are_whole_to_the_bit(bits, n):
     memory, kv = FewBitCache(pool(), L, G, bits), text(n + 40)
     memory.reserve(np.full((L, G), n + 40))
@@ -265,11 +263,10 @@ def test_eviction_in_the_middle_of_pages_leaves_other_pages_as_they_are():
     memory.close()
 
 
-@pytest.mark.parametrize(("sink", "slide", "n"), [(0, 60, 100), (4, 100, 180), (40, 64, 200), (64, 256, 400),
-                                                  (4, 20, 90), (20, 80, 12), (0, 48, 48), (70, 30, 100)])  # fmt: skip
+@pytest.mark.parametrize(("sink", "slide", "n"), [(4, 100, 180), (40, 64, 200), (20, 80, 12), (0, 48, 48)])
 @pytest.mark.parametrize("absorb", [False, True])
 def test_a_sliding_head_holds_what_it_holds_in_whole_entries(sink, slide, n, absorb):
-    kv, held = text(n + 200), {}
+    kv, held = text(n + 120), {}
     for bits in (16, 8):
         memory = PagedCache(pool(), L, G) if bits == 16 else FewBitCache(pool(), L, G, 8)
         read(memory, kv, 0, n)
@@ -282,7 +279,7 @@ def test_a_sliding_head_holds_what_it_holds_in_whole_entries(sink, slide, n, abs
                 entries = entries.weigh().join(nothing, nothing, torch.tensor([-1]), -torch.inf)
             memory.keep(0, g, entries, sink=sink, slide=slide, absorbed=0 if absorb else None)
         log = []
-        for at in range(n, n + 200):
+        for at in range(n, n + 120):
             step(memory, kv, at)
             got = memory.entries(0, 1)
             log.append(sorted(got.positions.tolist()))
@@ -396,22 +393,6 @@ def test_bytes_of_a_long_prompt(net, bits, most):
     assert s.kv_bytes() <= engine.estimate(prompt=1500)
     assert s.kv_bytes() <= (most + 0.03) * engine.dense_bytes(1500)
     s.close()
-
-
-def test_a_budget_in_bytes_holds_more_in_few_bits(net):
-    engine = Engine(net, page=16)
-    budget = engine.dense_bytes(600) // 3
-    kept = {
-        bits: fit_policy(engine, method("snapkv"), None, budget, 600, 0, bits).footprint(600, 0)[0].sum()
-        for bits in (16, 8, 4)
-    }
-    assert kept[16] < kept[8] < kept[4]
-    for bits in (8, 4):
-        policy = fit_policy(engine, method("snapkv"), None, budget, 600, 0, bits)
-        one = OpenSequence(engine.runner, engine.runner.open(policy))
-        one.prefill(IDS[:600])
-        assert one.kv_bytes() <= budget
-        one.close()
 
 
 def test_pages_of_another_size_are_refused(net):

@@ -83,12 +83,12 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.mark.parametrize(
     ("shape", "queries", "keys", "d", "block", "key_block", "heads"),
     [
-        ((6, 2), 90, 170, 24, 20, 7, 2),  # a chunk of a longer prompt; the group shares its blocks
-        ((6, 2), 90, 170, 64, 32, 32, 6),  # blocks per query head
+        ((4, 2), 50, 90, 24, 20, 7, 2),  # a chunk of a longer prompt; the group shares its blocks
+        ((4, 2), 50, 130, 64, 32, 32, 4),  # blocks per query head
         ((1, 1), 1, 33, 3, 5, 40, 1),  # one query
         ((3, 3), 63, 63, 60, 16, 16, 3),  # no groups, a partial last block
-        ((2, 1), 130, 512, 16, 130, 100, 1),  # blocks larger than a tile
-        ((4, 2), 90, 170, 130, 64, 16, 4),
+        ((2, 1), 130, 260, 16, 130, 100, 1),  # blocks larger than a tile
+        ((2, 1), 40, 120, 130, 64, 16, 2),
     ],
 )
 def test_every_level_prefills_like_the_oracle(level, dtype, shape, queries, keys, d, block, key_block, heads):

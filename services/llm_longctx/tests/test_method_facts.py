@@ -60,7 +60,7 @@ def test_methods_and_their_claims_are_told_over_http(server):
 
 
 OWN = ("dotted", "heaviest")
-SHOWN = ("check_engine", "check_facts", "check_knobs", "check_prefixes", "check_reference")
+SHOWN = [*product(OWN, ("check_engine", "check_facts", "check_reference")), ("dotted", "check_knobs")]
 PAGE = Path(__file__).parents[3] / "docs/07-long-contexts.md"
 
 
@@ -79,7 +79,7 @@ def own_methods(tmp_path_factory):
     methods.cache_clear()
 
 
-@pytest.mark.parametrize(("name", "check"), in_depth(product(OWN, CHECKS), [*product(OWN, SHOWN)]))
+@pytest.mark.parametrize(("name", "check"), in_depth(product(OWN, CHECKS), SHOWN))
 @pytest.mark.usefixtures("own_methods")
 def test_own_methods_keep_the_contract(name, check):
     CHECKS[check](methods()[name])

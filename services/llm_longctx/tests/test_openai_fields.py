@@ -94,17 +94,6 @@ def test_vllms_ranges_are_taken(client):
     assert say(client, extra_body={"add_special_tokens": True}).choices == say(client).choices
 
 
-def test_a_hundred_prompts_are_answered_in_their_order(client, server, monkeypatch):
-    monkeypatch.setattr(server.app.state.host.servable(MODEL).adapter.scheduler.waiting, "max_waiting", 4)
-    prompts = [f"{i:03d}: Once upon" for i in range(100)]
-    found = go_on(client, prompts, max_tokens=3)
-    monkeypatch.undo()
-    assert [c.index for c in found.choices] == list(range(100))
-    for i in (0, 57, 99):
-        assert found.choices[i].text == go_on(client, prompts[i], max_tokens=3).choices[0].text
-    assert found.usage.completion_tokens == 300
-
-
 def test_prompts_are_scored_in_chats_and_completions(client):
     echoed = go_on(client, "Once upon", echo=True, logprobs=1, max_tokens=0).choices[0].logprobs
     for more in ({}, {"echo": True, "logprobs": 1}):

@@ -198,4 +198,4 @@ def change(body):
 def test_the_document_holds_for_every_request_it_allows(server):
     document = build("llm-longctx", routers=[routes.router], servables={}, settings=Settings()).openapi()
     paths = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
-    fuzz(document, server.url, 2, *paths, conforms=True, change=change)
+    fuzz(document, server.url, 4, *paths, conforms=True, change=change)

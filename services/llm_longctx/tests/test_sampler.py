@@ -41,11 +41,6 @@ def test_knobs_keep_the_likeliest_tokens(knob, kept):
     assert set(draws({"temperature": 3.0} | knob if knob.keys() <= {"top_k"} else knob, 400)) == kept
 
 
-def test_bias_forbids_and_forces():
-    assert 1 not in draws({"logit_bias": {1: -100.0}})
-    assert draws({"logit_bias": {4: 100.0}}) == {4: 300}
-
-
 def test_penalties_move_away_from_what_was_produced():
     for penalty in ({"presence_penalty": 1.5}, {"frequency_penalty": 1.5}, {"repetition_penalty": 2.0}):
         sampler = Sampler(Sampling(**penalty), [], 5)

@@ -221,20 +221,6 @@ def test_a_template_with_tools_gets_them_as_they_are(codec):
     assert json.loads(text.partition("user:")[0])[0]["function"]["name"] == "get_weather"
 
 
-FLAGS = {
-    "type": "object", "properties": {"on": {"type": "boolean"}, "level": {"enum": [1, 20, 300]}},
-    "required": ["on", "level"], "additionalProperties": False,
-}  # fmt: skip
-FORM = {"type": "json_schema", "json_schema": {"name": "flags", "strict": True, "schema": FLAGS}}
-
-
-def test_a_schema_is_met_under_a_method(client):
-    longctx = {"method": "streamingllm", "sink": 4, "recent": 16}
-    answer = say(client, response_format=FORM, extra_body={"longctx": longctx}, temperature=1.2, n=2, max_tokens=100)
-    for choice in answer.choices:
-        assert (choice.finish_reason, set(json.loads(choice.message.content))) == ("stop", {"on", "level"})
-
-
 def test_descriptions_and_calls_keep_their_letters_where_a_template_knows_no_tools():
     city = {"name": "wetter", "description": "Wetter für eine Größe 東京"}
     messages = [{"role": "user", "content": "Hallo"}]

@@ -124,7 +124,7 @@ def test_blocks_of_a_long_prompt_keep_a_grids_limits(monkeypatch):
 @pytest.mark.parametrize(
     ("heads", "queries", "keys", "d", "sink", "window"),
     [
-        ((6, 2), 70, 130, 24, 3, 20),  # a chunk whose sinks lie far from its windows
+        ((4, 2), 40, 90, 24, 3, 20),  # a chunk whose sinks lie far from its windows
         ((3, 1), 65, 65, 64, 0, 7),  # no sinks
         ((2, 2), 1, 90, 80, 100, 1),  # one query, and more sinks than keys
         ((4, 4), 50, 50, 3, 5, 500),  # a window of more than all keys
@@ -178,7 +178,7 @@ SHAPES = ((80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 3, torch.float3
 PAGES = [(*shape, bits) for shape in SHAPES for bits in CACHE_FORMATS]
 
 
-@pytest.mark.parametrize(("d", "group", "dtype", "bits"), in_depth(PAGES, PAGES[:8]))
+@pytest.mark.parametrize(("d", "group", "dtype", "bits"), in_depth(PAGES, [PAGES[0], PAGES[2], *PAGES[4:8]]))
 def test_packed_pages_are_read_as_they_lie(bits, d, group, dtype):
     torch.manual_seed(d)
     layout = kernels.PackedLayout(bits, d)
@@ -254,7 +254,7 @@ def test_a_gate_opens_what_the_second_matrix_gives(parts):
         (65, 33, 3, 1, torch.float32),  # a partial block and a partial line of columns
         (100, 300, 19, 3, torch.bfloat16),  # parts of unequal length
         (1, 1, 1, None, torch.float32),
-        (70, 400, 70, 2, torch.bfloat16),  # two programs of rows
+        (70, 150, 70, 2, torch.bfloat16),  # two programs of rows
     ],
 )
 def test_fp8_products_agree_with_the_reference(rows, columns, batch, parts, dtype):
@@ -365,11 +365,11 @@ QUICK = [(limits, backend) for limits, backend in DRAWS if backend != "triton" o
 def test_draws_are_those_of_the_oracle(limits, backend, monkeypatch):
     monkeypatch.setattr(importlib.import_module(f"{KERNELS}sampling.triton"), "_BLOCK", 32)  # a row is several blocks
     torch.manual_seed(len(str(limits)))
-    logits = torch.randn(6, 77) * 3
+    logits = torch.randn(4, 45) * 3
     logits[0] = 1.5  # all alike: those with lower numbers come first
     logits[1, ::2] = -torch.inf
     logits[2] = logits[2].round()
-    rows = rows_of(limits, np.random.default_rng(len(str(limits))).random(6))
+    rows = rows_of(limits, np.random.default_rng(len(str(limits))).random(4))
     assert torch.equal(sample(logits, rows, backend=backend), sample(logits, rows, backend="reference"))
 
 

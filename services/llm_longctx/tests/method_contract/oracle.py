@@ -24,7 +24,7 @@ from shared.lm.head_plan import HeadPlan
 NEW = 5
 """Tokens fed after a prompt. No prompt of the contract has this length, so that prompts and answers tell apart."""
 
-LENGTHS = (1, 2, 13, 31, 47)  # prompt lengths, mostly prime: nothing fills a page, a block or a window by luck
+LENGTHS = (1, 2, 13, 47)  # prompt lengths, mostly prime: nothing fills a page, a block or a window by luck
 
 CLOSE = 1e-6  # of numbers that are computed in float64 in another order, a float32 constant among them at times
 
