@@ -193,4 +193,4 @@ def change(body):
 
 def test_no_request_that_the_document_allows_is_a_server_error(mixers):
     app = build("llm-longctx", servables={}, settings=Settings())
-    fuzz(app.openapi(), mixers.url, 3, "/v1/sessions", "/v1/documents", change=change)
+    fuzz(app.openapi(), mixers.url, 6, "/v1/sessions", "/v1/documents", change=change)
