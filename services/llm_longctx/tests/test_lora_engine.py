@@ -77,15 +77,14 @@ def test_every_method_serves_an_adapter_as_the_merged_model(name):
     assert held == kept
 
 
-def scores(engine: Engine, adapters, taps=None) -> list:
+def scores(engine: Engine, adapters) -> list:
     """Tokens and log-probabilities of requests that decode in one batch."""
     ears = []
     for i, adapter in enumerate(adapters):
         ears.append(_Scores())
         request = GenerationRequest(
-            IDS[i : N + i], max_tokens=6, policy=engine.policy, top_logprobs=3, adapter=adapter, hooks=ears[-1],
-            taps=taps if adapter is not None else None,
-        )  # fmt: skip
+            IDS[i : N + i], max_tokens=6, policy=engine.policy, top_logprobs=3, adapter=adapter, hooks=ears[-1]
+        )
         engine.scheduler.add_request(request)
     batches, decode = [], engine.runner.decode
     engine.runner.decode = lambda states, *more: batches.append(len(states)) or decode(states, *more)
@@ -95,8 +94,7 @@ def scores(engine: Engine, adapters, taps=None) -> list:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("how", ["dense", "streamingllm", "recycled"])
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize(("family", "how"), [("llama", "dense"), ("llama", "recycled"), ("gemma3", "streamingllm")])
 def test_one_step_has_different_adapters_and_none_and_neighbours_get_the_same_bits(family, how, backend):
     def engine():
         return Engine(net_of(family), how, None if how == "dense" else ROLES, page=16, backend=backend)

@@ -9,8 +9,8 @@ from services.llm_longctx.tests.broken_methods import BROKEN
 from services.llm_longctx.tests.method_contract import CHECKS
 from tests.harness.hypothesis_profiles import in_depth
 
-STOOD_FOR = ("criticalkv", "expected_attention", "flexprefill", "keydiff", "knorm", "kvzap", "lagkv", "razor", "tova",
-             "triattention")  # fmt: skip
+STOOD_FOR = ("adakv", "criticalkv", "expected_attention", "flexprefill", "keydiff", "knorm", "kvzap", "lagkv",
+             "pyramidkv", "razor", "tova", "triattention")  # fmt: skip
 """Methods whose knobs and surroundings are checked before a release: others of their kind stand for them."""
 
 SURROUNDINGS = [f"check_{name}" for name in ("chunks", "fit", "knobs", "neighbours", "preemption", "prefixes")]
