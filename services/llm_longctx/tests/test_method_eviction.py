@@ -1,4 +1,4 @@
-"""Eviction by scores against published scores and kept sets; its rules of order, count and protection."""
+"""Eviction by scores against published scores, kept sets and logits; its rules of order, count and protection."""
 
 import json
 import math
@@ -118,6 +118,19 @@ def golden_llama():
 def held(sequence, tokens):
     rows = [[sequence.entries(layer, g).positions for g in range(2)] for layer in range(2)]
     return torch.stack([torch.stack([torch.isin(torch.arange(tokens), one) for one in row]) for row in rows])
+
+
+@pytest.mark.parametrize("case", CASES["llama"])
+def test_the_engine_keeps_and_says_what_is_published(golden_llama, case):
+    ids, facts = GOLDEN["ids"].tolist(), CASES["llama"][case]
+    for ratio in (0.25, 0.5):
+        engine = Engine(golden_llama, method(facts["method"], ratio=ratio, **facts["knobs"]), page=16)
+        s = engine.open()
+        read = s.prefill(ids[:160], [100, 50, 10])
+        assert np.abs(read[-1].numpy() - GOLDEN["prefill_last"]).max() < 1e-4
+        assert torch.equal(held(s, 160), kept(f"llama_{case}_r{ratio}_kept", 2, 2, 160))
+        said = torch.stack([s.step(token) for token in ids[160:168]])
+        assert np.abs(said.numpy() - GOLDEN[f"llama_{case}_r{ratio}_decode"]).max() < 1e-4
 
 
 @pytest.mark.parametrize("how", [KeyDiff, Tova, KNorm], ids=lambda how: how.name)

@@ -1,5 +1,6 @@
-"""The oracles of the methods against published masks, selections and outputs."""
+"""The oracles of the methods against published masks, selections and outputs; the engine against published logits."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -7,14 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+from services.llm_longctx.engine import Engine
 from services.llm_longctx.methods import method
 from services.llm_longctx.methods.core.oracle import attention_weights, causal_mask
 from services.llm_longctx.methods.dhsa import mass_ratios, select_boundaries
 from tests.golden import read_golden
+from tests.harness.golden_llama import fill_llama
 
 HERE = Path(__file__).parent / "golden"
 GOLDEN = read_golden(HERE / "methods_N256.arrays")
+LLAMA = read_golden(HERE / "methods_tinyllama.arrays")
 Q, K, V = (torch.from_numpy(GOLDEN[name]) for name in "qkv")
+ENGINE = read_golden(HERE / "engine_tinyllama.arrays")
+IDS = ENGINE["ids"].tolist()
+DHSA = {"block": 16, "budget": 48, "global_tokens": 8, "local_tokens": 16, "instruction": 16}
+ROLES = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1], [0, 0]]}
+HEADS = {"schema": "head-plan/1", "heads": [[0, 0], [0, 3], [1, 0], [1, 3], [2, 1], [2, 2]]}
+BORDERS = [0, 9, 20, 26, 41, 48, 66, 75, 90, 97, 113, 120, 137, 144, 160]
 FLEX = sorted(name.removeprefix("flex_").removesuffix("_jsd") for name in GOLDEN if name.endswith("_jsd"))
 
 
@@ -24,6 +34,11 @@ def golden(name):
 
 def near(found, name, tolerance=2e-6):
     assert (found[:, ::4] - golden(name)).abs().max() < tolerance
+
+
+@pytest.fixture(scope="module")
+def golden_llama():
+    return fill_llama()
 
 
 def test_duo_streams_and_mixes_by_gates():
@@ -113,3 +128,34 @@ def test_dhsa_keeps_the_published_blocks_outside_ties(variant, density):
     assert torch.equal(kept.sum(-1), told.sum(-1))
     if variant == "vs" and density == "0.25":
         near(answer.out, "dhsa_vs_d0.25_out")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("name", "knobs", "plan", "chunks", "told"),
+    [
+        ("dense", {}, None, None, "dense"),
+        ("dense", {}, None, [48, 48, 64], "dense"),
+        ("duo", {"sink": 8, "recent": 24}, ROLES, None, "duo_single"),
+        ("duo", {"sink": 8, "recent": 24}, ROLES, [48, 48, 64], "duo_chunk48"),
+        ("razor", {"sink": 4, "window_min": 24, "window_div": 5}, ROLES, None, "razor"),
+        ("razor", {"sink": 4, "window_min": 24, "window_div": 5}, ROLES, [100, 60], "razor"),
+        ("recycled", {"budget": 24, "stride": 4}, None, None, "recycled"),
+        ("flexprefill", {"block": 16, "gamma": 0.9, "tau": 0.3, "min_budget": 16}, None, None, "flex"),
+        ("power", {"block": 8, "window": 2}, None, None, "power"),
+        ("power", {"block": 8, "window": 2}, None, [48, 7, 1, 104], "power"),
+        ("act", {"beta": 0.4, "threshold": 0.04}, HEADS, None, "act"),
+        ("dhsa", DHSA, None, None, "dhsa"),
+    ],
+)
+def test_the_engine_gives_the_published_logits(golden_llama, dtype, name, knobs, plan, chunks, told):
+    boundaries = BORDERS if name == "dhsa" else None
+    engine = Engine(copy.deepcopy(golden_llama).to(dtype), method(name, **knobs), plan, page=16)
+    read = engine.prefill(IDS[:160], chunks, boundaries).double()
+    steps = torch.stack([engine.step(token) for token in IDS[160:]]).double()
+    if f"{told}_prefill" in LLAMA:
+        assert np.abs(read[::8].numpy() - LLAMA[f"{told}_prefill"]).max() < 2e-4
+    if f"{told}_prefill_tail" in ENGINE:
+        assert np.abs(read[-8:].numpy() - ENGINE[f"{told}_prefill_tail"]).max() < 2e-4
+    decoded = LLAMA if f"{told}_decode" in LLAMA else ENGINE
+    assert np.abs(steps.numpy() - decoded[f"{told}_decode"]).max() < 2e-4
