@@ -98,7 +98,7 @@ def _requested_media_type(parsed: ParsedRequest, request: Request) -> str:
 def _media_type_of(name: Any, request: Request) -> str:
     if name is None:
         return choose(request.headers.get("accept"), list(FORMATS.values()))
-    if name not in FORMATS:
+    if str(name) not in FORMATS:
         raise InvalidOption(f"There is no format {name!r}; there are {', '.join(FORMATS)}.", field="format")
     return FORMATS[str(name)]
 

@@ -91,7 +91,7 @@ class HeadPlan(BaseModel):
         centres: Of queries before rotation (TriAttention).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
     schema_: Literal["head-plan/1"] = Field(alias="schema")
     model: ModelId = ModelId()

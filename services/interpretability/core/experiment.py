@@ -63,7 +63,7 @@ class NeedsJob(TooLarge):
 class Spec(BaseModel):
     """Options of every experiment. Frozen: a report repeats its spec."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     lm: str | None = Field(
         None, max_length=200, title="Language model", description="Language model to study; left out, the default one."

@@ -273,8 +273,8 @@ class TablePlanMaker(PlanMaker):
         except ValueError as error:
             raise Malformed(f"The table holds something other than numbers: {error}.", field="table") from error
         facts = {"table_sha256": json_digest(text), "share": share}
-        if len({len(row) for row in gates}) != 1:
-            raise Malformed("The table's lines must hold equally many numbers.", field="table")
+        if len({len(row) for row in gates}) != 1 or not np.isfinite(gates).all():
+            raise Malformed("The table's lines must hold equally many finite numbers.", field="table")
         plan = gate_plan(gates, share, model=self.model, spec=facts, seed=self.spec.seed)
         return PlanResult(plan.check(self.subject.model.config))
 

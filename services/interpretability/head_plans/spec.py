@@ -1,6 +1,6 @@
 """Spec of the head-plans experiment: the kind of plan, its name and share, and the options of each kind."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -31,7 +31,7 @@ class HeadPlansSpec(Spec):
     induction: float = Field(0.14, ge=0, le=1, description="razor: share that is full by induction.")
 
     steps: int = Field(200, ge=1, le=10_000, description="duo: texts that gates are trained on, one a step.")
-    lengths: list[int] = Field(
+    lengths: list[Annotated[int, Field(ge=1)]] = Field(
         [256, 416, 560, 704, 864, 1024],
         min_length=1,
         max_length=60,
@@ -54,7 +54,7 @@ class HeadPlansSpec(Spec):
     threshold: float = Field(0.1, gt=0, le=1, description="act: mean attention above which a token is a sink.")
     relative_threshold: float | None = Field(None, gt=0, description="act: alpha, for a threshold of alpha / tokens.")
     excuse: Literal["first", "zero"] = Field("first", description="act: the sink that is let off.")
-    min_rows: int = Field(0, ge=0, description="act: columns that fewer queries see are no sinks.")
+    min_rows: int = Field(0, ge=0, le=1 << 20, description="act: columns that fewer queries see are no sinks.")
 
     report: str | dict[str, Any] | None = Field(
         None, description="retrieval: a retrieval-report/1, or the digest of a stored one."

@@ -275,6 +275,9 @@ def test_plans_from_evidence_and_from_published_tables(study, tiny):
         ({"kind": "table", "table": "a\tb"}, FoveaError),
         ({"kind": "table", "table": "1\t2\n3"}, FoveaError),
         ({"kind": "table", "table": "1\n2"}, FoveaError),
+        ({"kind": "table", "table": "1 nan\n" * 3}, FoveaError),
+        ({"kind": "retrieval", "report": evidence | {"scores": [[None] * 4] * 3}}, FoveaError),
+        ({"kind": "act", "relative_threshold": np.inf}, ValueError),
         ({"kind": "razor", "period": 9999}, FoveaError),
     ):
         with pytest.raises(error):
