@@ -394,6 +394,7 @@ def test_overlaps_equal_the_golden_ones(case):
 
 def test_undefined_heads_are_never_chosen():
     assert circuits.top_heads([[np.nan, 0.0], [np.nan, np.nan]], 1.0) == [(0, 1)]
+    assert len(circuits.top_heads(np.ones((10, 10)), 0.07)) == 7
 
 
 def test_every_rerun_is_the_plain_forward_with_one_head_replaced(model, family_prompts):

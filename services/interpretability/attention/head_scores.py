@@ -47,4 +47,4 @@ def top_heads(importance: object, fraction: float) -> list[Head]:
     """Return the max(1, ceil(fraction·L·H)) heads of largest |importance| [L,H], without NaN, ties to the lower."""
     table = np.asarray(importance, np.float64)
     size = np.where(np.isnan(table), -1.0, np.abs(table))
-    return [head for head in rank_heads(size)[: max(1, math.ceil(fraction * table.size))] if size[head] >= 0]
+    return [head for head in rank_heads(size)[: max(1, math.ceil(fraction * table.size - 1e-9))] if size[head] >= 0]

@@ -105,7 +105,7 @@ class Aggregate:
 
     def top(self, fraction: float) -> list[Head]:
         """Return the best max(1, ceil(fraction·L·H)) heads."""
-        return self.ranking[: max(1, math.ceil(fraction * self.mean.size))]
+        return self.ranking[: max(1, math.ceil(fraction * self.mean.size - 1e-9))]
 
 
 def aggregate(scores: Any, recalls: Sequence[float], *, gate: float = 0.5) -> Aggregate:

@@ -71,6 +71,7 @@ def test_aggregate_equals_the_golden_one_and_nothing_kept_has_no_ranking():
     assert [f"{l}-{h}" for l, h in found.ranking] == facts["ranking"]
     assert len(found.at_least(0.1)) == facts["n_at_least_0.1"]
     assert [f"{l}-{h}" for l, h in found.top(0.05)] == facts["top_5_percent"]
+    assert len(retrieval_heads.aggregate(np.ones((1, 10, 10)), [1.0]).top(0.07)) == 7
     assert [f"{l}-{h}" for l, h in found.always_active] == facts["always_active"]
     found = retrieval_heads.aggregate(np.ones((3, 2, 2)), [0.1, 0.2, 0.5])
     assert found.kept == found.ranking == found.top(0.5) == []
