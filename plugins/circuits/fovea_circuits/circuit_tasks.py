@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from fovea.errors import InvalidOption, Malformed
 from services.interpretability.core.studied_model import StudiedModel
@@ -209,7 +209,7 @@ def parse_pairs(subject: StudiedModel, lines: str) -> list[Case]:
             continue
         try:
             pair = _PairLine.model_validate(json.loads(line))
-        except (ValueError, ValidationError) as error:
+        except (ValueError, RecursionError) as error:
             detail = f"Line {number} of pairs is not an object of clean, corrupt, correct (a text each) and wrong."
             raise Malformed(detail, field="pairs") from error
         clean, corrupt = subject.encode(pair.clean, "pairs"), subject.encode(pair.corrupt, "pairs")

@@ -47,13 +47,13 @@ def test_own_pairs_become_cases_or_are_refused_where_the_tokenizer_cannot_hold_t
 
 @pytest.mark.parametrize(("line", "error"), [
     ({**LINE, "corrupt": "abcd"}, InvalidOption), ({**LINE, "wrong": []}, InvalidOption),
-    ({**LINE, "correct": ""}, InvalidOption), ({"clean": "a"}, Malformed), ([1], Malformed),
+    ({**LINE, "correct": ""}, InvalidOption), ({"clean": "a"}, Malformed), ([1], Malformed), ("[" * 10**5, Malformed),
     ({**LINE, "wrong": ["y", "xy"]}, InvalidOption), ({**LINE, "correct": ["x", "y"]}, Malformed),
 ])  # fmt: skip
 def test_bad_line_is_refused_by_its_number(tiny, line, error):
     first = {**LINE, "clean": "a\u2028c", "corrupt": "a\u2028d"}  # ends no line of JSON
     with pytest.raises(error, match="Line 3") as caught:
-        parse_pairs(tiny, json.dumps(first, ensure_ascii=False) + "\n\n" + json.dumps(line))
+        parse_pairs(tiny, json.dumps(first, ensure_ascii=False) + "\n\n" + json.dumps(line).strip('"'))
     assert caught.value.field == "pairs"
 
 
