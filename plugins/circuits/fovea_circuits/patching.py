@@ -15,6 +15,7 @@ from torch import Tensor
 from fovea.errors import InvalidOption
 from fovea_circuits.activation_cache import ActivationCache, final_norm, run_with_cache
 from shared.lm.attention import causal_mask
+from shared.lm.config import DecoderConfig
 from shared.lm.decoder import Decoder
 from shared.lm.host_transfer import take_rows, to_device
 from shared.lm.taps import trace
@@ -97,7 +98,7 @@ def patch_paths(
     """Path patching on cached runs, for all senders or those of some layers."""
     where = _resolve_positions(positions, clean.ids.shape[1])
     if receivers != "final":
-        _check_receivers(receivers, clean)
+        check_receivers(receivers, clean.model.config)
     top = clean.layers if receivers == "final" else min(layer for layer, _, _ in receivers)
     patched = np.full((clean.layers, clean.heads), np.nan)
     for layer, heads in _head_batches(clean, batch, range(top) if senders is None else senders):
@@ -347,13 +348,13 @@ def _resolve_positions(positions: Positions, T: int) -> list[int]:
     return sorted({p % T for p in indices})
 
 
-def _check_receivers(receivers: Sequence[Receiver], run: ActivationCache) -> None:
-    groups = run.v[0].shape[2]
-    sizes = {"q": run.heads, "k": groups, "v": groups}
+def check_receivers(receivers: Sequence[Receiver], config: DecoderConfig) -> None:
+    """Refuse receivers that the model does not have, or an empty list: InvalidOption."""
+    sizes = {"q": config.heads, "k": config.kv_heads, "v": config.kv_heads}
     for layer, part, head in receivers:
-        if not 0 <= layer < run.layers or not 0 <= head < sizes.get(part, 0):
-            known = f"q has heads 0…{run.heads - 1}, k and v have groups 0…{groups - 1}"
-            detail = f"There is no receiver {[layer, part, head]}; layers are 0…{run.layers - 1}, {known}."
+        if not 0 <= layer < config.layers or not 0 <= head < sizes.get(part, 0):
+            known = f"q has heads 0…{config.heads - 1}, k and v have groups 0…{config.kv_heads - 1}"
+            detail = f"There is no receiver {[layer, part, head]}; layers are 0…{config.layers - 1}, {known}."
             raise InvalidOption(detail, field="receivers")
     if not receivers:
         detail = "receivers is empty."

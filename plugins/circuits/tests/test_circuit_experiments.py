@@ -94,12 +94,14 @@ def test_pairs_that_a_task_does_not_read_are_a_warning(context, monkeypatch):
     assert report.warnings[0] == "pairs were not read: they belong to the task own, and this is ioi."
 
 
-def test_unsolved_tasks_warn_and_overrides_without_wrong_answers_are_refused(context):
+def test_unsolved_tasks_warn_and_overrides_without_wrong_answers_are_refused(context, monkeypatch):
     report = ask(Circuits, context, pairs=json.dumps({**LINE, "correct": "~", "wrong": "a"}), knockout=0)
     assert any("Task not solved" in warning for warning in report.warnings)
-    with pytest.raises(InvalidOption) as caught:
-        ask(Circuits, context, pairs=json.dumps(LINE), knockout=0, override=[[0, 0]])
-    assert caught.value.field == "override"
+    monkeypatch.setattr(run, "CircuitCells", None)  # refused before anything is measured
+    for refused in ({"override": [[0, 0]]}, {"receivers": [[-1, "q", 0]]}, {"receivers": [[0, "k", 2]]}):
+        with pytest.raises(InvalidOption) as caught:
+            ask(Circuits, context, pairs=json.dumps(LINE), knockout=0, **refused)
+        assert caught.value.field in refused
 
 
 def test_orders_alternate_and_prompts_of_the_real_tokenizer_are_minimal_pairs(smollm2):

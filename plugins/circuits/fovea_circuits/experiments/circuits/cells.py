@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from fovea.errors import InvalidOption
 from fovea_circuits.activation_cache import ActivationCache, run_with_cache
 from fovea_circuits.circuit_tasks import CaseBatch
 from fovea_circuits.experiments.circuits.report import CircuitFindings
@@ -150,9 +149,6 @@ class CircuitCells:
             if case.marks.get("WRONG")
             for l, h in heads
         ]
-        if not edits:
-            detail = "override works on prompts whose wrong answers stand in them: the task colored-objects."
-            raise InvalidOption(detail, field="override")
         logits = trace(self.subject.model, self.subject.tensor(batch.clean), edits=edits, keep=1).logits[:, -1]
         return _score_task(logits, self.subject.tensor(batch.answers))
 

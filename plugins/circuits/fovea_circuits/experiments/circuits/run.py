@@ -11,6 +11,7 @@ from fovea_circuits import circuit_tasks
 from fovea_circuits.experiments.circuits.cells import CircuitCells, draw_controls, pattern_period
 from fovea_circuits.experiments.circuits.report import CircuitFindings, build_report
 from fovea_circuits.experiments.circuits.spec import PAIRS, CircuitsSpec, Receivers, TaskSpec
+from fovea_circuits.patching import check_receivers
 from services.interpretability.core.experiment import Cost, Experiment, Progress, probe_card
 from services.interpretability.core.report import Report
 from services.interpretability.core.studied_model import StudiedModel
@@ -41,7 +42,13 @@ class Circuits(Experiment[CircuitsSpec]):
         if spec.method != "path" and (field := next((name for name, asked in of_paths.items() if asked), None)):
             detail = f"{field} belongs to path patching; {spec.method} measures a head's whole effect on the answer."
             raise InvalidOption(detail, hint="Leave it out, or choose the method path.", field=field)
-        batches = circuit_tasks.group_by_length(make_cases(spec, subject))
+        if spec.receivers:
+            check_receivers(spec.receivers, subject.model.config)
+        cases = make_cases(spec, subject)
+        if subject.check_heads(spec.override, "override") and not any(case.marks.get("WRONG") for case in cases):
+            detail = "override works on prompts whose wrong answers stand in them: the task colored-objects."
+            raise InvalidOption(detail, field="override")
+        batches = circuit_tasks.group_by_length(cases)
         tokens = sum(batch.tokens for batch in batches)
         total = Cost(2 * len(batches), 2 * tokens, len(batches))
         if spec.method == "attribution":
