@@ -78,6 +78,15 @@ def group_by_length(cases: Iterable[Case]) -> list[CaseBatch]:
     return [CaseBatch(groups[key]) for key in sorted(groups)]
 
 
+def split_batches(batches: Iterable[CaseBatch], token_bytes: int, most: int) -> list[CaseBatch]:
+    """Cut batches so that none takes more than `most` bytes, of `token_bytes` a token; each has a case at least."""
+    found = []
+    for batch in batches:
+        size = max(1, most // (token_bytes * len(batch.cases[0].clean)))
+        found += [CaseBatch(batch.cases[i : i + size]) for i in range(0, len(batch.cases), size)]
+    return found
+
+
 _TEMPLATES = (
     "When {a} and {b} went to the {place}, {s} gave a {thing} to",
     "After {a} and {b} arrived at the {place}, {s} handed a {thing} to",

@@ -16,7 +16,7 @@ from fovea_circuits.circuit_tasks import group_by_length, make_coloured_objects,
 from fovea_circuits.experiments import circuits, head_comparison
 from fovea_circuits.experiments.activation_patching import ActivationPatching
 from fovea_circuits.experiments.attribution import LogitAttribution
-from fovea_circuits.experiments.circuits import Circuits, logit_difference, run
+from fovea_circuits.experiments.circuits import Circuits, cells, logit_difference, run
 from fovea_circuits.experiments.deconstruction import Deconstruction
 from fovea_circuits.experiments.head_comparison import HeadComparison
 from fovea_circuits.experiments.indicators import Indicators, indicators
@@ -61,6 +61,19 @@ def test_a_knock_out_of_most_heads_has_no_control(context):
     report = ask(Circuits, context, knockout=7)
     assert [bar.value is None for bar in report.bars[0].bars] == [False, False, True]
     assert "no control" in report.bars[0].caption
+
+
+def test_prompts_that_do_not_fit_together_are_run_apart_with_the_same_effects(context, monkeypatch):
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        cells, "run_with_cache", lambda model, ids: sizes.append(len(ids)) or run_with_cache(model, ids)
+    )
+    whole = ask(Circuits, context)
+    monkeypatch.setattr(cells, "MAX_BATCH_BYTES", 1)
+    monkeypatch.setattr(cells, "MAX_HELD_BYTES", 0)
+    maps = [np.array(report.grids[1].values, float) for report in (whole, ask(Circuits, context))]
+    assert np.allclose(*maps, rtol=1e-3, atol=1e-5, equal_nan=True)
+    assert (sizes[:2], {*sizes[2:]}) == ([3, 3], {1})
 
 
 class StoppedAfter(CallContext):

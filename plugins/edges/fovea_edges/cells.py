@@ -3,14 +3,14 @@
 Every cell depends on its batch and its circuit alone, so it can be cached. Knows tensors; knows no report.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from fovea_circuits.circuit_tasks import CaseBatch
+from fovea_circuits.circuit_tasks import Case, CaseBatch, group_by_length, split_batches
 from fovea_edges.edge_attribution import attribute_edges, score_circuit
 from fovea_edges.edge_graph import EdgeGraph
 from fovea_edges.edge_runs import EdgeRun, run_edges
@@ -28,14 +28,10 @@ MAX_HELD_BYTES = 2 * 2**30
 """Bound on the recorded runs that stay in memory; past it they are recorded again for each circuit."""
 
 
-def split_batches(batches: list[CaseBatch], subject: StudiedModel) -> list[CaseBatch]:
-    """Cut batches so that what all sources write to one fits in memory."""
-    config, found = subject.model.config, []
-    row = len(EdgeGraph(config).sources) * config.width * 4
-    for batch in batches:
-        size = max(1, MAX_WRITTEN_BYTES // (row * len(batch.cases[0].clean)))
-        found += [CaseBatch(batch.cases[i : i + size]) for i in range(0, len(batch.cases), size)]
-    return found
+def group_cases(cases: Iterable[Case], subject: StudiedModel) -> list[CaseBatch]:
+    """Group cases by length so that what all sources write to one batch fits in memory."""
+    config = subject.model.config
+    return split_batches(group_by_length(cases), len(EdgeGraph(config).sources) * config.width * 4, MAX_WRITTEN_BYTES)
 
 
 @dataclass

@@ -10,11 +10,10 @@ import numpy as np
 from pydantic import Field
 
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption
-from fovea_circuits import circuit_tasks
 from fovea_circuits.experiments.circuits.report import warn_of_task
 from fovea_circuits.experiments.circuits.run import make_cases
 from fovea_circuits.experiments.circuits.spec import PAIRS, TaskSpec
-from fovea_edges.cells import EdgeCells
+from fovea_edges.cells import EdgeCells, group_cases
 from fovea_edges.circuit_search import prune_target, rank_agreement
 from fovea_edges.edge_graph import EdgeGraph
 from fovea_edges.report import draw_circuit
@@ -68,14 +67,14 @@ class Acdc(Experiment[AcdcSpec]):
         if graph.edges > MAX_EDGES:
             detail = f"{subject.name} has {graph.edges:,} edges; acdc runs it once for each, up to {MAX_EDGES:,}."
             raise InvalidOption(detail, hint="edge-attribution takes a few runs for all edges together.", field="lm")
-        batches = circuit_tasks.group_by_length(make_cases(spec, subject))
+        batches = group_cases(make_cases(spec, subject), subject)
         tokens = sum(batch.tokens for batch in batches)
         cells = len(batches) * 4 + len(graph.targets)
         return Cost(2 * len(batches), 2 * tokens, cells, partial=tokens * (4 * spec.steps + 2 * graph.edges))
 
     def run(self, spec: AcdcSpec, subject: StudiedModel, progress: Progress) -> Report:
         cases, graph = make_cases(spec, subject), EdgeGraph(subject.model.config)
-        cells = EdgeCells(subject, progress, circuit_tasks.group_by_length(cases), graph)
+        cells = EdgeCells(subject, progress, group_cases(cases, subject), graph)
         try:
             scores, _ = cells.score_edges(spec.steps, "kl")
             whole, nothing = cells.measure(graph.exists), cells.measure(np.zeros_like(graph.exists))

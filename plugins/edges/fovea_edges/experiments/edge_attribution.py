@@ -12,10 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption
-from fovea_circuits import circuit_tasks
 from fovea_circuits.experiments.circuits.run import make_cases
 from fovea_circuits.experiments.circuits.spec import PAIRS, TaskSpec
-from fovea_edges.cells import EdgeCells, split_batches
+from fovea_edges.cells import EdgeCells, group_cases
 from fovea_edges.circuit_search import bracket_smallest, order_edges, random_scores
 from fovea_edges.edge_graph import EdgeGraph
 from fovea_edges.report import EdgeFindings, build_report
@@ -68,7 +67,7 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
     )
 
     def cost(self, spec: EdgeAttributionSpec, subject: StudiedModel) -> Cost:
-        batches = split_batches(circuit_tasks.group_by_length(make_cases(spec, subject)), subject)
+        batches = group_cases(make_cases(spec, subject), subject)
         tokens = sum(batch.tokens for batch in batches)
         circuits = 2 + len(_sizes(spec, EdgeGraph(subject.model.config))) * (1 + spec.controls) + MAX_SEARCH
         cells = len(batches) * (1 + circuits)
@@ -76,7 +75,7 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
 
     def run(self, spec: EdgeAttributionSpec, subject: StudiedModel, progress: Progress) -> Report:
         cases, graph = make_cases(spec, subject), EdgeGraph(subject.model.config)
-        batches = split_batches(circuit_tasks.group_by_length(cases), subject)
+        batches = group_cases(cases, subject)
         cells = EdgeCells(subject, progress, batches, graph)
         findings = EdgeFindings(cases, batches, graph, spec.metric)
         try:

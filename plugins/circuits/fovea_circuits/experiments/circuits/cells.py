@@ -4,7 +4,7 @@ Every cell depends on its batch of prompts and its part alone, so it can be cach
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fovea_circuits.activation_cache import ActivationCache, run_with_cache
-from fovea_circuits.circuit_tasks import CaseBatch
+from fovea_circuits.circuit_tasks import Case, CaseBatch, group_by_length, split_batches
 from fovea_circuits.experiments.circuits.report import CircuitFindings
 from fovea_circuits.experiments.circuits.spec import CircuitsSpec, Head, Receivers
 from fovea_circuits.patching import attribute_logits, attribution_patch, logit_difference, patch_heads, patch_paths
@@ -25,6 +25,22 @@ from shared.lm.taps import Attend, Edit, Scale, sweep, trace
 
 PATTERN_PERIOD = 16
 """Period, in tokens, of the random sequence that tells previous-token, duplicate and induction heads apart."""
+
+MAX_BATCH_BYTES = 256 * 2**20
+"""Bound on the activations of one run of a batch."""
+
+MAX_HELD_BYTES = 2 * 2**30
+"""Bound on the activations that stay in memory; past it batches are run again for each stage."""
+
+
+def group_cases(cases: Iterable[Case], subject: StudiedModel) -> list[CaseBatch]:
+    """Group cases by length so that the activations of one batch fit in memory."""
+    return split_batches(group_by_length(cases), _token_bytes(subject), MAX_BATCH_BYTES)
+
+
+def _token_bytes(subject: StudiedModel) -> int:
+    """Bytes of an `ActivationCache` per token, about: six streams of each layer in float32."""
+    return 24 * subject.layers * subject.model.config.width
 
 
 @dataclass
@@ -166,6 +182,9 @@ class CircuitCells:
         """Activations of the clean and the corrupt run of a batch, computed once."""
         if i not in self._caches:
             model, batch = self.subject.model, self.batches[i]
+            held = 2 * sum(self.batches[j].tokens for j in self._caches) * _token_bytes(self.subject)
+            if held > MAX_HELD_BYTES:
+                self._caches.clear()
             clean, corrupt = (run_with_cache(model, self.subject.tensor(ids)) for ids in (batch.clean, batch.corrupt))
             self._caches[i] = clean, corrupt
         return self._caches[i]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from fovea.errors import InvalidOption
 from fovea_circuits import circuit_tasks
-from fovea_circuits.experiments.circuits.cells import CircuitCells, draw_controls, pattern_period
+from fovea_circuits.experiments.circuits.cells import CircuitCells, draw_controls, group_cases, pattern_period
 from fovea_circuits.experiments.circuits.report import CircuitFindings, build_report
 from fovea_circuits.experiments.circuits.spec import PAIRS, CircuitsSpec, Receivers, TaskSpec
 from fovea_circuits.patching import check_receivers
@@ -48,7 +48,7 @@ class Circuits(Experiment[CircuitsSpec]):
         if subject.check_heads(spec.override, "override") and not any(case.marks.get("WRONG") for case in cases):
             detail = "override works on prompts whose wrong answers stand in them: the task colored-objects."
             raise InvalidOption(detail, field="override")
-        batches = circuit_tasks.group_by_length(cases)
+        batches = group_cases(cases, subject)
         tokens = sum(batch.tokens for batch in batches)
         total = Cost(2 * len(batches), 2 * tokens, len(batches))
         if spec.method == "attribution":
@@ -63,7 +63,7 @@ class Circuits(Experiment[CircuitsSpec]):
 
     def run(self, spec: CircuitsSpec, subject: StudiedModel, progress: Progress) -> Report:
         cases = make_cases(spec, subject)
-        cells = CircuitCells(spec, subject, progress, circuit_tasks.group_by_length(cases))
+        cells = CircuitCells(spec, subject, progress, group_cases(cases, subject))
         findings = CircuitFindings(cases=cases, task=cells.measure_task(), groups=subject.model.config.kv_heads)
         for name, receivers in _stages(spec, findings):
             if progress.stopped or receivers == []:
