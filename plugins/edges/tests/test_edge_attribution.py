@@ -302,6 +302,7 @@ def test_pruning_keeps_what_attribution_ranks_first_and_other_sizes_are_refused(
     assert 0 < report.scalars["kept_edges"].value < report.scalars["edges"].value / 2
     assert report.scalars["attribution_auc"].value > 0.8
     assert report.scalars["measured"].value <= report.scalars["edges"].value
-    with pytest.raises(InvalidOption, match="edges") as caught:
-        ask(EdgeAttribution, context, sizes=[10**6])
-    assert caught.value.field == "sizes"
+    for field, refused in (("sizes", {"sizes": [10**6]}), ("steps", {"metric": "kl", "steps": 1})):
+        with pytest.raises(InvalidOption) as caught:
+            ask(EdgeAttribution, context, **refused)
+        assert caught.value.field == field

@@ -41,7 +41,7 @@ class AcdcSpec(TaskSpec):
     threshold: float = Field(
         0.01, gt=0, le=100, description="An edge is cut when the divergence grows by less than this, in nats."
     )
-    steps: int = Field(5, ge=1, le=100, description="Points of the integral of the scores that are compared.")
+    steps: int = Field(5, ge=2, le=100, description="Points of the integral of the scores that are compared.")
 
 
 class Acdc(Experiment[AcdcSpec]):

@@ -67,6 +67,9 @@ class EdgeAttribution(Experiment[EdgeAttributionSpec]):
     )
 
     def cost(self, spec: EdgeAttributionSpec, subject: StudiedModel) -> Cost:
+        if spec.metric == "kl" and spec.steps == 1:
+            detail = "At the prompt itself the divergence has no slope: scores of one step are rounding noise."
+            raise InvalidOption(detail, hint="Ask for two steps or more, or for logit-difference.", field="steps")
         batches = group_cases(make_cases(spec, subject), subject)
         tokens = sum(batch.tokens for batch in batches)
         circuits = 2 + len(_sizes(spec, EdgeGraph(subject.model.config))) * (1 + spec.controls) + MAX_SEARCH
