@@ -78,6 +78,7 @@ def needle(
     from fovea_lab import local_run, method_quality  # noqa: PLC0415  # loads torch
 
     screen = printed.screen
+    check_out(out, ".png")
     options = {"lengths": parse_numbers(lengths), "depths": parse_numbers(depths), "steps": steps, "seed": seed}
     options |= _request(tested, text)
     report = local_run.run_local(method_quality.run_needle, method_quality.NeedleRequest, tested.model, options)
@@ -148,6 +149,13 @@ def _parse(given: str) -> Any:
         return json.loads(given)
     except json.JSONDecodeError as error:
         raise Malformed(f"--longctx is no JSON: {error}.", hint='For example {"method": "power"}.') from error
+
+
+def check_out(out: Path | None, *beside: str) -> None:
+    """Refuse a report under the name of a file that lies next to it: InvalidOption."""
+    if out is not None and out.suffix in beside:
+        detail = f"{out.name} is the report's own name for what lies next to it, which would be lost."
+        raise InvalidOption(detail, hint=f"Try --out {out.stem}.json.", field="--out")
 
 
 def save_report(report: BaseModel, out: Path | None) -> None:

@@ -80,6 +80,7 @@ def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):
         (fidelity, {"longctx": "{"}, "no JSON"), (fidelity, {"lengths": "a"}, "comma-separated"),
         (needle, {"lengths": "3"}, "lengths"), (needle, {"method": "power", "knob": ["block"]}, "has no value"),
         (needle, {"method": "power", "knob": ["block=none"], "lengths": "150"}, "power can't take block"),
+        (needle, {"out": tmp_path / "needle.png"}, "lies next"),
     ):  # fmt: skip
         with pytest.raises((Malformed, InvalidOption), match=told):
             verb(model=str(folder), **options)

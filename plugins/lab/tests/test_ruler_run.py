@@ -422,6 +422,8 @@ def test_the_command_writes_report_predictions_and_picture(saved, tmp_path, caps
         ruler(compare=(out, saved / "config.json"))
     with pytest.raises(InvalidOption, match="n: Input should be greater than or equal to 1"):
         ruler(model=str(saved), **some | {"n": 0})
+    with pytest.raises(InvalidOption, match="lies next"):
+        ruler(model=str(saved), out=out.with_suffix(".jsonl"), **some)
     ruler(model=str(saved), export=tmp_path / "samples.jsonl", **some)
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 1
 

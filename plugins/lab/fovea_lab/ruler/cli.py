@@ -14,7 +14,7 @@ from fovea.cli.commands.judge.options import read_json
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text
 from fovea.errors import Malformed
-from fovea_lab.cli import Knobs, Model, PrintedForm, parse_knobs, parse_numbers, save_report
+from fovea_lab.cli import Knobs, Model, PrintedForm, check_out, parse_knobs, parse_numbers, save_report
 
 Out = Annotated[Path | None, typer.Option(help="Report as JSON; predictions (JSONL) and a PNG lie next to.")]
 Export = Annotated[Path | None, typer.Option(help="Write the samples as JSONL for a peer, and stop.")]
@@ -76,6 +76,7 @@ def ruler(
         return
     from fovea_lab.ruler import local, plots  # noqa: PLC0415  # load torch
 
+    check_out(out, ".png", ".jsonl")
     options, corpus = asked.build(), texts.read()
     if export is not None:
         local.write_samples(model, options, export, qa=texts.qa, corpus=corpus)
