@@ -247,6 +247,13 @@ def test_methods_are_fitted_to_the_bytes_of_dense_and_paired_with_it(tiny):
     assert Image.open(io.BytesIO(plots.draw_means(report))).format == "PNG"
 
 
+def test_one_sample_of_two_lengths_counts_once_in_each(tiny, tmp_path):
+    (tmp_path / "qa.jsonl").write_text('{"question": "Who?", "answers": ["Bo"], "documents": ["Bo."]}')
+    spec = asked(methods=[], tasks=["qa_1"], lengths=[600, 900], n=1, max_answer=1)
+    report = run_ruler(tiny, spec, qa=tmp_path / "qa.jsonl")
+    assert [(cell.length, cell.n) for cell in report.cells if cell.method == "dense"] == [(600, 1), (900, 1)]
+
+
 def test_informative_tasks_are_those_in_which_dense_scores(tiny, monkeypatch, tmp_path):
     names = ["niah_single_1", "niah_single_2"]
     monkeypatch.setattr(f"{RulerSpec.__module__}.OFFLINE", names)

@@ -104,7 +104,7 @@ def run_ruler(
                 append_answers(store, keys, answered)
                 known.update(zip(keys, answered, strict=True))
                 left -= len(block)
-        return [known[job.key] for job in wanted]
+        return [known[job.key].model_copy(update=job.sample.facts()) for job in wanted]  # lengths may share a sample
 
     if "informative" in spec.tasks:
         dense = build_report(answer([job for job in jobs if job.variant.name == "dense"]), spec={}, manifest={})
