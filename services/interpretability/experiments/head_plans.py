@@ -21,15 +21,9 @@ from shared.registry import LoadContext, Paper
 from shared.storage import ObjectStore
 
 __all__ = [
-    "DuoLoss",
-    "HeadPlans",
-    "HeadPlansSpec",
-    "duo_gate_loss",
-    "duo_gates",
-    "echo_induction",
-    "razor_plan",
+    "DuoLoss", "HeadPlans", "HeadPlansSpec", "duo_gate_loss", "duo_gates", "echo_induction", "razor_plan",
     "repeat_tokens",
-]
+]  # fmt: skip
 
 _EXAMPLE = {"kind": "duo", "steps": 20, "lengths": [192, 256], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
 
@@ -88,9 +82,8 @@ def _report(spec: HeadPlansSpec, subject: StudiedModel, result: PlanResult) -> R
         caption = f"1: the head keeps its whole history. {plan.rule or 'As given'}."
         maps.append(head_map("roles", plan.roles, caption, kinds.get(len(plan.roles[0]), "head")))
     if plan is not None and plan.heads is not None:
-        scalars["calibrated_heads"] = Scalar(
-            value=len(plan.heads), note=f"of {subject.layers * subject.heads} query heads"
-        )
+        of_all = f"of {subject.layers * subject.heads} query heads"
+        scalars["calibrated_heads"] = Scalar(value=len(plan.heads), note=of_all)
         chosen = np.zeros((subject.layers, subject.heads))
         for head in plan.heads:
             chosen[head] = 1

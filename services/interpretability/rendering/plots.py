@@ -3,6 +3,7 @@
 Knows data and shapes; knows no experiment. Head maps may link every cell to that head's pattern on a text.
 """
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,9 @@ COLOUR_BAR_HEIGHT = 120
 PANEL_SIDE, PANELS_PER_ROW, MAX_PANEL_CELLS = 118, 5, 32
 """Side of a small map, how many stand in a row, and most cells along its side."""
 
+MAX_MAP_CELLS = 2**16
+"""Cells of a drawn map: a picture takes seconds and 40 MB for so many. Larger maps show the largest of neighbours."""
+
 MAX_LABELLED_TICKS = 40
 """Rows or columns up to which every tick is written."""
 
@@ -33,6 +37,12 @@ def draw_words(words: str) -> Drawing:
 def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
     """Draw a heat map: darker is more; diverging ones are blue above zero and orange below."""
     rows, columns = len(data.values), len(data.values[0]) if data.values else 0
+    if (by := math.isqrt(max(rows * columns - 1, 0) // MAX_MAP_CELLS) + 1) > 1:
+        row_axis, column_axis = (of.model_copy(update={"ticks": of.ticks[::by]}) for of in (data.rows, data.columns))
+        caption = f"{data.caption} A cell is the largest of {by}×{by}; all are in the JSON."
+        shown = {"values": _max_pool(data.values, by, by), "rows": row_axis, "columns": column_axis, "caption": caption}
+        data = data.model_copy(update=shown)
+        rows, columns = len(data.values), len(data.values[0])
     cell_w = max(min((WIDTH - MARGIN_LEFT - 90) / max(columns, 1), 46), 2)
     cell_h = max(min(420 / max(rows, 1), 24), 2)
     # Long ticks (tokens) stand upright below; short ones (numbers) lie.
@@ -66,7 +76,7 @@ def draw_panels(maps: Sequence[HeatMap], link: Callable[[HeatMap], str]) -> Draw
     for i, data in enumerate(maps):
         x, y = 12 + i % PANELS_PER_ROW * (PANEL_SIDE + 12), MARGIN_TOP + i // PANELS_PER_ROW * step
         drawing.add(Text(x, y - 4, data.name, 10), Rect(x, y, PANEL_SIDE, PANEL_SIDE, svg.sequential(0.0)))
-        values = _max_pool(data.values)
+        values = _max_pool(data.values, *(-(-len(of.ticks) // MAX_PANEL_CELLS) for of in (data.rows, data.columns)))
         w, h = PANEL_SIDE / len(values[0]), PANEL_SIDE / len(values)
         for r, row in enumerate(values):
             for c, value in enumerate(row):
@@ -77,12 +87,11 @@ def draw_panels(maps: Sequence[HeatMap], link: Callable[[HeatMap], str]) -> Draw
     return _add_caption(drawing, caption)
 
 
-def _max_pool(values: Sequence[Sequence[float | None]]) -> list[list[float]]:
-    """Reduce a map to at most MAX_PANEL_CELLS cells a side: the largest of each patch."""
-    high, wide = (-(-size // MAX_PANEL_CELLS) for size in (len(values), len(values[0])))
+def _max_pool(values: Sequence[Sequence[float | None]], high: int, wide: int) -> list[list[float]]:
+    """Reduce a map to the largest of each patch of so many cells, by size."""
     starts = range(0, len(values[0]), wide)
     patches = [values[r : r + high] for r in range(0, len(values), high)]
-    return [[max(v or 0.0 for row in patch for v in row[c : c + wide]) for c in starts] for patch in patches]
+    return [[max((v or 0.0 for row in of for v in row[c : c + wide]), key=abs) for c in starts] for of in patches]
 
 
 def draw_bars(data: Bars) -> Drawing:
@@ -140,11 +149,9 @@ def draw_strip(data: Strip) -> Drawing:
     listed = ", ".join(f"{token.text!r} {format_number(value)}" for token, value in ranked)
     drawing = _start_drawing(data.name, data.caption, y + 34, f"{data.name}: {listed}.")
     for left, top, width, shown, value in placed:
-        share = None if value is None else value / largest
-        fill = paint(share)
+        fill = paint(None if value is None else value / largest)
         drawing.add(Rect(left, top, width, 20, fill, f"{shown}: {format_number(value, 9)}"))
-        dark = sum(fill) < 380
-        drawing.add(Text(left + 2, top + 14, shown, 11, (255, 255, 255) if dark else INK))
+        drawing.add(Text(left + 2, top + 14, shown, 11, (255, 255, 255) if sum(fill) < 380 else INK))
     return _add_caption(drawing, data.caption)
 
 

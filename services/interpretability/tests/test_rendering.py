@@ -83,7 +83,7 @@ def test_patterns_of_many_heads_are_small_maps_of_the_largest_neighbours():
     assert made.count("<figure>") == 1 + 3, "one for all heads; bars, strip and graph"
     assert "%22layers%22%3A%20%5B1%5D%2C%20%22heads%22%3A%20%5B6%5D" in made
     assert render_page(report.model_copy(update={"grids": patterns(2)})).count("<figure>") == 2 + 3, "few are large"
-    found = np.array(plots._max_pool(patterns(1, 70)[0].values))
+    found = np.array(plots._max_pool(patterns(1, 70)[0].values, 3, 3))
     assert (found.shape, found[0, 0], found[23, 23]) == ((24, 24), 1.0, pytest.approx(1 / 70))
 
 
@@ -153,6 +153,9 @@ def test_maps_of_long_texts_are_drawn_to_their_last_token():
     cells = [shape for shape in drawing.shapes if isinstance(shape, Rect)]
     assert max(cell.x + cell.w for cell in cells) < drawing.width
     assert plots.draw_heat_map(patterns(1)[0]).width == plots.WIDTH
+    (large,) = patterns(1, 300)
+    cells = [shape for shape in plots.draw_heat_map(large).shapes if isinstance(shape, Rect) and " / " in shape.title]
+    assert (len(cells), cells[-1].title) == (150**2, "298 / 298: 0.00334448161")
 
 
 def test_empty_and_extreme_data_are_drawn_and_long_pictures_scaled_down():
