@@ -48,10 +48,10 @@ def calibrate_mixed(mixed: Tensor, weights: Tensor, values: Tensor, beta: float)
     return torch.where(other < 1e-12, mixed, raised)
 
 
-def echo_mask(tokens: int, period: int, shift: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Return the pairs (i, j + shift), j an earlier copy of token i, in a sequence of that `period`: bool [T,T].
+def echo_mask(queries: Tensor, tokens: int, period: int, shift: int = 0) -> Tensor:
+    """Return the pairs (i, j + shift) of queries i [t], j an earlier copy of i in a text of that `period`: bool [t,T].
 
     `shift` 0 is echo (attention to the copy), 1 induction (to what followed it).
     """
-    i, j = torch.arange(tokens, device=device)[:, None], torch.arange(tokens, device=device) - shift
+    i, j = queries[:, None], torch.arange(tokens, device=queries.device) - shift
     return (j >= 0) & (j < i) & ((i - j) % period == 0)

@@ -28,12 +28,11 @@ def echo_induction(net: Decoder, ids: Tensor | Sequence[int], period: int) -> Te
     tokens, config = to_device(ids, net.output_matrix.device), net.config
     S = len(tokens)
     totals = torch.zeros(config.layers, 2, config.heads, dtype=torch.float64, device=tokens.device)
-    masks = torch.stack([echo_mask(S, period, shift, tokens.device) for shift in (0, 1)])
-    masks[:, :period] = False
 
     def visit(layer: int, start: int, rows: Tensor) -> None:
-        chosen = masks[:, start : start + rows.shape[2], : rows.shape[3]].double()
-        totals[layer] += torch.einsum("hts,mts->mh", rows[0].double(), chosen)
+        queries = torch.arange(start, start + rows.shape[2], device=rows.device)
+        chosen = torch.stack([echo_mask(queries, rows.shape[3], period, shift) for shift in (0, 1)])
+        totals[layer] += torch.einsum("hts,mts->mh", rows[0].double(), chosen.double())
 
     visit_patterns(net, tokens[None], visit)
     return to_host(totals / S**2)
