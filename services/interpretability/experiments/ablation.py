@@ -5,6 +5,7 @@ As many random heads are the control. Knows one text.
 
 import random
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -64,13 +65,13 @@ class Ablation(Experiment[AblationSpec]):
         n, draws = len(subject.encode(spec.text)), len(_draw_controls(spec, subject))
         steps = Cost(2 * spec.continuation, sum(2 * (n + i) for i in range(spec.continuation)), 0)
         extra = Cost(1, n) if spec.kind in {"mean", "resample"} else Cost(0, 0, 0)
-        return Cost(2 + draws, (2 + draws) * n) + steps + extra
+        return Cost(2 + draws, (2 + draws) * n, max(draws, 1)) + steps + extra
 
     def run(self, spec: AblationSpec, subject: StudiedModel, progress: Progress) -> Report:
         ids, heads = subject.encode(spec.text), subject.check_heads(spec.heads)
         row = subject.tensor([ids])
-        z = _replacement_values(spec, subject, row)
-        drawn = (_build_edits(spec, others, len(ids), z) for others in _draw_controls(spec, subject))
+        z, n = _replacement_values(spec, subject, row), len(ids)
+        drawn = (progress.cell({}, partial(_build_edits, spec, of, n, z)) for of in _draw_controls(spec, subject))
         control = [float(token_losses(subject.model, row, edits=of).mean()) for of in drawn]
         edits = {"before": [], "after": _build_edits(spec, heads, len(ids), z)}
         traces = {name: trace(subject.model, row, capture=["final"], edits=of, keep=1) for name, of in edits.items()}

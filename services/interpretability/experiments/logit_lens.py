@@ -51,8 +51,7 @@ class LogitLens(Experiment[LogitLensSpec]):
         with torch.no_grad():
             for layer, name in enumerate(names):
                 log_probs = subject.model.read_logits(run[name][0]).float().log_softmax(-1)
-                best = log_probs[position].topk(spec.top)
-                ranked = zip(best.values, best.indices, strict=True)
+                ranked = zip(*log_probs[position].topk(spec.top), strict=True)
                 texts = [f"{subject.tokenizer.token_text(int(i))} {float(p.exp()):.2f}" for p, i in ranked]
                 rows.append([layer, *texts])
                 right.append([float(log_probs[t, ids[t + 1]].exp()) for t in range(len(ids) - 1)])

@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 from torch.nn.functional import cross_entropy
 
-from fovea.errors import InvalidOption, TooLarge
+from fovea.errors import Cancelled, InvalidOption, TooLarge
 from services.interpretability.attention.pattern_capture import ColumnMaskedAttention, visit_patterns
 from services.interpretability.experiments.ablation import Ablation
 from services.interpretability.experiments.activations import Activations
@@ -17,6 +17,7 @@ from services.interpretability.rendering.render import render
 from services.interpretability.tests.conftest import arrays, artefact, ask, probing
 from shared.lm.decoder import Decoder
 from shared.lm.taps import Scale, trace
+from shared.registry import CallContext
 
 
 @pytest.mark.parametrize(("study", "options", "field"), [
@@ -214,3 +215,9 @@ def test_a_long_text_is_read_out_some_positions_at_a_time(context, tiny, monkeyp
 def test_an_ablation_nowhere_is_refused_as_it_would_say_that_heads_do_nothing():
     with pytest.raises(ValidationError, match="positions"):
         Ablation.In(text="ab", heads=[[0, 0]], positions=[])
+
+
+def test_an_ablation_whose_caller_left_ends_before_the_next_draw(context):
+    run = CallContext(report=lambda *_: run.cancel())
+    (found,) = Ablation.load(context).predict([Ablation.In.model_validate(Ablation.card.example)], run)
+    assert isinstance(found, Cancelled)
