@@ -1,20 +1,18 @@
 """Each command of docs/02-deploy.md is run, or held against the chart, Compose file or command line that it names."""
 
-import pathlib
 import re
 import shlex
-import sys
 
 import pytest
 import yaml
 
-from shared.settings import Settings, environment
+from shared.settings import Settings
+from tests.command import command_runner
 from tests.deploy.test_chart import ALL_ON, CHART, named, render, run_helm
-from tests.deploy.tools import ROOT, needs_helm, run
+from tests.deploy.tools import ROOT, needs_helm
 
 PAGE = (ROOT / "docs/02-deploy.md").read_text("utf8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.strip().splitlines()]
-FOVEA = pathlib.Path(sys.executable).parent / "fovea"
 
 
 def begin_with(*words):
@@ -54,11 +52,13 @@ def test_values_secrets_and_services_that_the_page_names_exist():
     assert named(documents, "StatefulSet", "fovea-redis")
 
 
-def test_keys_are_made_as_the_page_says(tmp_path):
+def test_keys_are_made_as_the_page_says(tmp_path, monkeypatch, capfdbinary):
+    fovea = command_runner(monkeypatch, capfdbinary)
     for line in [c for c in COMMANDS if c.startswith("FOVEA_KEYS_FILE=")]:
         assignment, _, *rest = shlex.split(line)
-        env = environment(FOVEA_KEYS_FILE=str(tmp_path / assignment.partition("=")[2]))
-        assert (done := run(FOVEA, *rest, env=env)).returncode == 0, done.stderr
+        monkeypatch.setenv("FOVEA_KEYS_FILE", str(tmp_path / assignment.partition("=")[2]))
+        code, _, err = fovea(*rest)
+        assert code == 0, err
     assert (tmp_path / "keys.json").exists()
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -145,9 +146,18 @@ def test_copies_of_a_library_become_links(compiled):
 
 
 def test_a_missing_module_ends_the_build(monkeypatch):
+    run, asked = subprocess.run, []
+
+    def import_what_may_be_missing(command, **more):
+        asked.append(command[-1])
+        return run(command if "no_such" in command[-1] else ["true"], **more)
+
     monkeypatch.setattr(trim, "RAY_STARTS", ("ray.no_such_program",))
+    monkeypatch.setattr(trim.subprocess, "run", import_what_may_be_missing)
     with pytest.raises(SystemExit, match="no_such_program"):
         trim.import_what_starts("medical-seg")
+    assert "import shared.serving.__main__\n" in asked[0]
+    assert asked[1:] == ["import shared.serving.ray", "import ray.no_such_program"]
 
 
 pack_mpnet = script("pack_mpnet")

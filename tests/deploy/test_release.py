@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared.registry.discovery import SERVICES
-from tests.deploy.tools import ROOT, helm, needs_helm, run
+from tests.deploy.tools import ROOT, helm, needs_helm, run, script
 
 PROJECT = """
 [build-system]
@@ -43,6 +43,9 @@ def project(tmp_path):
     (chart / "Chart.yaml").write_text('apiVersion: v2\nname: small\nversion: 0.2.0\nappVersion: "0.2.0"\n')
     (root / "CHANGELOG.md").write_text("# Changelog\n\n## [0.2.0] - 2026-12-01\n")
     (root / "constraints.txt").write_text("")
+    images = root / "deploy/images.sh"
+    images.write_text('#!/bin/sh\necho "$1 $FLAVOUR $REVISION" > "$SAVE/fovea-$1.tar"\n')
+    images.chmod(0o755)
     (root / ".gitignore").write_text("out\n")
     git(root, "init", "--quiet")
     for name in ("user.name", "user.email"):  # of the project: a machine may have none
@@ -58,11 +61,17 @@ def release(root: Path, *words: str, **env: str) -> subprocess.CompletedProcess[
 
 
 @needs_helm
-def test_a_release_is_whole_checked_and_the_same_again(project):
-    done = release(project, "--tag", "--no-images")
+def test_a_release_is_whole_checked_and_the_same_again_with_images_where_the_tools_are(project, monkeypatch, capsys):
+    tools = project.parent / "tools"
+    tools.mkdir()
+    for name in ("git", "tar"):
+        (tools / name).symlink_to(shutil.which(name))
+    out, path = project / "out/release/0.2.0", f"{tools}{os.pathsep}{Path(helm()).parent}"
+    done = release(project, "--tag", PATH=path)
     assert done.returncode == 0, done.stderr
-    assert "It has no images (--no-images)" in done.stdout
-    out = project / "out/release/0.2.0"
+    assert "no images (buildah and podman not installed)" in done.stdout
+    named = done.stdout.partition(f"SAVE={out} deploy/images.sh ")[2].strip().split("|")
+    assert sorted(named) == sorted(["gateway", *SERVICES])
     names = {file.name for file in out.iterdir()}
     assert names == {
         "small-0.2.0-py3-none-any.whl", "small-0.2.0.tar.gz", "small_more-0.2.0-py3-none-any.whl",
@@ -80,37 +89,20 @@ def test_a_release_is_whole_checked_and_the_same_again(project):
     assert {"bomFormat": "CycloneDX", "specVersion": "1.6"}.items() <= bill.items()
     assert f"pkg:pypi/numpy@{version('numpy')}" in {one["purl"] for one in bill["components"]}
     wheels = [one for one in provenance["subject"] if one["name"].endswith(".whl")]
-    assert release(project, "--no-images").returncode == 0
-    again = json.loads((out / "provenance.json").read_text())["subject"]
-    assert [one for one in again if one["name"].endswith(".whl")] == wheels
-
-
-@needs_helm
-def test_images_are_built_where_the_tools_are_and_named_where_not(project):
-    shutil.rmtree(project / "plugins")  # a package less to build
-    script = project / "deploy/images.sh"
-    script.write_text('#!/bin/sh\necho "$1 $FLAVOUR $REVISION" > "$SAVE/fovea-$1.tar"\n')
-    script.chmod(0o755)
-    git(project, "add", ".")
-    git(project, "commit", "--quiet", "--message", "images")
-    tools = project.parent / "tools"
-    tools.mkdir()
-    for name in ("git", "tar"):
-        (tools / name).symlink_to(shutil.which(name))
-    out, path = project / "out/release/0.2.0", f"{tools}{os.pathsep}{Path(helm()).parent}"
-    done = release(project, PATH=path)
-    assert "no images (buildah and podman not installed)" in done.stdout, done.stderr
-    named = done.stdout.partition(f"SAVE={out} deploy/images.sh ")[2].strip().split("|")
-    assert sorted(named) == sorted(["gateway", *SERVICES])
-    assert not list(out.glob("*.tar"))
     for name in ("buildah", "podman"):
         (tools / name).symlink_to("/bin/true")
     done = release(project, "--images", "gateway,detection:onnx", PATH=f"{path}{os.pathsep}/bin")
     assert done.returncode == 0, done.stderr
-    commit = git(project, "rev-parse", "HEAD").strip()
+    again = json.loads((out / "provenance.json").read_text())["subject"]
+    assert [one for one in again if one["name"].endswith(".whl")] == wheels
     made = {one.name: one.read_text() for one in out.glob("*.tar")}
     assert made == {"fovea-gateway.tar": f"gateway cpu {commit}\n", "fovea-detection.tar": f"detection onnx {commit}\n"}
     assert "fovea-detection.tar" in (out / "SHA256SUMS").read_text()
+    module, built = script("release"), []
+    monkeypatch.setattr(module.Release, "build", lambda _, images: built.append(images))
+    monkeypatch.setattr(sys, "argv", ["release", "--no-images"])
+    module.main(project)
+    assert (built, "It has no images (--no-images)" in capsys.readouterr().out) == ([[]], True)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +125,7 @@ def test_a_tree_that_is_not_this_version_is_refused_by_name(project, file, old, 
 
 
 def test_this_tree_has_one_version():
-    sys.path.insert(0, str(ROOT / "deploy"))
-    try:
-        import release as module
-    finally:
-        sys.path.pop(0)
+    module = script("release")
     found = module.Release(ROOT, ROOT / "out")
     assert {module._read_version(project / "pyproject.toml") for project in found.projects} == {found.version}
     assert f'appVersion: "{found.version}"' in (ROOT / "deploy/helm/fovea/Chart.yaml").read_text()

@@ -1,7 +1,7 @@
 """One trace from the gateway's socket to the engine, over HTTP and gRPC, and a link from a request to its job's run.
 
-Real processes (gateway, a replica of llm-longctx on a tiny model, a toy replica, a worker), a real Redis, and spans as
-they come to a collector over OTLP.
+Real processes (gateway, a toy replica, one of llm-longctx on a tiny model, which does its jobs), a real Redis, and
+spans as they come to a collector over OTLP.
 """
 
 import contextlib
@@ -109,12 +109,11 @@ class Platform:
             FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(folder), FOVEA_LLM_MODEL=str(model),
             FOVEA_LLM_FIDELITY_SAMPLE_RATE="1", FOVEA_HTTP_PORT=str(self.http), FOVEA_GRPC_PORT=str(self.grpc),
             FOVEA_INTRA_OP_THREADS="1", FOVEA_SHUTDOWN_GRACE_S="1", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
-            OTEL_BSP_SCHEDULE_DELAY="200", PYTHONPATH=os.pathsep.join(sys.path),
+            FOVEA_JOBS_IN_REPLICA="1", OTEL_BSP_SCHEDULE_DELAY="200", PYTHONPATH=os.pathsep.join(sys.path),
         )  # fmt: skip
         self._start("-m", "services.gateway")
         self._start("-m", "shared.serving.tests.toy_replica")
         self._start("-m", "shared.serving", "llm-longctx")
-        self._start("-m", "shared.serving.worker", "llm-longctx")
 
     def _start(self, *command):
         self.processes.start([sys.executable, *command], self._env)

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine
+from services.llm_longctx.engine.device.graph_steps import GraphSteps
 from services.llm_longctx.methods import method, methods
 from services.llm_longctx.tests.method_contract.oracle import PLAN
 from services.llm_longctx.tests.tiny_models import random_adapter, random_decoder
 from shared.lm.builders import llama
 from shared.lm.lora import LoraAdapter
-from tests.device.paths import FEW_BITS, knobs_of, waits
+from tests.device.paths import FEW_BITS, is_recorded, knobs_of, waits
 from tests.device.pretend_cuda import PretendCuda, to_cuda
+from tests.device.stand_in_graph import PlainRecorder
 from tests.harness.hypothesis_profiles import in_depth
 
 IDS = [(7 * i + i * i) % 61 for i in range(80)]
@@ -39,13 +41,16 @@ FEW = {"dense", "duo", "snapkv", "recycled", "act"}
 ALWAYS = {case for case in CASES if case[1] == 0 and (case[2] == 16 or case[0] in FEW)}
 
 
-def play(model, how, bits, device: PretendCuda | None = None) -> torch.Tensor:
+def play(model, how, bits, device: PretendCuda | None = None, recorder=None, prompt: int = PROMPT) -> torch.Tensor:
     engine = Engine(model, how, PLAN, page=16, backend="cpu_torch", cache_bits=bits, kv_bytes=1 << 20)
+    if recorder is not None:
+        passes = engine.runner.passes
+        passes.graphs = GraphSteps(passes.run_fixed, engine.pool, recorder, "cpu_torch")
     s = engine.open()
-    rows = [s.prefill(IDS[:PROMPT])[-1]]
+    rows = [s.prefill(IDS[:prompt])[-1]]
     for i in range(STEPS):
         with contextlib.nullcontext() if device is None or waits(how, i + 1) else device.decoding():
-            rows.append(s.step(IDS[PROMPT + i]))
+            rows.append(s.step(IDS[prompt + i]))
     s.close()
     return torch.stack(rows)
 
@@ -58,12 +63,15 @@ def plain(name: str, which: int, bits: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "which", "bits"), in_depth(CASES, ALWAYS))
 def test_every_method_runs_as_on_a_cpu(name, which, bits):
+    """Those whose steps are not recorded, with a recorder; for others see `test_graph_steps.py`."""
     how, wanted, device = method(name, **knobs_of(name)[which]), plain(name, which, bits), PretendCuda()
+    recorder = None if is_recorded(how) else PlainRecorder()
     with device.active():
-        found = play(on_cuda(device), how, bits, device)
+        found = play(on_cuda(device), how, bits, device, recorder)
         assert found.device.type == "cuda"
         close = torch.allclose(found.cpu(), wanted, atol=2e-4)
     assert close
+    assert recorder is None or not recorder.records
 
 
 def adapter(model, rank: int) -> LoraAdapter:

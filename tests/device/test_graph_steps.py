@@ -16,13 +16,15 @@ from services.llm_longctx.tests.conftest import Ear
 from services.llm_longctx.tests.hooks import Listeners
 from tests.device.paths import RECORDED, is_recorded, knobs_of
 from tests.device.pretend_cuda import PretendCuda, to_cuda
-from tests.device.stand_in_graph import StandInGraph
-from tests.device.test_engine import CASES, IDS, PLAN, PROMPT, STEPS, adapter, net, on_cuda, plain
+from tests.device.stand_in_graph import PlainRecorder, StandInGraph
+from tests.device.test_engine import CASES, IDS, PLAN, adapter, net, on_cuda, plain, play
 from tests.device.test_serving import FAMILIES, both, engine_on
 from tests.device.test_triton import interpreted_launches
 from tests.harness.hypothesis_profiles import in_depth
 
-WHOLE = [case[:2] for case in CASES if case[2] == 16]
+WHOLE = [
+    (name, which) for name, which, bits in CASES if bits == 16 and is_recorded(method(name, **knobs_of(name)[which]))
+]
 KNOBS = [{}, {"temperature": 1.1, "seed": 3, "top_p": 0.9}, {"temperature": 0.9, "seed": 5, "repetition_penalty": 1.3}]
 
 
@@ -34,7 +36,7 @@ def graph():
         yield made
 
 
-def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda, rank: int = 0) -> list[list[int]]:
+def answers(how, bits, recorder: StandInGraph | None, device: PretendCuda, rank=0, most=6) -> list[list[int]]:
     """Three answers of different lengths; the third shares a prefix, and with a rank the first has an adapter.
 
     Triton's kernels run under a recorder alone: interpreted they are slow, and `test_triton.py` compares them.
@@ -49,7 +51,7 @@ def answers(how, bits: int, recorder: StandInGraph | None, device: PretendCuda, 
         begin = 0 if i == 2 else 3 * i
         ids, drawn = IDS[begin : begin + 20 + i], [Sampling(**knobs)]
         lora = adapter(model, rank) if rank and not i else None
-        engine.scheduler.add_request(GenerationRequest(ids, drawn, 7 - i, hooks=Listeners(ear), adapter=lora))
+        engine.scheduler.add_request(GenerationRequest(ids, drawn, most - i, hooks=Listeners(ear), adapter=lora))
     scheduler = engine.scheduler
     while scheduler.in_flight:
         if scheduler.waiting or scheduler.prefilling:
@@ -79,8 +81,8 @@ def test_replays_answer_as_steps_that_run_as_they_are(graph, name, bits):
 def test_steps_with_adapters_run_unrecorded_in_the_place_of_a_recording(graph):
     device = PretendCuda()
     with device.active():
-        wanted, plain = answers("dense", 16, None, device, rank=3), answers("dense", 16, None, device)
-        assert answers("dense", 16, graph, device, rank=3) == wanted
+        wanted, plain = (answers("dense", 16, None, device, rank, most=4) for rank in (3, 0))
+        assert answers("dense", 16, graph, device, rank=3, most=4) == wanted
     assert graph.replays == 0
     assert wanted[0] != plain[0]
     assert wanted[1:] == plain[1:]
@@ -102,48 +104,14 @@ class Rows:
         return []
 
 
-class Plain:
-    """A recorder whose replays run the function again; with a device, no recording may wait or copy."""
-
-    def __init__(self, fails: bool = False, device: PretendCuda | None = None) -> None:
-        self.records, self._fails, self._device = 0, fails, device
-
-    def record(self, run):
-        if self._fails:
-            message = "operation not permitted when stream is capturing"
-            self.records += 1
-            raise RuntimeError(message)
-        before = self._held_up()
-        outputs = run()
-        self.records += 1
-        assert self._held_up() == before, "a recording waits or copies"
-
-        def replay():
-            for old, new in zip(outputs, run(), strict=True):
-                old.copy_(new)
-
-        return replay, outputs
-
-    def _held_up(self) -> dict[str, int]:
-        """Waits and copies by place, without those of the kernels that stand in for Triton's: they read the runs."""
-        seen = {} if self._device is None else {**self._device.waits, **self._device.copies}
-        return {place: n for place, n in seen.items() if "kernels/decode/__init__" not in place}
-
-
 @pytest.mark.parametrize(("name", "which"), in_depth(WHOLE, [case for case in WHOLE if not case[1]]))
-def test_each_method_is_recorded_or_not_and_answers_alike(name, which):
+def test_each_method_that_is_recorded_answers_alike(name, which):
     how, device = method(name, **knobs_of(name)[which]), PretendCuda()
-    recorder = Plain(device=device)
-    wanted = plain(name, which, 16)
+    recorder = PlainRecorder(device=device)
     with device.active():
-        engine = Engine(on_cuda(device), how, PLAN, page=16, backend="cpu_torch", kv_bytes=1 << 20)
-        passes = engine.runner.passes
-        passes.graphs = GraphSteps(passes.run_fixed, engine.pool, recorder, "cpu_torch")
-        s = engine.open()
-        rows = [s.prefill(IDS[:PROMPT])[-1]] + [s.step(IDS[PROMPT + i]) for i in range(STEPS)]
-        s.close()
-        assert torch.allclose(torch.stack(rows).cpu(), wanted, atol=2e-4)
-    assert bool(recorder.records) == is_recorded(how)
+        found = play(on_cuda(device), how, 16, recorder=recorder).cpu()
+    assert torch.allclose(found, plain(name, which, 16), atol=2e-4)
+    assert recorder.records
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -151,7 +119,7 @@ def test_each_family_is_recorded(family):
     def run(device):
         engine = engine_on(device, family)
         if device is not None:
-            passes, made = engine.runner.passes, Plain(device=device)
+            passes, made = engine.runner.passes, PlainRecorder(device=device)
             passes.graphs = GraphSteps(passes.run_fixed, engine.pool, made, "cpu_torch")
         answers = [one.tokens for one in engine.generate([Request(IDS[:end], max_tokens=6) for end in (30, 9)])]
         assert device is None or made.records >= 1
@@ -172,7 +140,7 @@ def steps_of(recorder, **facts) -> GraphSteps:
 
 
 def test_batches_are_filled_up_with_rows_that_write_to_a_spare_page():
-    recorder = Plain()
+    recorder = PlainRecorder()
     graphs = steps_of(recorder, batches=(1, 4))
     for token in (10, 20, 30):
         logits = graphs.step(Rows([token, token + 1], [5, 6]))
@@ -188,15 +156,15 @@ def test_batches_are_filled_up_with_rows_that_write_to_a_spare_page():
 
 
 def test_a_larger_batch_than_any_and_one_in_a_full_pool_run_as_they_are():
-    assert steps_of(Plain(), batches=(1, 2)).step(Rows([1, 2, 3])) is None
+    assert steps_of(PlainRecorder(), batches=(1, 2)).step(Rows([1, 2, 3])) is None
     pool = PagePool(1, 16, 8, torch.float32)
     page = pool.reserve(1)
     pool.commit(np.array([page]))
-    assert GraphSteps(double, pool, Plain(), "cpu_torch").step(Rows([1])) is None
+    assert GraphSteps(double, pool, PlainRecorder(), "cpu_torch").step(Rows([1])) is None
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_is_tried_once():
-    recorder = Plain(fails=True)
+    recorder = PlainRecorder(fails=True)
     graphs = steps_of(recorder)
     for token in range(4):
         assert graphs.step(Rows([token]))[0, 0] == token
@@ -204,7 +172,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_is_tried_once():
 
 
 def test_each_shape_is_recorded_and_the_oldest_goes():
-    recorder = Plain()
+    recorder = PlainRecorder()
     graphs = steps_of(recorder, most=2)
     for longest in (5, 200, 300, 600):  # up to 256 entries are one shape
         for _ in range(2):

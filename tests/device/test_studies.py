@@ -23,9 +23,9 @@ MODELS = {name: kind for service in VISION for name, kind in servables(service).
 STUDIES = {name: kind for name, kind in servables("interpretability").items() if issubclass(kind, Experiment)}
 
 
-ALIKE = {"acdc", "deconstruction-study", "yolo9tr", "hieraedgenet-synthetic-pollen", "fasternet", "bmn-csa",
-         "pranet-v2"}  # fmt: skip
-"""Studies and models run before a release: others stand for their code on a device."""
+ALIKE = {"acdc", "deconstruction-study", "head-plans", "sparsity", "yolo9tr", "hieraedgenet-synthetic-pollen",
+         "fasternet", "bmn-csa", "pranet-v2"}  # fmt: skip
+"""Studies and models run before a release: others, and kinds of head plans, stand for their code on a device."""
 
 
 def answer(study_type, folder: Path, device: str, **options):
