@@ -32,7 +32,7 @@ def _within(page: Any, element: str) -> Any:
     return page.locator(f"fovea-judge-{element}")
 
 
-def test_one_pair_is_graded_with_what_the_model_said(judge):
+def test_one_pair_is_graded_with_what_the_model_said_and_a_refusal_is_told_in_words(judge, complaints):
     part = _within(judge, "pair")
     part.get_by_role("button", name="Use an example").click()
     expect(part.locator("#pair-passage")).to_have_value(re.compile(".{40}"))
@@ -44,12 +44,7 @@ def test_one_pair_is_graded_with_what_the_model_said(judge):
     part.get_by_label("Judge", exact=True).select_option("query-likelihood")
     part.get_by_role("button", name="Judge", exact=True).click()
     part.get_by_text("No grade: uncalibrated").wait_for()
-
-
-def test_what_a_judge_refuses_is_told_in_words(judge, complaints):
-    part = _within(judge, "pair")
-    part.get_by_label("Query").fill("q")
-    part.get_by_label("Passage").fill("p")
+    part.get_by_label("Judge", exact=True).select_option("prompted-grade")
     part.get_by_label("Template").select_option("yes-no")
     part.get_by_role("button", name="Judge", exact=True).click()
     part.locator("[data-part=fault]").wait_for()
@@ -155,16 +150,14 @@ def test_a_collection_is_uploaded_once_serves_all_steps_and_is_deleted(judge, tm
     see(_within(judge, "agreement").get_by_text("From Autumn.")).to_have_count(0)
 
 
-def test_none_is_shown_as_long_as_no_collection_is_chosen(page, see):
+def test_of_collections_none_is_shown_until_one_is_chosen_the_last_counts_and_steps_keep_theirs(page, tmp_path, see):
+    held = hold(page, "**/v1/judge/collection")
     with page.expect_response("**/v1/files?purpose=collection"):
         page.goto("/console/judge")
     page.wait_for_timeout(200)
-    see(page.get_by_label("Collection", exact=True)).to_have_value("")
-
-
-def test_of_two_collections_the_last_choice_counts_and_a_step_waits_for_it(judge, see):
-    held = hold(judge, "**/v1/judge/collection")
+    judge = page
     chosen, about = judge.get_by_label("Collection", exact=True), judge.locator("fovea-collections [data-part=about]")
+    see(chosen).to_have_value("")
     chosen.select_option("mini")
     chosen.select_option("")
     wait_until(lambda: judge.wait_for_timeout(20) or held, 10, "the request")
@@ -179,11 +172,7 @@ def test_of_two_collections_the_last_choice_counts_and_a_step_waits_for_it(judge
     held.pop().continue_()
     see(step.locator("[data-part=statement]")).to_contain_text("agreement: kappa")
     see(step.get_by_role("alert")).to_be_hidden()
-
-
-def test_a_file_of_one_step_takes_nothing_of_the_collection_from_another(judge, tmp_path, see):
     (tmp_path / "other.run").write_text(next(MINI.folder.glob("runs/*")).read_text())
-    judge.get_by_label("Collection", exact=True).select_option("mini")
     batch = _within(judge, "batch")
     note = batch.locator("[data-text-note=runs]")
     see(note).to_have_text("From the mini-collection. ")
@@ -207,7 +196,7 @@ def test_a_step_without_its_plugin_says_how_to_install_it_in_place_of_its_form(j
     complaints.clear()
 
 
-def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge):
+def test_systems_are_plotted_and_listed_and_the_leaderboard_shows_kappa_beside_tau(judge):
     part = _within(judge, "rankings")
     part.get_by_role("button", name="Use the mini-collection").click()
     part.locator("[data-part=result]").wait_for()
@@ -215,9 +204,6 @@ def test_systems_are_plotted_and_listed_with_tau_and_kappa(judge):
     assert {"bm25", "overlap"} <= set(names)
     assert part.locator("[data-part=scatter-dots] circle").count() == len(names)
     assert figure(part, "kappa") != "–"
-
-
-def test_the_leaderboard_shows_kappa_with_its_interval_beside_tau(judge):
     part = _within(judge, "board")
     part.locator("tbody tr").first.wait_for()
     rows = part.locator("tbody[data-part=rows] tr").all_inner_texts()
@@ -246,7 +232,9 @@ def rows(part: Any, name: str) -> list[list[str]]:
     return [row.locator("th,td").all_inner_texts() for row in part.locator(f"[data-part={name}] tr").all()]
 
 
-def test_a_trust_report_says_whether_the_judge_is_better_and_shows_why(page):
+def test_a_trust_report_says_whether_the_judge_is_better_and_shows_why(page, monkeypatch):
+    place = "services.relevance_judge.routes.trust._embedding_baseline"  # seconds of a processor
+    monkeypatch.setattr(place, lambda pairs, *_: {pair: 1 / len(pair[1]) for pair in pairs})
     with page.expect_response("**/v1/judge/trust", timeout=PATIENCE_MS) as told:
         part = shown(page, "trust")
     files = {
@@ -264,7 +252,13 @@ def test_a_trust_report_says_whether_the_judge_is_better_and_shows_why(page):
     assert f"{answer['judge']['pairs']} pairs of {answer['queries']} queries" in figure(part, "sample")
 
 
-def test_significance_has_a_row_and_a_sentence_for_each_pair_of_systems(page):
+def test_what_is_missing_is_named_and_significance_has_a_row_and_a_sentence_for_each_pair_of_systems(page):
+    for element in ("trust", "corrected", "significance"):
+        opened(page, element)
+        part = page.locator(f"fovea-judge-{element}")
+        part.locator("[data-part=go]").click()
+        part.locator("[data-part=fault]").wait_for()
+        assert "is required" in figure(part, "fault-detail")
     part = shown(page, "significance")
     assert part.locator("[data-part=result] > *").first.get_attribute("data-part") == "statement"
     assert "of 6 pairs of systems differ" in figure(part, "statement")
@@ -311,12 +305,3 @@ def test_a_stored_run_opens_in_its_step_again(page, element):
     part = page.locator(f"fovea-judge-{element}")
     part.locator("[data-part=result]").wait_for(timeout=PATIENCE_MS)
     assert figure(part, "statement") == told
-
-
-def test_what_is_missing_is_named(page):
-    for element in ("trust", "significance", "corrected"):
-        opened(page, element)
-        part = page.locator(f"fovea-judge-{element}")
-        part.locator("[data-part=go]").click()
-        part.locator("[data-part=fault]").wait_for()
-        assert "is required" in figure(part, "fault-detail")
