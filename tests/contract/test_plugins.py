@@ -42,8 +42,12 @@ def _install_toys(site: Path) -> None:
     (facts / "entry_points.txt").write_text("[fovea.models]\nrelevance-judge.toys = fovea_toys.judges\n", "utf8")
 
 
-@pytest.mark.parametrize("checks", ["facts or engine or reference", pytest.param("check", marks=pytest.mark.release)])
-def test_plug_ins_keep_the_contracts_and_the_short_examples_wheel_brings_all(tmp_path, checks):
+@pytest.mark.parametrize(
+    ("checks", "marks"),
+    [("facts or engine or reference", "not release"), pytest.param("check", "", marks=pytest.mark.release)],
+    ids=["quick", "all"],
+)
+def test_plug_ins_keep_the_contracts_and_the_short_examples_wheel_brings_all(tmp_path, checks, marks):
     source, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__"))
     # This environment's setuptools builds it: an isolated build would need an index.
@@ -51,7 +55,7 @@ def test_plug_ins_keep_the_contracts_and_the_short_examples_wheel_brings_all(tmp
     _run(*pip.split(), site, source)
     _install_toys(site)
     chosen = f"toy-strict or word-counter or (novel-keys and ({checks})) or test_example"
-    words = ("pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", chosen, "-rpf", *SUITES, EXAMPLE / "tests")
+    words = ("pytest", *"-q -n 0 -p no:cacheprovider -rpf -m".split(), marks, "-k", chosen, *SUITES, EXAMPLE / "tests")
     said = _run(*words, path=os.pathsep.join((str(ROOT), str(site))))
     passed = re.findall("^PASSED .*", said, re.MULTILINE)
     assert sum(line.startswith("PASSED plugins/example/") for line in passed) == 5

@@ -43,13 +43,6 @@ def _is_of_each_family(name: str, check: Check) -> bool:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fovea")
-    write_toys(folder / "toys")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def judge_base_url():
     server = Oracle().serve()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -58,10 +51,16 @@ def judge_base_url():
 
 
 @pytest.fixture(scope="module")
-def load(home, judge_base_url):
+def toys(tmp_path_factory):
+    write_toys(tmp_path_factory.mktemp("toys"))
+    return TOYS
+
+
+@pytest.fixture(scope="module")
+def load(request, tmp_path_factory, judge_base_url):
     """Loads a Servable as on a fresh machine; cases are grouped by Servable, so it is kept until another is wanted."""
     options = {"llm_model": "smollm2", "llm_dtype": "float32", "llm_weights": "fp32", "judge_base_url": judge_base_url}
-    kept: dict[str, Loaded] = {}
+    home, kept = tmp_path_factory.mktemp("fovea"), dict[str, Loaded]()
 
     def clear() -> None:
         while kept:
@@ -75,7 +74,8 @@ def load(home, judge_base_url):
             place = LoadContext(
                 cache=home / name / "cache", weights=home / name / "weights", threads=1, options=options
             )
-            kept[name] = Loaded({**TOYS, **FOUND}[name].load(place), place)
+            kind = request.getfixturevalue("toys")[name] if name in TOYS else FOUND[name]
+            kept[name] = Loaded(kind.load(place), place)
         return kept[name]
 
     yield get

@@ -22,12 +22,14 @@ ANSWER_S = 180.0
 
 UNLOAD = "/unload"
 
-TINY = {
-    "/v1/probe": ("lm", "tiny-induction"), "/v1/probe/deconstruction/study": ("steps", 2),
-    "/v1/longctx": ("model", "fovea-routing-bytes"),
-    "/v1/judge/nuggets": ("how", "similarity"), "/v1/judge/support": ("how", "similarity"),
+TINY: dict[str, dict[str, Any]] = {
+    "/v1/probe": {"lm": "tiny-induction"}, "/v1/longctx": {"model": "fovea-routing-bytes"},
+    "/v1/probe/deconstruction/study": {
+        "steps": 2, "size": {"width": 16, "layers": 2, "heads": 2, "context": 32, "batch": 2}
+    },
+    "/v1/judge/nuggets": {"how": "similarity"}, "/v1/judge/support": {"how": "similarity"},
 }  # fmt: skip
-"""Field and value that keep the work of routes small where a request leaves it out."""
+"""Fields and values that keep the work of routes small where a request leaves them out."""
 
 SMALL_TEXT_MODEL = "fovea-routing-bytes"
 TEXT_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize", "/v1/sessions")
@@ -52,7 +54,7 @@ def ask_all(url: str, examples: int) -> tuple[int, int]:
         AssertionError: An answer was a 5xx, or did not come.
     """
     document = httpx2.get(f"{url}/openapi.json").json()
-    names = [entry["id"] for entry in httpx2.get(f"{url}/v1/models").json()["data"]]
+    names = list_ready(url)
     asked = Counter[str]()
 
     def prepare(case: Any) -> None:
@@ -70,10 +72,14 @@ def ask_all(url: str, examples: int) -> tuple[int, int]:
     try:
         fuzz(document, url, 1, wanted=is_last, **how)
     finally:
-        for name in names:
+        for name in sorted({*names} - {*list_ready(url)}):
             httpx2.post(f"{url}/v2/repository/models/{name}/load", json={}, timeout=ANSWER_S)
         wait_until(lambda: is_ready(url), ANSWER_S, "all models are loaded again")
     return len(asked), asked.total()
+
+
+def list_ready(url: str) -> list[str]:
+    return [entry["id"] for entry in httpx2.get(f"{url}/v1/models").json()["data"] if entry["ready"]]
 
 
 def _keep_small(case: Any) -> None:
@@ -82,9 +88,9 @@ def _keep_small(case: Any) -> None:
     for name, most in MOST.items():
         if isinstance(value := case.body.get(name), int | float) and not isinstance(value, bool):
             case.body[name] = min(value, most)
-    for prefix, (name, value) in TINY.items():
+    for prefix, fields in TINY.items():
         if case.path.startswith(prefix):
-            case.body[name] = case.body.get(name) or value
+            case.body.update({name: case.body.get(name) or value for name, value in fields.items()})
     if case.path.startswith(TEXT_ROUTES):
         case.body["model"] = SMALL_TEXT_MODEL  # nearly every request would stop at an unknown model
         if "max_output_tokens" not in case.body and "max_completion_tokens" not in case.body:

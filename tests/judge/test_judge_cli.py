@@ -223,8 +223,8 @@ def test_preferences_show_the_bias_of_a_model_that_does_not_choose(fovea, files,
     assert (code, "0 of 10 comparisons" in out) == (0, True), err
 
 
-@pytest.mark.parametrize("what", ["nuggets", "support"])
-def test_answers_are_checked_without_a_language_model(fovea, tmp_path, what):
+@pytest.mark.parametrize(("what", "figure"), [("nuggets", "vital_recall"), ("support", "faithfulness")])
+def test_answers_are_checked_without_a_language_model(fovea, tmp_path, what, figure):
     (tmp_path / "p.jsonl").write_text(json.dumps({"id": "1", "text": "The moon makes tides. Bread is baked."}))
     (tmp_path / "a.txt").write_text("The moon makes tides [1].")
     given = ["--passages", tmp_path / "p.jsonl", "--answer", tmp_path / "a.txt", "--how", "similarity"]
@@ -232,4 +232,4 @@ def test_answers_are_checked_without_a_language_model(fovea, tmp_path, what):
     assert code == 0, err
     assert "moon makes tides" in out
     code, out, _ = fovea("judge", what, "what makes tides", *given, "--json")
-    assert (code, json.loads(out)["faithfulness" if what == "support" else "vital_recall"]) == (0, 1.0)
+    assert (code, json.loads(out)[figure]) == (0, 1.0)

@@ -65,8 +65,11 @@ def test_permalink_of_one_forward_draws_a_figure_that_tells_its_values_and_is_sa
     assert np.asarray(shot).mean() < 90  # no white ground in the dark
 
 
-def test_click_on_a_head_shows_its_attention_over_the_text_token_by_token(page, see):
+def test_a_head_shows_its_attention_token_by_token_and_chosen_ones_are_ablated(page, see):
     page.goto(spec_page("indicators", lm="tiny", text="kqzwxm kqzwxm"))
+    menu = page.get_by_role("combobox", name="Language model")
+    see(menu).to_have_value("tiny")
+    see(menu.locator("option").first).to_contain_text("Default:")
     page.locator(".report svg a").nth(5).click()
     head = page.get_by_role("region", name="Layer 1, head 1")
     tokens = head.locator("[data-part=head-token]")
@@ -78,16 +81,10 @@ def test_click_on_a_head_shows_its_attention_over_the_text_token_by_token(page, 
     see(head.locator("[data-part=head-reads]")).not_to_have_text(before)
     check_page(page)
     page.set_viewport_size({"width": 1280, "height": 900})
-    head.get_by_role("link", name="Open as a page").click()
-    page.wait_for_url("**/console/probe?model=attention*")
-
-
-def test_chosen_heads_are_ablated_or_kept(page, see):
-    page.goto(spec_page("indicators", lm="tiny", text="kqzwxm kqzwxm"))
-    for number, name in ((5, "Layer 1, head 1"), (6, "Layer 1, head 2")):
-        page.locator(".report svg a").nth(number).dispatch_event("click")
-        page.get_by_role("region", name=name).wait_for()
-        page.get_by_role("button", name="Choose this head").click()
+    page.get_by_role("button", name="Choose this head").click()
+    page.locator(".report svg a").nth(6).dispatch_event("click")
+    page.get_by_role("region", name="Layer 1, head 2").wait_for()
+    page.get_by_role("button", name="Choose this head").click()
     chosen = page.get_by_role("region", name="Chosen heads")
     see(chosen.get_by_role("button", name="Remove head 1-2")).to_be_visible()
     plans = page.evaluate("document.querySelector('fovea-probe').bench.buildPlan()")
@@ -97,14 +94,25 @@ def test_chosen_heads_are_ablated_or_kept(page, see):
     chosen.get_by_role("button", name="Ablate these").click()
     see(page.locator(".report h2")).to_have_text("Ablation")
     see(page.locator("#option-heads")).to_have_value(re.compile(r"\[\s*1,\s*2\s*\]"))
+    page.goto(spec_page("indicators", lm="tiny", text="kqzwxm kqzwxm"))
+    page.locator(".report svg a").nth(5).click()
+    head.get_by_role("link", name="Open as a page").click()
+    page.wait_for_url("**/console/probe?model=attention*")
+    see(page.locator("#option-layers")).to_be_attached()
+    see(menu).to_be_visible()
 
 
-def test_an_experiment_is_a_notebook_that_runs_and_a_figure_is_csv(page, see):
+def test_an_experiment_is_a_notebook_that_runs_and_a_figure_is_csv_and_both_are_of_the_report_that_is_shown(page):
     page.goto(ATTENTION)
     page.locator(".report svg").first.wait_for()
     rows = kept(page, "figure 1 as CSV", "figure-1.csv").decode().splitlines()
     assert rows[0] == "row,column,value"
+    page.locator("#model").select_option("ablation")
+    page.wait_for_url("**model=ablation*")
     notebook = json.loads(kept(page, "Notebook", "attention.ipynb"))
+    page.get_by_role("button", name="Copy permalink").click()
+    page.wait_for_url("**model=attention*")
+    assert "model=attention" in "".join(notebook["cells"][0]["source"])
     assert (notebook["nbformat"], len({cell["id"] for cell in notebook["cells"]})) == (4, 4)
     namespace = {}
     for cell in notebook["cells"][1:3]:
@@ -113,17 +121,6 @@ def test_an_experiment_is_a_notebook_that_runs_and_a_figure_is_csv(page, see):
     assert float(rows[1].split(",")[-1]) == pytest.approx(grid["values"][0][0], abs=0.01)
     namespace["client"].close()
     compile("".join(notebook["cells"][3]["source"]), "plot", "exec")
-
-
-def test_a_permalink_and_a_notebook_are_of_the_report_that_is_shown(page):
-    page.goto(ATTENTION)
-    page.locator(".report svg").first.wait_for()
-    page.locator("#model").select_option("ablation")
-    page.wait_for_url("**model=ablation*")
-    notebook = json.loads(kept(page, "Notebook", "attention.ipynb"))
-    assert "model=attention" in "".join(notebook["cells"][0]["source"])
-    page.get_by_role("button", name="Copy permalink").click()
-    page.wait_for_url("**model=attention*")
 
 
 def test_pinned_runs_stay_and_are_compared(page, see):
@@ -155,17 +152,6 @@ def test_a_job_that_answered_json_opens_as_its_report(page, url, see):
     page.goto(f"/console/probe?model=attention&job={job}")
     see(page.locator("[data-part=answer] .heat-map, [data-part=answer] svg").first).to_be_visible()
     see(page.locator("#option-text")).to_have_value("kqzwxm kqzwx")
-
-
-def test_the_language_model_is_a_menu_with_its_layers_and_heads(page, see):
-    page.goto(spec_page("indicators", lm="tiny", text="kqzwxm kqzwxm"))
-    menu = page.get_by_role("combobox", name="Language model")
-    see(menu).to_have_value("tiny")
-    see(menu.locator("option").first).to_contain_text("Default:")
-    page.locator(".report svg").first.wait_for()
-    page.locator("#model").select_option("attention")
-    see(page.locator("#option-layers")).to_be_attached()
-    see(page.get_by_role("combobox", name="Language model")).to_be_visible()
 
 
 def test_spec_goes_into_the_address_and_comes_back(page):
@@ -203,16 +189,12 @@ def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
     assert asked[1]["longctx"]["plan"]["schema"] == "head-plan/1"
 
 
-def test_refusal_is_told_in_words(page, complaints):
+def test_refusals_and_broken_permalinks_are_told_in_words(page, complaints):
     page.goto(spec_page("attention-sinks", lm="tiny", text="short"))
     page.get_by_text("below 16").wait_for()
-    complaints.clear()  # the browser notes the 422
-
-
-def test_broken_permalink_is_a_page_that_says_so(page, complaints):
     page.goto("/console/probe?model=attention&spec=nonsense")
     page.get_by_text("not a JSON object").wait_for()
-    complaints.clear()
+    complaints.clear()  # the browser notes the 422
 
 
 def test_report_fits_a_narrow_screen(page):
