@@ -55,8 +55,8 @@ def test_plug_ins_keep_the_contracts_and_the_short_examples_wheel_brings_all(tmp
     _run(*pip.split(), site, source)
     _install_toys(site)
     chosen = f"toy-strict or word-counter or (novel-keys and ({checks})) or test_example"
-    words = ("pytest", *"-q -n 0 -p no:cacheprovider -rpf -m".split(), marks, "-k", chosen, *SUITES, EXAMPLE / "tests")
-    said = _run(*words, path=os.pathsep.join((str(ROOT), str(site))))
+    words = ("pytest", "-q", "-n0", "-p", "no:cacheprovider", "-rpf", f"-m{marks}", f"-k{chosen}", *SUITES)
+    said = _run(*words, EXAMPLE / "tests", path=os.pathsep.join((str(ROOT), str(site))))
     passed = re.findall("^PASSED .*", said, re.MULTILINE)
     assert sum(line.startswith("PASSED plugins/example/") for line in passed) == 5
     for name in JOINED:

@@ -5,13 +5,20 @@ from collections.abc import Callable
 import pytest
 
 from services.interpretability.core.experiment import Experiment
+from services.llm_longctx.serving.decoder_model import DecoderModel
 from shared.registry import LoadContext, servables
 from shared.registry.discovery import SERVICES
 from shared.vision.servable import VisionServable
 from tests.contract.checks.judges import Oracle
 from tests.contract.checks.kinds import cases_of
 from tests.contract.checks.loaded import Loaded
-from tests.contract.checks.servables import SERVABLE_CHECKS, SMOKE_CHECKS, check_batch_equals_its_singles
+from tests.contract.checks.servables import (
+    SERVABLE_CHECKS,
+    SMOKE_CHECKS,
+    check_batch_equals_its_singles,
+    check_every_option_matters,
+    check_example_is_answered_validly,
+)
 from tests.contract.checks.text import TEXT_CHECKS
 from tests.contract.toys import TOYS, write_toys
 from tests.harness.language_model import share_language_model
@@ -32,9 +39,19 @@ CHECKS = (*SERVABLE_CHECKS, *TEXT_CHECKS)
 
 
 def _runs_always(name: str, check: Check) -> bool:
-    """Whether a real model has a check in each run; the class of a family makes its batches, as its toy's."""
-    is_shared = check is check_batch_equals_its_singles and issubclass(FOUND[name], Experiment | VisionServable)
-    return name in SMALL or (check in SMOKE_CHECKS and not is_shared)
+    """Whether a real model has a check in each run.
+
+    The class of a family makes its batches and reads its options, as its toy's; examples of experiments are answered
+    in `test_experiments.py`.
+    """
+    kind = FOUND[name]
+    if check is check_batch_equals_its_singles:
+        return name in SMALL or not issubclass(kind, Experiment | VisionServable | DecoderModel)
+    if check is check_example_is_answered_validly and issubclass(kind, Experiment):
+        return name in SMALL
+    return check in SMOKE_CHECKS or (
+        name in SMALL and (check is not check_every_option_matters or kind.mode != "stream")
+    )
 
 
 def _is_of_each_family(name: str, check: Check) -> bool:

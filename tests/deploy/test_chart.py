@@ -114,10 +114,6 @@ def env_of(spec):
     return {e["name"]: e.get("value") for container in spec["containers"] for e in container.get("env", [])}
 
 
-def test_helm_lint_is_clean_in_strict_mode():
-    assert "0 chart(s) failed" in run_helm("lint", str(CHART), "--strict").stdout
-
-
 @cache
 def validate(text):
     """Validate a document, as JSON: most are the same in several kinds of cluster."""
@@ -175,8 +171,11 @@ def test_our_redis_has_a_password_for_everybody_syncs_writes_and_is_not_started_
                 assert env["FOVEA_REDIS_PASSWORD"]["valueFrom"] == secret, name
             if name == "demo-redis":
                 assert env["REDIS_PASSWORD"]["valueFrom"] == secret
-    options = ray_cluster("medical-seg", "redis.passwordSecret=cache")["gcsFaultToleranceOptions"]
-    assert options["redisPassword"]["valueFrom"] == secret
+    options = ray_cluster("medical-seg", "redis.url=rediss://fovea@cache:6380", "redis.passwordSecret=cache")
+    assert options["gcsFaultToleranceOptions"] == {
+        "redisAddress": "rediss://cache:6380", "redisUsername": {"value": "fovea"},
+        "redisPassword": {"valueFrom": secret},
+    }  # fmt: skip
     done = run_helm("template", "demo", str(CHART), "--set", "redis.urlSecret.name=cache", check=False)
     assert "ray.faultTolerance.redisAddress" in done.stderr
     [command] = named(render(), "StatefulSet", "demo-redis")["spec"]["template"]["spec"]["containers"][0]["args"]
@@ -301,13 +300,6 @@ def test_a_language_model_is_held_by_a_process_per_gpu(service, gpus, processes)
     assert f"num_gpus: {gpus}" in named(documents, "RayService", f"demo-{service}")["spec"]["serveConfigV2"]
     env = env_of(dict(pod_specs(documents))[f"demo-{service}"])
     assert env.get("FOVEA_LLM_TENSOR_PARALLEL") == processes
-
-
-def test_worker_is_scaled_on_jobs_of_its_own_service_that_wait_or_run():
-    [trigger] = named(render(), "ScaledObject", "demo-llm-longctx-worker")["spec"]["triggers"]
-    assert trigger["type"] == "prometheus"
-    assert 'service="llm-longctx"' in trigger["metadata"]["query"]
-    assert "state=" not in trigger["metadata"]["query"]
 
 
 @pytest.mark.parametrize(("bad", "complaint"), [

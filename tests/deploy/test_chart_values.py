@@ -35,27 +35,19 @@ def test_numbers_of_a_values_file_are_written_in_full(tmp_path):
         assert texts.items() <= env_of(specs[name]).items()
 
 
-@pytest.mark.parametrize(
-    ("told", "values"),
-    [
-        *(
-            (f"settings.{name} can't be set", {"settings": {name: "x"}})
-            for name in ("REDIS_URL", "METRICS_PORT", "KEYS_FILE", "SHUTDOWN_GRACE_S", "TRAFFIC")
-        ),
+def test_what_would_not_work_is_refused_by_its_name(tmp_path):
+    """Settings that the chart writes itself, least numbers above the most, a password in a URL."""
+    own = ("REDIS_URL", "METRICS_PORT", "KEYS_FILE", "SHUTDOWN_GRACE_S", "TRAFFIC")
+    for told, values in (
+        *((f"settings.{name} can't be set", {"settings": {name: "x"}}) for name in own),
         ("gateway.replicas is", {"gateway": {"maxReplicas": 1}}),
         ("services.medical-seg.replicas.min is", service(replicas={"min": 9})),
         ("services.medical-seg.worker.min is", service(worker={"min": 9})),
-        (
-            "services.medical-seg.versions[next].min is",
-            service(versions=[{"name": "next", "min": 9, "percent": 5}]),
-        ),
+        ("services.medical-seg.versions[next].min is", service(versions=[{"name": "next", "min": 9, "percent": 5}])),
         ("without a worker", service(replicas={"min": 0, "idleSeconds": 120}, worker={"enabled": False})),
         ("redis.passwordSecret", {"redis": {"url": "rediss://fovea:pw@cache:6380"}}),
-    ],
-)
-def test_what_would_not_work_is_refused_by_its_name(tmp_path, told, values):
-    """Settings that the chart writes itself, least numbers above the most, a password in a URL."""
-    assert told in refusal(tmp_path, values)
+    ):
+        assert told in refusal(tmp_path, values)
 
 
 def test_names_that_kuberay_refuses_are_refused_and_no_service_is_a_release(tmp_path):
@@ -208,21 +200,17 @@ def test_a_route_of_the_gateway_api_reaches_the_gateway_and_cuts_no_stream(tmp_p
     assert "HTTPRoute" not in {d["kind"] for d in render()}
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
+def test_a_route_that_the_schema_of_the_gateway_api_refuses_is_refused_by_the_chart(tmp_path):
+    """The bounds of HTTPRoute in the custom resource definition of Gateway API 1.0."""
+    right = {"enabled": True, "parentRefs": [{"name": "p"}], "hostnames": ["*.fovea.example"], "timeout": "1h30m"}
+    assert isinstance(render_file(tmp_path, {"httpRoute": right}), list)
+    for wrong in (
         {"timeout": "1.5s"}, {"timeout": "100000h"}, {"hostnames": ["fovea.example:80"]}, {"hostnames": ["Fovea"]},
         {"hostnames": [f"h{n}.example" for n in range(17)]}, {"parentRefs": [{}]}, {"parentRefs": [{"name": ""}]},
         {"parentRefs": [{"name": "p", "namespace": "In.fra"}]}, {"parentRefs": [{"name": "p", "port": 0}]},
         {"parentRefs": [{"name": f"p{n}"} for n in range(33)]},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_route_that_the_schema_of_the_gateway_api_refuses_is_refused_by_the_chart(tmp_path, wrong):
-    """The bounds of HTTPRoute in the custom resource definition of Gateway API 1.0."""
-    right = {"enabled": True, "parentRefs": [{"name": "p"}], "hostnames": ["*.fovea.example"], "timeout": "1h30m"}
-    assert render_file(tmp_path, {"httpRoute": right})
-    assert "httpRoute" in refusal(tmp_path, {"httpRoute": {**right, **wrong}})
+    ):  # fmt: skip
+        assert "httpRoute" in refusal(tmp_path, {"httpRoute": {**right, **wrong}}), wrong
 
 
 def egress(documents, name):
@@ -261,17 +249,10 @@ def test_upgrades_wait_for_what_can_answer_and_no_answer_is_no_empty_queue():
     scaled = named(documents, "ScaledObject", "demo-medical-seg-worker")
     (trigger,) = scaled["spec"]["triggers"]
     assert (trigger["metadata"]["ignoreNullValues"], trigger["metadata"]["authModes"]) == ("false", "bearer")
-    assert trigger["authenticationRef"] == {"name": "thanos"}
+    assert (trigger["type"], trigger["authenticationRef"]) == ("prometheus", {"name": "thanos"})
+    assert 'service="medical-seg"' in trigger["metadata"]["query"]
+    assert "state=" not in trigger["metadata"]["query"], "jobs that wait and that run"
     assert scaled["spec"]["fallback"]["behavior"] == "currentReplicasIfHigher"
-
-
-def test_the_user_in_the_url_of_redis_and_the_password_of_the_secret_reach_the_head(tmp_path):
-    values = {"redis": {"url": "rediss://fovea@cache:6380", "passwordSecret": "cache"}}
-    cluster = named(render_file(tmp_path, values), "RayService", "demo-medical-seg")["spec"]["rayClusterConfig"]
-    assert cluster["gcsFaultToleranceOptions"] == {
-        "redisAddress": "rediss://cache:6380", "redisUsername": {"value": "fovea"},
-        "redisPassword": {"valueFrom": {"secretKeyRef": {"name": "cache", "key": "password"}}},
-    }  # fmt: skip
 
 
 def test_an_ingress_and_further_objects_are_part_of_the_release(tmp_path):

@@ -25,12 +25,13 @@ def lost_in_one_of_two_runs():
 TIMED = '@pytest.mark.timed("the bell rings at once")'
 
 
-def test_a_request_that_is_lost_in_one_of_two_runs_fails_the_run(run_suite):
+def test_a_test_that_fails_fails_the_run_and_a_timed_one_the_second_time(run_suite):
     result = run_suite("reruns", test_chaos=FAILS_ONCE.format(mark=""))
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.assert_outcomes(failed=1)
+    assert (result.ret, result.parseoutcomes()) == (pytest.ExitCode.TESTS_FAILED, {"failed": 1})
     result.stdout.fnmatch_lines(["*a request was lost*"])
     result.stdout.no_fnmatch_line("*timed tests*")
+    result = run_suite("reruns", test_chaos=f"import pytest\n{TIMED}\ndef test_one(): assert 0")
+    assert (result.ret, result.parseoutcomes()) == (pytest.ExitCode.TESTS_FAILED, {"failed": 1, "rerun": 1})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -42,23 +43,20 @@ def test_a_timed_test_may_fail_once_and_is_listed(workers, run_suite):
     result.stdout.fnmatch_lines(["*timed tests*", *listed])
 
 
-def test_a_timed_test_may_not_fail_twice(run_suite):
-    result = run_suite("reruns", test_bell=f"import pytest\n{TIMED}\ndef test_one(): assert 0")
-    assert (result.ret, result.parseoutcomes()) == (pytest.ExitCode.TESTS_FAILED, {"failed": 1, "rerun": 1})
-
-
-@pytest.mark.parametrize("mark", ["timed", "timed()", 'timed("  ")', "timed(3)", "flaky(reruns=3)"])
-def test_a_mark_without_a_reason_and_another_mark_refuse_the_run(mark, run_suite):
-    result = run_suite("reruns", test_chaos=FAILS_ONCE.format(mark=f"@pytest.mark.{mark}"))
+@pytest.mark.parametrize(
+    ("mark", "option", "said"),
+    [
+        *(
+            (f"@pytest.mark.{mark}", "-q", "*test_chaos.py::test_one *Mark it `timed(*")
+            for mark in ("timed", "timed()", 'timed("  ")', "timed(3)", "flaky(reruns=3)")
+        ),
+        ("", "--reruns=1", "*leave out --reruns*"), ("", "--force-reruns=1", "*leave out --reruns*"),
+    ],
+)  # fmt: skip
+def test_a_mark_without_a_reason_another_mark_and_reruns_of_all_refuse_the_run(mark, option, said, run_suite):
+    result = run_suite("reruns", option, test_chaos=FAILS_ONCE.format(mark=mark))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*test_chaos.py::test_one *Mark it `timed(*"])
-
-
-@pytest.mark.parametrize("option", ["--reruns=1", "--force-reruns=1"])
-def test_reruns_of_all_tests_are_refused(option, run_suite):
-    result = run_suite("reruns", option, test_chaos=FAILS_ONCE.format(mark=""))
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*leave out --reruns*"])
+    result.stderr.fnmatch_lines([said])
 
 
 FILE = """
@@ -145,7 +143,7 @@ def allow(pytester: pytest.Pytester, **entry: str) -> str:
     return f"--allowed-skips={pytester.makefile('.toml', allowed='[[skip]]' + chr(10) + chr(10).join(lines))}"
 
 
-@pytest.mark.parametrize(("named", "workers"), [("test_*", 0), ("test_[mc]*", 2), ("none", 0)])
+@pytest.mark.parametrize(("named", "workers"), [("test_*", 0), ("test_[mc]*", 2)])
 def test_a_skip_that_is_not_listed_fails_the_run(named, workers, run_suite, pytester):
     files = {f"test_{way}": text for way, text in WAYS.items()}
     option = allow(pytester, test=named, reason="no_such_module")
