@@ -85,9 +85,8 @@ def record(*statuses: int, growth: float = 1.0) -> Record:
 
 @pytest.fixture
 def slos(tmp_path):
-    file = tmp_path / "slos.toml"
-    file.write_text(KEPT)
-    return file
+    (tmp_path / "slos.toml").write_text(KEPT)
+    return tmp_path / "slos.toml"
 
 
 def test_figures_are_those_of_the_calls():
@@ -99,20 +98,14 @@ def test_figures_are_those_of_the_calls():
     assert figures["tenants"] == {"hospital": 5, "newsroom": 1}
 
 
-@pytest.mark.parametrize(
-    ("found", "wanted"),
-    [
-        (record(200, 200), {"/v1/detect p50_ms"}),
-        (record(200, 503), {"failed", "/v1/detect p50_ms"}),
-        (record(200, 0), {"failed", "/v1/detect p50_ms"}),
-        (record(200, 429, 429, 429), {"refused_share", "/v1/detect p50_ms"}),
-        (record(200, 200, growth=1.2), {"gateway_growth_percent", "/v1/detect p50_ms"}),
-        (record(*[200] * 20), {"/v1/segment p50_ms", "/v1/detect p50_ms"}),
-    ],
-)
+@pytest.mark.parametrize(("found", "wanted"), [
+    (record(200, 200), set()), (record(200, 503), {"failed"}), (record(200, 0), {"failed"}),
+    (record(200, 429, 429, 429), {"refused_share"}), (record(200, 200, growth=1.2), {"gateway_growth_percent"}),
+    (record(*[200] * 20), {"/v1/segment p50_ms"}),
+])  # fmt: skip
 def test_what_is_missed_is_told(found, wanted, slos):
     missed = {each["objective"] for each in check_slos(summarise(found, 100, 8), slos) if not each["is_kept"]}
-    assert missed - {"cpu_seconds_per_request"} == wanted
+    assert missed - {"cpu_seconds_per_request"} == wanted | {"/v1/detect p50_ms"}
 
 
 def test_the_objectives_of_the_repository_name_figures_that_there_are():

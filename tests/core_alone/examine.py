@@ -98,21 +98,13 @@ def ask_commands() -> dict[str, Any]:
 
     def run(*words: str) -> str:
         told = io.StringIO()
-        with (
-            redirect_stdout(told),
-            redirect_stderr(told),
-            suppress(SystemExit),
-            patch.object(sys, "argv", ["fovea", *words]),
-        ):
+        argv = patch.object(sys, "argv", ["fovea", *words])
+        with redirect_stdout(told), redirect_stderr(told), suppress(SystemExit), argv:
             command_line.main()
         return told.getvalue()
 
-    return {
-        "help": run("--help"),
-        "answers": {
-            name: {verb: run(*verb.split(".")) for verb in plugin["commands"]} for name, plugin in KNOWN.items()
-        },
-    }
+    answers = {name: {verb: run(*verb.split(".")) for verb in plugin["commands"]} for name, plugin in KNOWN.items()}
+    return {"help": run("--help"), "answers": answers}
 
 
 def main() -> None:

@@ -51,10 +51,8 @@ def test_a_runtime_without_cuda_is_not_timed_as_a_card(tmp_path):
     axes = ["n", 3, "h", "w"]
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, axes) for name in "xy")
     made = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
-    onnx.save(
-        onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9),
-        tmp_path / "a.onnx",
-    )
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "a.onnx")
     plain, *ours = time_graph("relu", tmp_path / "a.onnx", torch.device("cuda", 0), tmp_path, 8)
     assert (plain.by, plain.measured_ms) == ("ONNX Runtime", None)
     assert "CUDAExecutionProvider did not start" in plain.note
@@ -71,11 +69,9 @@ def test_a_card_is_known_by_its_whole_name(name, card):
 
 
 def test_a_batch_is_halved_until_it_fits(monkeypatch):
-    free = 40 << 30
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
-    assert fit_batch(torch.device("cuda", 0), LLAMA, 32, 8192, torch.bfloat16) == 16
-    free = 20 << 30
-    assert fit_batch(torch.device("cuda", 0), LLAMA, 32, 8192, torch.bfloat16) == 2
+    for free, batch in ((40 << 30, 16), (20 << 30, 2)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 80 << 30))
+        assert fit_batch(torch.device("cuda", 0), LLAMA, 32, 8192, torch.bfloat16) == batch
 
 
 @pytest.mark.release

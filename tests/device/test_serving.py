@@ -109,19 +109,14 @@ def test_prefixes_forks_and_scored_prompts_are_the_same():
 @pytest.mark.parametrize(("bits", "kind"), in_depth(product((16, 8), KINDS), [*product([16], KINDS), (8, "attend")]))
 def test_interventions_and_captures_are_the_same(kind, bits):
     captures = (
-        ActivationCapture("resid_post.0", ALL),
-        ActivationCapture("z.1", DECODE),
-        AttentionCapture((1,), (0, 3), ALL),
-        LensCapture((0, 1), 3, DECODE),
-    )
+        ActivationCapture("resid_post.0", ALL), ActivationCapture("z.1", DECODE),
+        AttentionCapture((1,), (0, 3), ALL), LensCapture((0, 1), 3, DECODE),
+    )  # fmt: skip
 
     def run(device):
         engine = engine_on(device, cache_bits=bits)
-        asked = [
-            Request(IDS[:N], max_tokens=5, taps=RequestTaps(tuple(edits_of(kind)), captures)),
-            Request(IDS[5:N], max_tokens=5),
-        ]
-        return engine.generate(asked)
+        taps = RequestTaps(tuple(edits_of(kind)), captures)
+        return engine.generate([Request(IDS[:N], max_tokens=5, taps=taps), Request(IDS[5:N], max_tokens=5)])
 
     wanted, found, _ = both(run)
     assert [one.tokens for one in found] == [one.tokens for one in wanted]

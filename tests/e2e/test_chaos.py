@@ -10,6 +10,7 @@ import pytest
 
 pytestmark = [pytest.mark.e2e]
 
+REDIS, REPLICA = ("-server 127.0.0.1",), ("fovea replica", "medical-seg")
 FRAME = (pathlib.Path(__file__).parents[2] / "services/medical_seg/models/example.jpg").read_bytes()
 RAW = {"content-type": "image/jpeg"}
 ASYNC = {**RAW, "prefer": "respond-async"}
@@ -46,10 +47,6 @@ def kill(product, *words):
     return lambda: any(process.pid not in gone for process in product.processes(*words))
 
 
-def kill_redis(product):
-    return kill(product, "-server 127.0.0.1")
-
-
 @pytest.fixture
 def http(product):
     product.wait_for(product.is_ready)
@@ -58,25 +55,19 @@ def http(product):
     product.wait_for(product.is_ready)
 
 
-def test_jobs_of_a_killed_replica_are_done_by_its_successor(product, http):
+@pytest.mark.parametrize("words", [REPLICA, REDIS], ids=["replica", "Redis"])
+def test_accepted_jobs_survive_the_death_of_a_replica_and_of_redis(product, http, words):
     jobs = submit(http, 12)
-    is_replaced = kill(product, "fovea replica", "medical-seg")
+    is_replaced = kill(product, *words)
     assert settle(product, http, jobs) == ["succeeded"] * 12
     assert is_replaced()
-
-
-def test_accepted_jobs_survive_the_death_of_redis(product, http):
-    jobs = submit(http, 12)
-    is_replaced = kill_redis(product)
-    assert settle(product, http, jobs) == ["succeeded"] * 12
-    assert is_replaced()
-    assert "Redis ended (code -9)" in product.log
+    assert ("Redis ended (code -9)" in product.log) is (words == REDIS)
 
 
 def test_pictures_are_still_answered_while_redis_is_away(product, http):
     product.process.send_signal(signal.SIGSTOP)  # or it would start Redis again at once
     try:
-        is_replaced = kill_redis(product)
+        is_replaced = kill(product, *REDIS)
         assert http.post("/v1/segment", content=FRAME, headers=RAW).status_code == 200
         assert not is_replaced()
     finally:
@@ -106,7 +97,7 @@ def test_no_request_is_lost_when_a_replica_is_killed_under_load(product, http):
         running = [pool.submit(load) for _ in range(CALLERS)]
         try:
             wait_for(CALLERS)
-            kill(product, "fovea replica", "medical-seg")
+            kill(product, *REPLICA)
             answered = len(codes)
             wait_for(answered + 5 * CALLERS)  # one a caller was under way, the others came after
         finally:

@@ -13,6 +13,7 @@ from sybil import Document, Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
 from loadtests.gallery.samples import write_collection, write_drive, write_study
+from tests.deploy.tools import run
 
 pytestmark = [pytest.mark.e2e]
 
@@ -77,7 +78,7 @@ def test_there_are_blocks_to_run():
 def test_the_example_at_the_root_runs(product, tmp_path):
     script = tmp_path / "example.py"
     script.write_text(placed((ROOT / "example.py").read_text("utf8"), product), "utf8")
-    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = run(sys.executable, script, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "7" in done.stdout
     assert "objects" in done.stdout.splitlines()[-1]
@@ -85,10 +86,7 @@ def test_the_example_at_the_root_runs(product, tmp_path):
 
 @pytest.mark.parametrize(("page", "line", "code"), PYTHON, ids=[f"{p.name}-{n}" for p, n, _ in PYTHON])
 def test_python_block_runs_and_prints(product, page, line, code):
-    done = subprocess.run(
-        [sys.executable, "-c", placed(code, product)], capture_output=True, text=True, check=False, timeout=120,
-        cwd=ROOT,
-    )  # fmt: skip
+    done = run(sys.executable, "-c", placed(code, product), cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -100,10 +98,8 @@ def test_quick_starts_lead_where_the_page_says(product, steps, shown, tmp_path):
     write_collection(tmp_path / "collection")
     path, said = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", ""
     for step in steps:
-        done = subprocess.run(
-            ["bash", "-c", step], cwd=tmp_path, env={**os.environ, "PATH": path, "FOVEA_URL": product.url},
-            capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
+        env = {**os.environ, "PATH": path, "FOVEA_URL": product.url}
+        done = run("bash", "-c", step, cwd=tmp_path, env=env, timeout=300)
         said += done.stdout + done.stderr + "\n"
         [proof] = [proof for start, proof in PROOFS.items() if step.startswith(start)]
         assert done.returncode == (1 if "judge trust" in step else 0), (step, done.stdout, done.stderr)
@@ -115,10 +111,7 @@ def test_quick_starts_lead_where_the_page_says(product, steps, shown, tmp_path):
 def test_the_first_result_is_what_the_readme_shows(product):
     [shown] = [json.loads(code) for _, code in blocks(PAGES[0], "json")]
     _, command = blocks(PAGES[0], "bash")[0]
-    done = subprocess.run(
-        ["bash", "-ec", placed(command, product)], capture_output=True, text=True, check=True, timeout=120, cwd=ROOT
-    )
-    answer = json.loads(done.stdout)
+    answer = json.loads(run("bash", "-ec", placed(command, product), check=True, timeout=120, cwd=ROOT).stdout)
     [component], [of_readme] = answer.pop("components"), shown.pop("components")
     assert {key: answer[key] for key in shown} == shown
     assert (component["box"], component["area"]) == (of_readme["box"], of_readme["area"])
@@ -130,9 +123,7 @@ def test_the_first_result_is_what_the_readme_shows(product):
 def test_curl_block_is_answered(product, page, line, code, tmp_path):
     shutil.copytree(ROOT / "services/medical_seg/models", tmp_path / "services/medical_seg/models")
     (tmp_path / "out").mkdir()
-    done = subprocess.run(
-        ["bash", "-ec", placed(code, product).replace("curl ", "curl --fail ")], capture_output=True, check=False,
-        timeout=120, cwd=tmp_path,
-    )  # fmt: skip
+    command = placed(code, product).replace("curl ", "curl --fail ")
+    done = subprocess.run(["bash", "-ec", command], capture_output=True, check=False, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout or any((tmp_path / "out").iterdir())

@@ -128,10 +128,9 @@ def check_batch_of_requests_equals_its_singles(bench: Bench) -> None:
     pairs = _pairs()
     with bench.before(Oracle()) as judge:
         requests = [
-            bench.request(judge, pairs[:3]),
-            bench.request(judge, pairs[3:4], price=2.0),
+            bench.request(judge, pairs[:3]), bench.request(judge, pairs[3:4], price=2.0),
             bench.request(judge, pairs[5:9], passage_chars=200, seed=2),
-        ]
+        ]  # fmt: skip
         alone = [_judged(judge, request) for request in requests]
         together = judge.predict([*requests[1:], requests[0]], CallContext())
         for one, answer in zip([*alone[1:], alone[0]], together, strict=True):
@@ -279,12 +278,8 @@ def check_failing_endpoint_is_an_error_and_no_label(bench: Bench) -> None:
     with bench.before(healthy) as judge:
         _judged(judge, bench.request(judge, _pairs()[:3]))
     assert healthy.asked, SILENT
-    for broken in (
-        _Breaks(),
-        _Strange(200, {"hello": 1}),
-        _Strange(401, {"error": {"message": "no"}}),
-        _Strange(200, []),
-    ):
+    refusing = _Strange(401, {"error": {"message": "no"}})
+    for broken in (_Breaks(), _Strange(200, {"hello": 1}), refusing, _Strange(200, [])):
         with bench.before(broken) as judge:
             _fails(bench, judge)
     judge = bench.kind.load(LoadContext(options={"judge_base_url": "http://127.0.0.1:9"}))
