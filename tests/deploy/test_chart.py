@@ -71,8 +71,7 @@ def run_helm(*args, check=True):
 
 @cache
 def template(*sets):
-    flags = [flag for pair in sets for flag in ("--set", pair)]
-    return run_helm("template", "demo", str(CHART), *flags).stdout
+    return run_helm("template", "demo", str(CHART), *(f"--set={pair}" for pair in sets)).stdout
 
 
 def render(*sets):
@@ -282,7 +281,7 @@ def test_gateways_and_replicas_share_a_secret_and_judges_have_a_key():
     assert named(documents, "Service", "demo-gateway")["spec"]["ports"][0]["port"] == 80
 
 
-def test_a_gpu_is_the_replicas_and_without_workers_the_jobs_too():
+def test_a_gpu_is_the_replicas_without_workers_the_jobs_too_and_each_has_a_process_of_a_language_model():
     specs = dict(pod_specs(render("services.llm-longctx.gpus=1")))
     limits = [specs[f"demo-llm-longctx{part}"]["containers"][0]["resources"]["limits"] for part in ("", "-worker")]
     assert (limits[0]["nvidia.com/gpu"], limits[1]) == (1, {"memory": "1Gi"})
@@ -290,16 +289,10 @@ def test_a_gpu_is_the_replicas_and_without_workers_the_jobs_too():
     for sets, jobs in (((off,), "1"), ((), None)):
         assert env_of(dict(pod_specs(render(*sets)))["demo-medical-seg"]).get("FOVEA_JOBS_IN_REPLICA") == jobs
     assert not [d for d in render(off) if d["metadata"]["name"] == "demo-medical-seg-worker"]
-
-
-@pytest.mark.parametrize(
-    ("service", "gpus", "processes"), [("llm-longctx", 1, None), ("llm-longctx", 4, "4"), ("medical-seg", 2, None)]
-)
-def test_a_language_model_is_held_by_a_process_per_gpu(service, gpus, processes):
-    documents = render(f"services.{service}.gpus={gpus}")
-    assert f"num_gpus: {gpus}" in named(documents, "RayService", f"demo-{service}")["spec"]["serveConfigV2"]
-    env = env_of(dict(pod_specs(documents))[f"demo-{service}"])
-    assert env.get("FOVEA_LLM_TENSOR_PARALLEL") == processes
+    for service, gpus, processes in (("llm-longctx", 1, None), ("llm-longctx", 4, "4"), ("medical-seg", 2, None)):
+        documents = render(f"services.{service}.gpus={gpus}")
+        assert f"num_gpus: {gpus}" in named(documents, "RayService", f"demo-{service}")["spec"]["serveConfigV2"]
+        assert env_of(dict(pod_specs(documents))[f"demo-{service}"]).get("FOVEA_LLM_TENSOR_PARALLEL") == processes
 
 
 @pytest.mark.parametrize(("bad", "complaint"), [

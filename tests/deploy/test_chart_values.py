@@ -9,6 +9,7 @@ from tests.deploy.test_chart import CHART, env_of, named, pod_specs, render, run
 from tests.deploy.tools import needs_helm
 
 pytestmark = needs_helm
+BUDGET = "PodDisruptionBudget"
 
 
 def render_file(folder, values, **more):
@@ -65,11 +66,11 @@ def test_no_pod_has_a_changing_label_and_a_budget_counts_pods_that_answer():
     template = json.dumps([one.get("spec") for one in render("services.medical-seg.versions[0].name=next")])
     assert not [label for label in ("helm.sh/chart", "app.kubernetes.io/version") if label in template]
     documents = render("services.medical-seg.replicas.min=3", "services.medical-seg.versions[0].name=next")
-    selector = named(documents, "PodDisruptionBudget", "demo-medical-seg")["spec"]["selector"]["matchLabels"]
+    selector = named(documents, BUDGET, "demo-medical-seg")["spec"]["selector"]["matchLabels"]
     for name, is_chosen in (("demo-medical-seg", True), ("demo-medical-seg-next", False)):
         (group,) = named(documents, "RayService", name)["spec"]["rayClusterConfig"]["workerGroupSpecs"]
         assert (selector.items() <= group["template"]["metadata"]["labels"].items()) is is_chosen
-    budget = named(render("gateway.replicas=1"), "PodDisruptionBudget", "demo-gateway")["spec"]
+    budget = named(render("gateway.replicas=1"), BUDGET, "demo-gateway")["spec"]
     assert budget["maxUnavailable"] == 1
     assert "minAvailable" not in budget
 
@@ -85,12 +86,9 @@ def test_a_service_that_may_have_no_replicas_starts_at_zero_pods_and_the_gateway
         assert args.get("idle_s") == (None if low else 120)
     assert env_of(dict(pod_specs(documents))["demo-gateway"])["FOVEA_ON_DEMAND_SERVICES"] == "medical-seg"
     enabled = env_of(dict(pod_specs(documents))["demo-gateway"])["FOVEA_ENABLED_SERVICES"].split(",")
-    assert {f"demo-{name}" for name in enabled} == {
-        d["metadata"]["name"]
-        for d in documents
-        if d["kind"] == "RayService" and not d["metadata"]["name"].endswith("-next")
-    }
-    assert ("PodDisruptionBudget", "demo-medical-seg") not in {(d["kind"], d["metadata"]["name"]) for d in documents}
+    names = {kind: {d["metadata"]["name"] for d in documents if d["kind"] == kind} for kind in ("RayService", BUDGET)}
+    assert {f"demo-{name}" for name in enabled} == names["RayService"] - {"demo-medical-seg-next"}
+    assert "demo-medical-seg" not in names[BUDGET]
 
 
 def test_placement_and_additions_reach_the_pods(tmp_path):
@@ -119,6 +117,10 @@ def test_placement_and_additions_reach_the_pods(tmp_path):
     assert (metadata["annotations"], metadata["labels"]["team"]) == ({"team": "a"}, "a")
     assert metadata["labels"]["fovea.dev/version"] == "stable"
     assert "FOVEA_LLM_MODEL" not in env_of(specs["demo-llm-longctx"]), "a service's own setting is its own"
+    placed = {"nodeSelector": {"kubernetes.io/arch": "arm64"}, "tolerations": more["tolerations"]}
+    specs = dict(pod_specs(render_file(tmp_path, {"gateway": placed, "redis": placed, "ray": {"head": placed}})))
+    for name in ("demo-gateway", "demo-redis", "demo-medical-seg-head"):
+        assert {key: specs[name][key] for key in placed} == placed
 
 
 def test_a_variable_of_a_service_replaces_that_of_the_chart(tmp_path):
@@ -133,13 +135,6 @@ def test_a_variable_of_a_service_replaces_that_of_the_chart(tmp_path):
         is_own = name in {"demo-relevance-judge", "demo-relevance-judge-worker"}
         assert ({(one["name"], one["value"]) for one in env} <= told) is is_own, name
         assert is_own or ("FOVEA_LOG_LEVEL", "INFO") in told or name == "demo-redis"
-
-
-def test_other_pods_can_be_placed_too(tmp_path):
-    placed = {"nodeSelector": {"kubernetes.io/arch": "arm64"}, "tolerations": [{"key": "team", "operator": "Exists"}]}
-    specs = dict(pod_specs(render_file(tmp_path, {"gateway": placed, "redis": placed, "ray": {"head": placed}})))
-    for name in ("demo-gateway", "demo-redis", "demo-medical-seg-head"):
-        assert {key: specs[name][key] for key in placed} == placed
 
 
 def test_a_slice_of_a_gpu_is_tolerated_and_seen():
@@ -187,10 +182,8 @@ def test_each_service_can_have_an_image_of_its_own_by_tag_or_digest(tmp_path):
 
 def test_a_route_of_the_gateway_api_reaches_the_gateway_and_cuts_no_stream(tmp_path):
     parents = [{"name": "public", "namespace": "infra", "sectionName": "https"}]
-    route = named(
-        render_file(tmp_path, {"httpRoute": {"enabled": True, "parentRefs": parents, "hostnames": ["fovea.example"]}}),
-        "HTTPRoute", "demo-gateway",
-    )  # fmt: skip
+    values = {"enabled": True, "parentRefs": parents, "hostnames": ["fovea.example"]}
+    route = named(render_file(tmp_path, {"httpRoute": values}), "HTTPRoute", "demo-gateway")
     assert route["apiVersion"] == "gateway.networking.k8s.io/v1"
     assert (route["spec"]["parentRefs"], route["spec"]["hostnames"]) == (parents, ["fovea.example"])
     [rule] = route["spec"]["rules"]

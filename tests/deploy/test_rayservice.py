@@ -29,10 +29,8 @@ WAIT_S = 300
 
 @pytest.fixture(scope="module")
 def configs():
-    documents = render(*ALL_ON)
-    return {
-        name: yaml.safe_load(named(documents, "RayService", f"demo-{name}")["spec"]["serveConfigV2"]) for name in SIX
-    }
+    specs = {name: named(render(*ALL_ON), "RayService", f"demo-{name}")["spec"] for name in SIX}
+    return {name: yaml.safe_load(spec["serveConfigV2"]) for name, spec in specs.items()}
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
+from torch.nn.functional import scaled_dot_product_attention as attend
 
 from shared.lm.host_transfer import DeviceBuffer, to_device, to_host
 from tests.device.pretend_cuda import CUDA, DeviceFault, PretendCuda
@@ -29,9 +29,7 @@ REFUSED = {
     "a mask on the host": lambda: x().masked_fill(torch.zeros(3, 4, dtype=torch.bool), 0),
     "joining both": lambda: torch.cat((x(), torch.ones(1, 4))),
     "a layer on the host": lambda: nn.Linear(4, 2)(x()),
-    "attention over keys on the host": lambda: functional.scaled_dot_product_attention(
-        x()[None], torch.ones(1, 5, 4), torch.ones(1, 5, 4)
-    ),
+    "attention over keys on the host": lambda: attend(x()[None], torch.ones(1, 5, 4), torch.ones(1, 5, 4)),
     "NumPy": lambda: x().numpy(),
     "NumPy by another name": lambda: np.asarray(x()),
 }

@@ -21,14 +21,11 @@ def test_a_metric_comes_from_the_manifest_and_a_colon_is_no_format():
 
 
 def test_a_row_of_several_units_is_named_and_a_stale_figure_replaced():
-    cost, rate = (
-        figures._benchmark("serving", "rows", f"Fovea service, {unit}") for unit in ("CPU ms / request", "requests / s")
-    )
+    units = ("CPU ms / request", "requests / s")
+    cost, rate = (figures._benchmark("serving", "rows", f"Fovea service, {unit}") for unit in units)
     assert cost < rate
-    assert (
-        figures.fill_in("a <!--=patnet.top_1:.3f-->0.999<!--/--> b\n", "page.md")
-        == f"a <!--=patnet.top_1:.3f-->{figures.look_up('patnet.top_1:.3f')}<!--/--> b\n"
-    )
+    page, now = "a <!--=patnet.top_1:.3f-->{}<!--/--> b\n", figures.look_up("patnet.top_1:.3f")
+    assert figures.fill_in(page.format("0.999"), "page.md") == page.format(now)
 
 
 @pytest.mark.parametrize("key", ["nobody.map50", "patnet.map99", "bench/none/targets/x", "bench/serving/targets/x"])
@@ -70,12 +67,10 @@ def row(test: str, seconds: float, phase: str = "call", **more: Any) -> dict[str
 def functions(file: str) -> set[str]:
     body = ast.parse((slow.ROOT / file).read_text("utf8")).body
     classes = [(f"{one.name}::", one.body) for one in body if isinstance(one, ast.ClassDef)]
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    machines = {f"{target.id}::runTest" for one in body if isinstance(one, ast.Assign) for target in one.targets
-                if isinstance(target, ast.Name)}  # fmt: skip  # hypothesis's TestCase of a state machine
-    return machines | {
-        owner + one.name for owner, inner in [("", body), *classes] for one in inner if isinstance(one, kinds)
-    }
+    kinds, targets = (ast.FunctionDef, ast.AsyncFunctionDef), [t for one in body for t in getattr(one, "targets", ())]
+    machines = {f"{one.id}::runTest" for one in targets if isinstance(one, ast.Name)}  # hypothesis's, of states
+    parts = [("", body), *classes]
+    return machines | {owner + one.name for owner, inner in parts for one in inner if isinstance(one, kinds)}
 
 
 def test_the_list_names_no_function_and_no_file_that_is_gone():

@@ -67,9 +67,10 @@ _VALUES: Mapping[tuple[str, str], Sequence[Any]] = {
 }
 
 FREE: Mapping[tuple[str, str], str] = {
-    **{("chat", name): "taken and ignored, as its description says" for name in ("service_tier", "metadata", "store")},
-    ("embed", "user"): "taken and ignored, as its description says",
-    ("chat", "user"): "taken and ignored, as its description says",
+    **dict.fromkeys(
+        (("embed", "user"), *(("chat", name) for name in ("service_tier", "metadata", "store", "user"))),
+        "taken and ignored, as its description says",
+    ),
     **{
         ("chat", name): "shows with a real vocabulary and template: services/llm_longctx/tests/test_openai_fields.py"
         for name in (
