@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typer.testing import CliRunner
 
+import fovea
 from fovea.api.replica import ENDLESS
 from fovea.cli.main import app as command
 from services.gateway.tests.stage import fronted
@@ -86,22 +87,19 @@ def test_the_console_shows_it_with_a_title_a_form_and_the_generic_result_view(ur
     assert f"curl {url}/v1/{TASK}" in card
 
 
-def test_the_command_lists_and_runs_it(url):
+async def test_the_command_and_both_clients_run_it(url):
     def run(*words: str) -> str:
         result = CliRunner().invoke(command, [*words, "--url", url], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.output
 
-    assert TASK in run("models")
-    assert "--text" in run("models", "word-counter")
-    assert json.loads(run("run", TASK, "--text", "a b a", "--json"))["words"] == {"a": 2, "b": 1}
+    def ask() -> None:
+        assert TASK in run("models")
+        assert "--text" in run("models", "word-counter")
+        assert json.loads(run("run", TASK, "--text", "a b a", "--json"))["words"] == {"a": 2, "b": 1}
+        with fovea.Client(url) as client:
+            assert client.run(TASK, {"text": "a"})["words"] == {"a": 1}
 
-
-async def test_both_clients_run_it(url):
-    import fovea
-
+    await asyncio.to_thread(ask)
     async with fovea.AsyncClient(url) as client:
         assert (await client.run(TASK, {"text": "a b"}))["words"] == {"a": 1, "b": 1}
-    with fovea.Client(url) as client:
-        found = await asyncio.to_thread(client.run, TASK, {"text": "a"})
-    assert found["words"] == {"a": 1}

@@ -9,8 +9,7 @@ import gzip
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import httpx2
@@ -38,8 +37,7 @@ SAY = {"messages": [{"role": "user", "content": "Hello, who are you?"}], "max_to
 PROTOBUF = "application/x-protobuf"
 
 
-@dataclass(frozen=True)
-class CollectedSpan:
+class CollectedSpan(NamedTuple):
     """One span as it came over the wire; `service` is of its resource."""
 
     service: str
@@ -105,18 +103,14 @@ class Platform:
         self.http, self.grpc = free_port(), free_port()
         self.processes = Processes(folder)
         model = write_folder(folder / MODEL)
-        self._env = environment(
+        env = environment(
             FOVEA_REDIS_URL=redis_url, FOVEA_DATA_DIR=str(folder), FOVEA_LLM_MODEL=str(model),
             FOVEA_LLM_FIDELITY_SAMPLE_RATE="1", FOVEA_HTTP_PORT=str(self.http), FOVEA_GRPC_PORT=str(self.grpc),
             FOVEA_INTRA_OP_THREADS="1", FOVEA_SHUTDOWN_GRACE_S="1", OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint,
             FOVEA_JOBS_IN_REPLICA="1", OTEL_BSP_SCHEDULE_DELAY="200", PYTHONPATH=os.pathsep.join(sys.path),
         )  # fmt: skip
-        self._start("-m", "services.gateway")
-        self._start("-m", "shared.serving.tests.toy_replica")
-        self._start("-m", "shared.serving", "llm-longctx")
-
-    def _start(self, *command):
-        self.processes.start([sys.executable, *command], self._env)
+        for words in ("services.gateway", "shared.serving.tests.toy_replica", "shared.serving llm-longctx"):
+            self.processes.start([sys.executable, "-m", *words.split()], env)
 
     @property
     def url(self):
@@ -129,9 +123,8 @@ class Platform:
         return False
 
     def find(self, what, trace=None):
-
         def look():
-            return [s for s in self.collector.spans if (trace is None or s.trace == trace) and what(s)]
+            return [s for s in self.collector.spans if trace in {None, s.trace} and what(s)]
 
         return wait_until(look, 30, "the span is collected")[0]
 
