@@ -16,13 +16,18 @@ MODELS = ("fasternet", "fovea-landmark-recall", "fovea-routing-bytes", "patnet")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_sparse_model_carries_a_measured_claim_with_nothing_but_studies_open(name):
+def test_every_sparse_model_carries_a_measured_claim_that_console_and_command_line_tell_in_words(name):
     claim = published()[name]
     (card,) = (kind.card for service in SERVICES for kind in servables(service).values() if kind.card.name == name)
     assert card.sparsity == claim
     assert claim.measured.runs >= 30
     assert {finding.rule for finding in lint(claim)} <= OPEN
     assert claim.headline is None
+    told = {what: value for what, value, _ in list_facts(card.model_dump(mode="json"))}
+    assert f"{claim.sparsity_global:.1%} of {claim.kind}" in told["Sparsity"]
+    assert "the speed of dense" in told["Sparsity"]
+    entry = {**card.model_dump(mode="json"), "id": name, "service": "s", "ready": True, "created": 0}
+    assert told["Sparsity"] in dict(_list_facts(ModelCard.model_validate(entry))).values()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -42,13 +47,3 @@ def test_a_model_that_calls_itself_sparse_owes_a_claim(capsys):
         assert claims.claimless([bare.model_copy(update=field)]) == 1
     assert "no SparsityClaim" in capsys.readouterr().out
     assert claims.claimless([LandmarkRecall.card.model_copy(update={"summary": "Sparse."})]) == 0
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_console_and_command_line_tell_a_claim_in_words(name):
-    (card,) = (kind.card for service in SERVICES for kind in servables(service).values() if kind.card.name == name)
-    told = {what: value for what, value, _ in list_facts(card.model_dump(mode="json"))}
-    assert f"{card.sparsity.sparsity_global:.1%} of {card.sparsity.kind}" in told["Sparsity"]
-    assert "the speed of dense" in told["Sparsity"]
-    entry = {**card.model_dump(mode="json"), "id": name, "service": "s", "ready": True, "created": 0}
-    assert told["Sparsity"] in dict(_list_facts(ModelCard.model_validate(entry))).values()

@@ -91,14 +91,13 @@ def test_steps_with_adapters_run_unrecorded_in_the_place_of_a_recording(graph):
 class Rows:
     """A step of some sequences with a run of some entries each."""
 
+    draws, is_marked = None, False
+
     def __init__(self, tokens: list[int], positions: list[int] | None = None, longest: int = 5) -> None:
-        batch = len(tokens)
-        self.tokens, self.positions, self.draws = tokens, positions or [0] * batch, None
-        shape = (2, 3 * batch)
-        self.is_marked = False
-        self.slots = np.arange(6 * batch).reshape(shape)
-        weighted = np.zeros(shape, bool)
-        self.own = RowRuns(None, 0, np.full(shape, 7), np.full(shape, longest), weighted)
+        shape = (2, 3 * len(tokens))
+        self.tokens, self.positions = tokens, positions or [0] * len(tokens)
+        self.slots = np.arange(2 * shape[1]).reshape(shape)
+        self.own = RowRuns(None, 0, np.full(shape, 7), np.full(shape, longest), np.zeros(shape, bool))
 
     def groups(self):
         return []
@@ -155,15 +154,11 @@ def test_batches_are_filled_up_with_rows_that_write_to_a_spare_page():
     assert (recorder.records, len(graphs)) == (1, 1)
 
 
-def test_a_larger_batch_than_any_and_one_in_a_full_pool_run_as_they_are():
-    assert steps_of(PlainRecorder(), batches=(1, 2)).step(Rows([1, 2, 3])) is None
-    pool = PagePool(1, 16, 8, torch.float32)
-    page = pool.reserve(1)
-    pool.commit(np.array([page]))
-    assert GraphSteps(double, pool, PlainRecorder(), "cpu_torch").step(Rows([1])) is None
-
-
 def test_what_cannot_be_recorded_runs_as_it_is_and_is_tried_once():
+    assert steps_of(PlainRecorder(), batches=(1, 2)).step(Rows([1, 2, 3])) is None, "a larger batch than any"
+    pool = PagePool(1, 16, 8, torch.float32)
+    pool.commit(np.array([pool.reserve(1)]))
+    assert GraphSteps(double, pool, PlainRecorder(), "cpu_torch").step(Rows([1])) is None, "a full pool"
     recorder = PlainRecorder(fails=True)
     graphs = steps_of(recorder)
     for token in range(4):
