@@ -105,15 +105,12 @@ def test_a_release_is_whole_checked_and_the_same_again_with_images_where_the_too
     assert (built, "It has no images (--no-images)" in capsys.readouterr().out) == ([[]], True)
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "commit", "told"),
-    [
-        ("plugins/more/pyproject.toml", "0.2.0", "0.1.9", True, "more/pyproject.toml (0.1.9)"),
-        ("deploy/helm/fovea/Chart.yaml", 'appVersion: "0.2.0"', 'appVersion: "0.1.0"', True, "appVersion (0.1.0)"),
-        ("CHANGELOG.md", "[0.2.0] - 2026-12-01", "[Unreleased]", True, "has no section [0.2.0]"),
-        ("small.py", "7", "8", False, "small.py"),
-    ],
-)
+@pytest.mark.parametrize(("file", "old", "new", "commit", "told"), [
+    ("plugins/more/pyproject.toml", "0.2.0", "0.1.9", True, "more/pyproject.toml (0.1.9)"),
+    ("deploy/helm/fovea/Chart.yaml", 'appVersion: "0.2.0"', 'appVersion: "0.1.0"', True, "appVersion (0.1.0)"),
+    ("CHANGELOG.md", "[0.2.0] - 2026-12-01", "[Unreleased]", True, "has no section [0.2.0]"),
+    ("small.py", "7", "8", False, "small.py"),
+])  # fmt: skip
 def test_a_tree_that_is_not_this_version_is_refused_by_name(project, file, old, new, commit, told):
     (project / file).write_text((project / file).read_text().replace(old, new))
     if commit:

@@ -43,16 +43,13 @@ def test_a_timed_test_may_fail_once_and_is_listed(workers, run_suite):
     result.stdout.fnmatch_lines(["*timed tests*", *listed])
 
 
-@pytest.mark.parametrize(
-    ("mark", "option", "said"),
-    [
-        *(
-            (f"@pytest.mark.{mark}", "-q", "*test_chaos.py::test_one *Mark it `timed(*")
-            for mark in ("timed", "timed()", 'timed("  ")', "timed(3)", "flaky(reruns=3)")
-        ),
-        ("", "--reruns=1", "*leave out --reruns*"), ("", "--force-reruns=1", "*leave out --reruns*"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("mark", "option", "said"), [
+    *(
+        (f"@pytest.mark.{mark}", "-q", "*test_chaos.py::test_one *Mark it `timed(*")
+        for mark in ("timed", "timed()", 'timed("  ")', "timed(3)", "flaky(reruns=3)")
+    ),
+    ("", "--reruns=1", "*leave out --reruns*"), ("", "--force-reruns=1", "*leave out --reruns*"),
+])  # fmt: skip
 def test_a_mark_without_a_reason_another_mark_and_reruns_of_all_refuse_the_run(mark, option, said, run_suite):
     result = run_suite("reruns", option, test_chaos=FAILS_ONCE.format(mark=mark))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -155,14 +152,11 @@ def test_a_skip_that_is_not_listed_fails_the_run(named, workers, run_suite, pyte
     result.assert_outcomes(skipped=5, passed=2)
 
 
-@pytest.mark.parametrize(
-    ("entry", "expected"),
-    [
-        ({"reason": "needs a GPU"}, pytest.ExitCode.TESTS_FAILED),
-        ({"reason": "no_such_module", "where": "python_version < '3'"}, pytest.ExitCode.TESTS_FAILED),
-        ({"reason": "no_such_module", "where": "python_version > '3'"}, pytest.ExitCode.OK),
-    ],
-)
+@pytest.mark.parametrize(("entry", "expected"), [
+    ({"reason": "needs a GPU"}, pytest.ExitCode.TESTS_FAILED),
+    ({"reason": "no_such_module", "where": "python_version < '3'"}, pytest.ExitCode.TESTS_FAILED),
+    ({"reason": "no_such_module", "where": "python_version > '3'"}, pytest.ExitCode.OK),
+])  # fmt: skip
 def test_an_entry_holds_for_its_reason_and_where_its_marker_does(entry, expected, run_suite, pytester):
     assert run_suite("skips", allow(pytester, test="*", **entry), test_one=WAYS["call"]).ret == expected
 

@@ -11,21 +11,18 @@ import pytest
 from tests.lint import budget, devices, style
 
 
-@pytest.mark.parametrize(
-    ("read", "text", "advice"),
-    [
-        (style.read_page, "Good.\n\n* What outlives a process lies in Redis.", "begin with a noun or a verb"),
-        (style.read_page, "| a | it learnt from roads |", "use the field's word"),
-        (style.read_page, "It reaches mAP .87 there.", "write 0.87"),
-        (style.read_page, "It is 2.1 × faster.", "write 2.1×"),
-        (style.read_page, "Dice is 0.86 (0.88 wanted).", "write (target X)"),
-        (style.read_page, "This is no model of ours.", "write is not a"),
-        (style.read_python, 'def f():\n    """Who asks is told."""', "begin with a noun or a verb"),
-        (style.read_python, "x = 1  # Of a film, every frame counts", "use the usual order"),
-        (style.read_python, 'raise ValueError("The file x.png is no picture.")', "write is not a"),
-        (style.read_template, "<p>Dense attention runs beside every method.</p>", "use the field's word"),
-    ],
-)
+@pytest.mark.parametrize(("read", "text", "advice"), [
+    (style.read_page, "Good.\n\n* What outlives a process lies in Redis.", "begin with a noun or a verb"),
+    (style.read_page, "| a | it learnt from roads |", "use the field's word"),
+    (style.read_page, "It reaches mAP .87 there.", "write 0.87"),
+    (style.read_page, "It is 2.1 × faster.", "write 2.1×"),
+    (style.read_page, "Dice is 0.86 (0.88 wanted).", "write (target X)"),
+    (style.read_page, "This is no model of ours.", "write is not a"),
+    (style.read_python, 'def f():\n    """Who asks is told."""', "begin with a noun or a verb"),
+    (style.read_python, "x = 1  # Of a film, every frame counts", "use the usual order"),
+    (style.read_python, 'raise ValueError("The file x.png is no picture.")', "write is not a"),
+    (style.read_template, "<p>Dense attention runs beside every method.</p>", "use the field's word"),
+])  # fmt: skip
 def test_a_habit_is_found_in_every_kind_of_text(read, text, advice):
     found = [cure for _, sentence in read(text) for habit, cure in style.HABITS.items() if re.search(habit, sentence)]
     assert advice in found
