@@ -22,10 +22,9 @@ import httpx2
 import redis
 
 from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
-from shared.jobs.redis_server import RedisServer
 from shared.serving.up import orphan_cleanup
-from shared.settings import Settings
 from shared.settings import environment as process_environment
+from tests.harness.redis_servers import start_redis
 from tests.harness.waiting import free_port, wait_until
 
 LOOPBACK = "127.0.0.1"
@@ -204,7 +203,7 @@ def run_cluster(folders, *nodes: str, **settings: str) -> Iterator[RayCluster]:
         nodes: Loopback addresses.
         settings: Variables of the environment of all nodes.
     """
-    with RedisServer(Settings(data_dir=folders.mktemp("redis"), redis_url=None)) as server:
+    with start_redis(folders.mktemp("redis")) as server:
         made = RayCluster(folders.mktemp("ray"), server.url, FOVEA_SHUTDOWN_GRACE_S="2", **settings)
         try:
             made.start_head()

@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from shared.jobs.redis_server import RedisServer
-from shared.settings import Settings
+from tests.harness.redis_servers import start_redis
 from tests.harness.waiting import wait_until
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -62,7 +61,7 @@ needs_helm = pytest.mark.skipif(helm() is None, reason="no helm: neither on PATH
 @contextlib.contextmanager
 def run_platform(folders, make):
     """Start a platform, `make` of a folder and a Redis, and give it once it `is_ready`."""
-    with RedisServer(Settings(data_dir=folders.mktemp("redis"), redis_url=None)) as server:
+    with start_redis(folders.mktemp("redis")) as server:
         made = make(folders.mktemp("platform"), server.url)
         try:
             wait_until(made.is_ready, 120, "the gateways see their services")

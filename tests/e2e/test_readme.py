@@ -54,7 +54,7 @@ CURL = [(page, line, code) for page in PAGES for line, code in blocks(page, "bas
 PROOFS = {
     "fovea segment": r" found in 2 of 2 frames",
     "ls out/study": r"(?s)\.json\n.*\.seg\.dcm\n.*\.sr\.dcm\n.*\.strip\.jpg\n", "grep": r'^"area": [1-9]',
-    "fovea survey": r"pictures\t12 (?s:.*)damage\tpothole [1-9]", "head -3": r"^.*,.*\n.*,.*\n.*,.*\n$",
+    "fovea survey": r"pictures\t6 (?s:.*)damage\tpothole [1-9]", "head -3": r"^.*,.*\n.*,.*\n.*,.*\n$",
     "head -c": r'^\{\s*"type": ?"FeatureCollection"', "fovea judge import": r"wrote c/qrels.txt \(\d+ lines\)",
     "fovea judge batch": r"pairs\t208\b(?s:.*)written\tjudged.jsonl",
     "fovea judge trust": r"is no better than overlap and bm25 and embedding: it orders 0\.6",
@@ -94,7 +94,7 @@ def test_python_block_runs_and_prints(product, page, line, code):
 @pytest.mark.parametrize(("steps", "shown"), [one for block in STEPS for one in steps(block)])
 def test_quick_starts_lead_where_the_page_says(product, steps, shown, tmp_path):
     write_study(tmp_path / "study")
-    write_drive(tmp_path / "drive", 12)
+    write_drive(tmp_path / "drive", 6)
     write_collection(tmp_path / "collection")
     path, said = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", ""
     for step in steps:

@@ -5,7 +5,6 @@ three are in its name here: a change of any of them exports it anew, a change of
 looks into its own cache folder first, as always; only the export itself is answered from here.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata
@@ -24,6 +23,7 @@ import pytest
 from shared.export.artifacts import ExportedForms
 from shared.export.parity import Parity
 from shared.registry import networks
+from tests.harness.language_model import locked
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,13 +78,6 @@ def name_graph(forms: ExportedForms) -> str:
     return f"{manifest.name}-{manifest.sha256[:16]}-{forms.tag}-{key[:16]}"
 
 
-@contextmanager
-def only_one(file: Path) -> Iterator[None]:
-    with file.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def copy(source: Path, target: Path) -> None:
     """Put a copy in place, whole or not at all; no link, because tests damage the graphs that they get."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
@@ -110,7 +103,7 @@ class GraphFolder:
         target = forms._graph
         kept = self.folder / f"{name_graph(forms)}.onnx"
         facts = kept.with_suffix(".json")
-        with only_one(kept):
+        with locked(kept.with_suffix(".lock")):
             if not facts.exists():  # written last
                 parity = _export(forms)
                 self.exports += 1

@@ -46,7 +46,8 @@ def _convert(weights: str) -> Path | None:
         return None
     folder = FOLDER / _digest(file)
     done = folder / f"{weights}.done"
-    with _one_at_a_time():
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with locked(FOLDER / "lock"):
         if not done.exists():
             for other in set(FOLDER.iterdir()) - {folder, FOLDER / "lock"}:
                 shutil.rmtree(other)
@@ -56,9 +57,9 @@ def _convert(weights: str) -> Path | None:
 
 
 @contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "lock").open("w") as lock:
+def locked(file: Path) -> Iterator[None]:
+    """Keep other processes that lock the same file waiting."""
+    with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
