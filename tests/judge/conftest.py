@@ -17,10 +17,8 @@ from shared.settings import Settings
 
 def by_overlap(body: dict[str, Any]) -> str:
     """Grades by the words that query and passage share, like a model that reads quickly."""
-    text = body["messages"][-1]["content"]
-    query, passage = (
-        text.split(f"<<{name} ")[1].split("\n", 1)[1].split("\n<<end")[0] for name in ("query", "passage")
-    )
+    parts = (body["messages"][-1]["content"].split(f"<<{name} ")[1] for name in ("query", "passage"))
+    query, passage = (part.split("\n", 1)[1].split("\n<<end")[0] for part in parts)
     return f"Most words are there.\n##final score: {min(int(overlap(query, {'p': passage})['p'] * 4), 3)}"
 
 
@@ -30,9 +28,8 @@ def judging(tmp_path_factory):
 
     kinds = {name: answered_by(model, kind) for name, kind in servables("relevance-judge").items()}
     ordered = {"prompted-grade": kinds["prompted-grade"], **kinds}
-    app = build(
-        "relevance-judge", routers=[router], servables=ordered, settings=Settings(_env_file=None, data_dir=folder)
-    )
+    settings = Settings(_env_file=None, data_dir=folder)
+    app = build("relevance-judge", routers=[router], servables=ordered, settings=settings)
     with fronted(app, "relevance-judge", folder) as (url, _, _):
         yield SimpleNamespace(url=url, model=model)
 
