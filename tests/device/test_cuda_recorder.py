@@ -60,6 +60,9 @@ class Graph:
     def pool(self) -> tuple[int, int]:
         return 0, 1
 
+    def replay(self) -> None:
+        """Nothing to do."""
+
 
 @pytest.fixture
 def driver(monkeypatch):
