@@ -17,12 +17,18 @@ import httpx2
 import psutil
 import pytest
 import redis
+import typer
+from typer.testing import CliRunner
 
 from fovea.api.replica import HEARTBEAT_TTL_S, ReplicaRecord, replicas_key
 from shared.jobs.queue import Payload
+from shared.serving import __main__ as replica_command
+from shared.serving import worker
+from shared.serving.build_app import build
+from shared.serving.replica import ReplicaServer
 from shared.serving.up import orphan_cleanup
 from shared.serving.up.processes import ProcessDied, ProcessGroup
-from shared.settings import environment
+from shared.settings import Settings, environment
 from tests.harness.waiting import free_port, until, wait_until
 
 NAP = "import time; time.sleep(60)"
@@ -248,29 +254,36 @@ def test_an_idle_worker_holds_no_framework():
     assert said.stdout.strip() == "set()"
 
 
-def run(*module):
-    env = environment(FOVEA_LOG_FORMAT="json", FOVEA_SHUTDOWN_GRACE_S="1")
-    env.pop("FOVEA_REDIS_URL", None)
-    command = [sys.executable, "-m", *module]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def test_what_can_not_start_ends_in_a_clear_line():
+def test_what_can_not_start_ends_in_a_clear_line(tmp_path, monkeypatch):
+    settings = Settings(redis_url=None, data_dir=tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
+
+        def start(_service, http_port, _grpc_port):
+            app = build("toy", servables={}, settings=settings)
+            asyncio.run(ReplicaServer(app, settings, http_port=http_port).start())
+
+        monkeypatch.setattr(replica_command, "run_replica", start)
+        monkeypatch.setattr(worker, "settings", lambda: settings)
+        monkeypatch.setattr(worker.telemetry, "configure_logs", lambda *_: None)
         port = str(taken.getsockname()[1])
-        for words, code, told in (
-            (("shared.serving.worker", "toy"), 2, "FOVEA_REDIS_URL"),
-            (("shared.serving", "nope"), 2, "medical-seg"),
-            (("shared.serving", "relevance-judge", "--http-port", port), 1, "--http-port"),
+        for command, words, code, told in (
+            (worker.main, ["toy"], 2, "A worker needs FOVEA_REDIS_URL."),
+            (replica_command.main, ["nope"], 2, "medical-seg"),
+            (replica_command.main, ["relevance-judge", "--http-port", port], 1, "Can't listen: "),
         ):
-            process = run(*words)
-            said, _ = process.communicate(timeout=120)
-            assert (process.returncode, told in said, "Traceback" in said) == (code, True, False), words
+            app = typer.Typer()
+            app.command()(command)
+            ended = CliRunner().invoke(app, words)
+            assert (ended.exit_code, told in ended.output) == (code, True), ended.output
 
 
 def test_it_serves_on_the_stated_ports_until_sigterm():
     http, grpc = free_port(), free_port()
-    process = run("shared.serving", "relevance-judge", "--http-port", str(http), "--grpc-port", str(grpc))
+    env = environment(FOVEA_LOG_FORMAT="json", FOVEA_SHUTDOWN_GRACE_S="1")
+    env.pop("FOVEA_REDIS_URL", None)
+    words = ["shared.serving", "relevance-judge", "--http-port", str(http), "--grpc-port", str(grpc)]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, "-m", *words], env=env, **how)
 
     def ask():
         with contextlib.suppress(httpx2.ConnectError):
@@ -340,6 +353,7 @@ def listening(session):
     return addresses
 
 
+@pytest.mark.release
 def test_replicas_are_placed_on_loopback_healed_and_ended(cluster, data_dir):
     driver, link = cluster
     assert any(line == "placed\n" for line in driver.stdout)
@@ -364,31 +378,22 @@ def test_replicas_are_placed_on_loopback_healed_and_ended(cluster, data_dir):
     assert left == {first.id}  # the others withdrew; the killed one could not
 
 
-class Loading:
-    """A host that has loaded after so many looks."""
-
-    service = "toy"
-
-    def __init__(self, looks, settled):
-        self.looks, self.settled = looks, settled
-
-    @property
-    def is_loading(self):
-        self.looks -= 1
-        return self.looks >= 0
-
-    def missing(self):
-        return {"echo": "no weights"}
-
-
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's own use of pydantic
 def test_a_replica_is_made_when_its_models_are_loaded(monkeypatch):
     from shared.serving import ray
 
+    class Host:
+        service, settled, looks = "toy", True, iter([True, True, False, False, False])
+        is_loading = property(lambda self: next(self.looks))
+
+        def missing(self):
+            return {"echo": "no weights"}
+
     monkeypatch.setattr(ray, "_LOAD_POLL_S", 0.0)
-    host = Loading(3, settled=True)
+    host = Host()
     ray.wait_until_loaded(host, must_load=True)
-    assert host.looks == -1
-    ray.wait_until_loaded(Loading(0, settled=False), must_load=False)
+    host.settled = False
+    ray.wait_until_loaded(host, must_load=False)
     with pytest.raises(RuntimeError, match="no weights"):
-        ray.wait_until_loaded(Loading(0, settled=False), must_load=True)
+        ray.wait_until_loaded(host, must_load=True)
+    assert not list(host.looks)
