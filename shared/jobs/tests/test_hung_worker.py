@@ -5,21 +5,23 @@ import threading
 import time
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
+from fovea.api.job import Job
 from fovea.errors import Fault
 from shared.jobs import consumer as consumer_module
 from shared.jobs.consumer import NothingToDo, QueueConsumer
 from shared.jobs.queue import Payload, Result, Ticket
+from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.tests.running_worker import ended, run_one, started, working
 from shared.settings import Settings
 
 Attempts = Collection[tuple[str, int]]
 
 DONE = Result(200, "text/plain", b"done")
-WRITES = ("progress", "succeed", "fail", "retry", "release")
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +33,22 @@ def quick(monkeypatch):
 def asked(inbox, monkeypatch):
     names: list[str] = []
 
-    def note(name: str) -> None:
-        call = getattr(inbox, name)
+    async def note(name: str, call: Any, *args: Any) -> Any:
+        names.append(name)
+        return await call(*args)
 
-        async def noted(*args: Any) -> Any:
-            names.append(name)
-            return await call(*args)
-
-        monkeypatch.setattr(inbox, name, noted)
-
-    for name in ("renew", *WRITES):
-        note(name)
+    for name in ("renew", "progress", "succeed", "fail", "retry", "release"):
+        monkeypatch.setattr(inbox, name, partial(note, name, getattr(inbox, name)))
     return names
+
+
+async def cancel_and_retry(queue: RedisJobQueue, payload: Payload) -> Job:
+    """What becomes of a job that is cancelled and tried again once it runs."""
+    job, _ = await queue.submit(payload)
+    await started(queue, job)
+    await queue.cancel(job.id, "ann")
+    await queue.retry(job.id, "ann")
+    return await ended(queue, job)
 
 
 class Rival:
@@ -136,13 +142,9 @@ async def test_an_attempt_that_ends_late_leaves_the_next_one_of_the_same_worker_
         return replace(DONE, body=f"{ticket.attempt}".encode())
 
     async with working(redis_url, job_settings, handler):
-        job, _ = await queue.submit(payload)
-        await started(queue, job)
-        await queue.cancel(job.id, "ann")
-        await queue.retry(job.id, "ann")
-        done = await ended(queue, job)
+        done = await cancel_and_retry(queue, payload)
     assert (done.status, done.attempts) == ("succeeded", 2)
-    assert (await queue.result(job.id, "ann")).body == b"2"
+    assert (await queue.result(done.id, "ann")).body == b"2"
 
 
 async def test_a_lost_attempt_does_not_stop_the_next_one_of_the_same_worker(
@@ -170,11 +172,7 @@ async def test_a_lost_attempt_does_not_stop_the_next_one_of_the_same_worker(
 
     monkeypatch.setattr(inbox, "renew", renew_and_read_late)
     async with working(redis_url, job_settings.model_copy(update={"job_lease_s": 2.0}), handler, inbox):
-        job, _ = await queue.submit(payload)
-        await started(queue, job)
-        await queue.cancel(job.id, "ann")
-        await queue.retry(job.id, "ann")
-        done = await ended(queue, job)
+        done = await cancel_and_retry(queue, payload)
     assert (done.status, done.attempts) == ("succeeded", 2)
 
 

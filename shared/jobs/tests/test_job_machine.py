@@ -334,12 +334,11 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def streams_and_backlogs_hold_exactly_the_jobs_that_wait_or_run(self) -> None:
-        client = self.queue._redis.client
-        held = [
-            self.run(client.xlen(redis_keys.key("stream", f"svc:{level}")))
-            + self.run(client.zcard(redis_keys.key("backlog", f"svc:{level}:t")))
-            for level in redis_keys.LEVELS
-        ]
+        asked = self.queue._redis.client.pipeline(transaction=False)
+        for level in redis_keys.LEVELS:
+            asked.xlen(redis_keys.key("stream", f"svc:{level}")).zcard(redis_keys.key("backlog", f"svc:{level}:t"))
+        sizes = self.run(asked.execute())
+        held = [stream + backlog for stream, backlog in zip(sizes[::2], sizes[1::2], strict=True)]
         active = [job for job in self.jobs.values() if job.status in {"queued", "running"} and not job.delayed]
         assert held == [sum(job.at == level for job in active) for level in redis_keys.LEVELS]
 

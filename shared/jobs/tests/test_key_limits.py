@@ -30,7 +30,7 @@ async def answer(_payload: Payload, _ticket: Any) -> Result:
 
 
 @pytest.mark.parametrize("quota", ["tokens_per_day", "tokens_per_minute"])
-async def test_tokens_of_jobs_count_against_the_quota_of_their_key(redis_url, limits, quota):
+async def test_tokens_of_jobs_and_requests_count_against_the_quota_of_their_key_alone(redis_url, limits, quota):
     ann = Caller("ann", frozenset({"infer"}), "k1", KeyLimits(**{quota: 20}))
     bob = Caller("bob", frozenset({"infer"}), "k2", KeyLimits(**{quota: 20}))
     gateway = RateLimiter(Settings(auth="keys", redis_url=redis_url))
@@ -49,7 +49,13 @@ async def test_tokens_of_jobs_count_against_the_quota_of_their_key(redis_url, li
     assert refused.value.retry_after > 1, "a job waits until there are new tokens"
     await job(bob)
     await gateway.count(bob)
+    await gateway.spend_tokens(bob, 20)
+    with pytest.raises(RateLimited):
+        await limits.require_usable(bob.job_headers)
     await gateway.stop()
+    await limits.require_usable({})
+    await limits.spend({}, 100)
+    assert Caller("local", frozenset()).job_headers.keys() == {"x-fovea-tenant", "x-fovea-scopes"}
 
 
 async def test_a_job_waits_for_a_redis_that_is_away_for_a_moment_and_is_no_failed_attempt(limits, monkeypatch):
@@ -65,16 +71,3 @@ async def test_a_job_waits_for_a_redis_that_is_away_for_a_moment_and_is_no_faile
     run: Any = charge_jobs(answer, UsageLedger(None), limits)
     assert (await run(Payload("svc", "/v1/chat", b"", ann.job_headers, tenant="ann"), None)).status == 200
     assert len(asked) == 2
-
-
-async def test_tokens_of_requests_stop_the_jobs_of_their_key_and_no_others(redis_url, limits):
-    ann = Caller("ann", frozenset({"infer"}), "k1", KeyLimits(tokens_per_day=20))
-    gateway = RateLimiter(Settings(auth="keys", redis_url=redis_url))
-    await limits.require_usable(ann.job_headers)
-    await gateway.spend_tokens(ann, 20)
-    with pytest.raises(RateLimited):
-        await limits.require_usable(ann.job_headers)
-    await gateway.stop()
-    await limits.require_usable({})
-    await limits.spend({}, 100)
-    assert Caller("local", frozenset()).job_headers.keys() == {"x-fovea-tenant", "x-fovea-scopes"}

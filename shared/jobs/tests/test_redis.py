@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +98,14 @@ def test_only_this_user_on_this_machine_gets_in(own_redis, tmp_path):
     assert secret.read_text() not in own_redis.safe_url + describe_redis(Settings(redis_url=own_redis.url))
 
 
-def test_a_port_may_be_given_and_a_taken_one_is_said_so(tmp_path, own_redis):
-    port = int(own_redis.url.rsplit(":", 1)[1].partition("/")[0])
-    other = RedisServer(Settings(data_dir=tmp_path / "other"), port)
-    with pytest.raises(NotReady, match=f"listening on port {port}"):
+def test_a_given_port_that_is_taken_is_said_so_and_a_free_one_that_somebody_takes_first_replaced(
+    tmp_path, own_redis, monkeypatch
+):
+    taken = int(own_redis.url.rsplit(":", 1)[1].partition("/")[0])
+    other = RedisServer(Settings(data_dir=tmp_path / "other"), taken)
+    with pytest.raises(NotReady, match=f"listening on port {taken}"):
         other.start()
     assert other.process is None, "nothing is left behind"
-
-
-def test_a_free_port_that_somebody_takes_first_is_replaced(tmp_path, own_redis, monkeypatch):
-    taken = int(own_redis.url.rsplit(":", 1)[1].partition("/")[0])
     ports = iter([taken, room.free_port()])
     monkeypatch.setattr(room, "free_port", lambda: next(ports))
     with RedisServer(Settings(data_dir=tmp_path / "other")) as other, redis.Redis.from_url(other.url) as client:
@@ -143,17 +141,14 @@ def test_a_given_redis_is_checked_left_alone_and_pointed_out_where_it_is_away_or
     given = RedisServer(Settings(redis_url=own_redis.url, data_dir=tmp_path / "x")).start()
     assert given.process is None
     given.stop()
-    with redis.Redis.from_url(own_redis.url) as client:
-        assert client.ping()
     assert "appendfsync always" in describe_redis(Settings(redis_url=own_redis.url))
     with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("appendonly", "no")
+        client.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", "-config")
     assert "accepted jobs die with it" in describe_redis(Settings(redis_url=own_redis.url))
     with pytest.raises(NotReady, match=r"redis\+sentinel://127.0.0.1:1/main does not answer") as away:
         describe_redis(Settings(redis_url="redis+sentinel://:s3cret@127.0.0.1:1/main?sentinel_password=s3cret"))
     assert "s3cret" not in away.value.detail
-    with redis.Redis.from_url(own_redis.url) as client:
-        client.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", "-config")
     refusing = own_redis.url.replace("redis://:", "redis://plain:").replace(own_redis._password, "pw")
     assert "CONFIG refused: appendonly must be yes" in describe_redis(Settings(redis_url=refusing))
     with pytest.raises(NotReady, match="not usable"):
@@ -163,16 +158,10 @@ def test_a_given_redis_is_checked_left_alone_and_pointed_out_where_it_is_away_or
 PASSWORD = "p@ss/w:rd"
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """Files of a certificate for 127.0.0.1 that is its own authority, and of its key."""
-
-    certificate: Path
-    key: Path
-
-
-def make_certificate(folder: Path) -> Certificate:
-    made, key = Certificate(folder / "own.pem", folder / "own.key"), ec.generate_private_key(ec.SECP256R1())
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A file of a key and its certificate for 127.0.0.1, which is its own authority."""
+    made, key = tmp_path_factory.mktemp("tls") / "own.pem", ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
     address, now = x509.IPAddress(ipaddress.ip_address("127.0.0.1")), dt.datetime.now(dt.UTC)
     signed = (
@@ -187,10 +176,9 @@ def make_certificate(folder: Path) -> Certificate:
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    made.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    made.key.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    form = serialization.Encoding.PEM
+    secret = key.private_bytes(form, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    made.write_bytes(secret + signed.public_bytes(form))
     return made
 
 
@@ -218,18 +206,9 @@ def wait_for(client: redis.Redis) -> None:
         wait_until(answers, 20, "an answer of Redis")
 
 
-@dataclass(frozen=True)
-class Fleet:
-    """A master, its replica, and three Sentinels that watch them."""
-
-    url: str
-    master: subprocess.Popen[bytes]
-    ports: tuple[int, int]
-
-
 @contextmanager
-def run_fleet(folder: Path) -> Iterator[Fleet]:
-    """Run a fleet that takes another master within about two seconds."""
+def run_fleet(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The URL and the master of a fleet whose three Sentinels make its replica the master within two seconds."""
     first, second, *watchers = (free_port() for _ in range(5))
     secret = [f'requirepass "{PASSWORD}"', f'masterauth "{PASSWORD}"', "repl-diskless-sync-delay 0"]
     with ExitStack() as stack:
@@ -252,7 +231,7 @@ def run_fleet(folder: Path) -> Iterator[Fleet]:
                 lambda: int(ask("SENTINEL", "MASTER", "jobs")[count]) >= 2 and ask("SENTINEL", "REPLICAS", "jobs"), 30
             )
         hosts = ",".join(f"127.0.0.1:{port}" for port in watchers)
-        yield Fleet(f"redis+sentinel://{hosts}/jobs/0", master, (first, second))
+        yield f"redis+sentinel://{hosts}/jobs/0", master
 
 
 async def _run_one_job(settings: Settings, payload: Payload) -> bytes:
@@ -283,11 +262,6 @@ def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path):
     assert Settings().redis_url is None
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    return make_certificate(tmp_path_factory.mktemp("tls"))
-
-
 @contextlib.asynccontextmanager
 async def _front(port: Callable[[], int], **options: Any) -> AsyncIterator[int]:
     """A server on a port of its own whose connections lead to the present `port()`."""
@@ -308,26 +282,18 @@ async def _front(port: Callable[[], int], **options: Any) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-@contextlib.asynccontextmanager
-async def _tls_front(own: Certificate, port: int) -> AsyncIterator[int]:
-    """TLS in front of a server that was built without, for clients with a certificate of the same authority."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(own.certificate, own.key)
-    context.load_verify_locations(own.certificate)
-    context.verify_mode = ssl.CERT_REQUIRED
-
-    async with _front(lambda: port, ssl=context) as taken:
-        yield taken
-
-
 async def test_tls_is_trusted_by_its_own_authority_alone_and_clients_by_their_certificates(
     own_redis, own, payload, tmp_path
 ):
-    client = {"redis_cert_file": own.certificate, "redis_key_file": own.key}
-    async with _tls_front(own, own_redis._port) as port:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own)
+    context.load_verify_locations(own)
+    context.verify_mode = ssl.CERT_REQUIRED
+    client = {"redis_cert_file": own, "redis_key_file": own}
+    async with _front(lambda: own_redis._port, ssl=context) as port:
         facts = {"redis_url": f"rediss://127.0.0.1:{port}", "redis_password": own_redis._password, "data_dir": tmp_path}
-        assert await _run_one_job(Settings(**facts, **client, redis_ca_file=own.certificate), payload) == b"done"
-        for less in (client, {"redis_ca_file": own.certificate}):
+        assert await _run_one_job(Settings(**facts, **client, redis_ca_file=own), payload) == b"done"
+        for less in (client, {"redis_ca_file": own}):
             with pytest.raises(NotReady, match="reached"):
                 await _run_one_job(Settings(**facts, **less), payload)
 
@@ -361,8 +327,8 @@ async def test_connections_to_a_master_that_became_a_replica_find_the_new_one(ow
 
 
 async def test_sentinel_leads_to_the_master_also_after_it_died(payload, tmp_path):
-    with run_fleet(tmp_path / "fleet") as fleet:
-        settings = Settings(redis_url=fleet.url, redis_password=PASSWORD, data_dir=tmp_path)
+    with run_fleet(tmp_path / "fleet") as (url, master):
+        settings = Settings(redis_url=url, redis_password=PASSWORD, data_dir=tmp_path)
         assert settings.redis_url
         given = await asyncio.to_thread(RedisServer(settings).start)
         assert PASSWORD not in given.safe_url
@@ -377,7 +343,7 @@ async def test_sentinel_leads_to_the_master_also_after_it_died(payload, tmp_path
         queue = RedisJobQueue(settings.redis_url, settings)
         job, _ = await queue.submit(payload)
         await queue._redis.client.wait(1, 5000)
-        fleet.master.kill()
+        master.kill()
         async with asyncio.timeout(90):  # for a machine that does much else
             while True:
                 with contextlib.suppress(NotReady):
