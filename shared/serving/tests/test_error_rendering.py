@@ -48,7 +48,10 @@ def forms(*places):
     return RequestValidationError([{"loc": ("body", "a", *place), "msg": place[0], "type": "x"} for place in places])
 
 
-def test_of_a_value_with_several_forms_the_one_that_fits_furthest_is_told():
+def test_of_a_value_with_several_forms_the_one_that_fits_furthest_is_told_and_a_fault_names_what_failed():
+    told = to_safe_error(RuntimeError("/etc/secret"), "The model pranet")
+    assert told.detail == "The model pranet failed on this request."
+    assert "log" in told.hint
     for raised, message, field in (
         (forms(("constrained-str",), ("list[float]", 3)), "list[float]", "a.3"),
         (forms(("literal['x','y']",), ("list[int]",)), "literal['x','y']", "a"),
@@ -85,14 +88,6 @@ def test_anything_raised_becomes_an_error_of_ours_and_words_of_routers_are_kept(
     assert "secret" not in error.detail
 
 
-def test_an_error_of_ours_is_as_it_was_and_another_names_what_failed():
-    ours = errors.NotFound("x")
-    assert to_safe_error(ours, "The model") is ours
-    told = to_safe_error(RuntimeError("/etc/secret"), "The model pranet")
-    assert told.detail == "The model pranet failed on this request."
-    assert "log" in told.hint
-
-
 @pytest.mark.parametrize(("where", "form"), [
     (scope("/v1/segment"), "problem"), (scope("/v2/models/x/infer"), "oip"),
     (scope("/v1/chat/completions"), "openai"), (scope("/v1/completions"), "openai"),
@@ -100,7 +95,7 @@ def test_an_error_of_ours_is_as_it_was_and_another_names_what_failed():
     (scope("/anything", route=SimpleNamespace(openapi_extra={"x-error-form": "openai"})), "openai"),
     (scope("/anything", route=object()), "problem"),
 ])  # fmt: skip
-def test_form_follows_the_route(where, form):
+def test_form_follows_the_route_and_the_time_to_come_back_is_told_in_whole_seconds(where, form):
     answer = render(where, errors.InvalidOption("threshold is 7.", field="threshold", hint="Use 0 to 1."))
     body = json.loads(answer.body)
     if form == "problem":
@@ -113,10 +108,8 @@ def test_form_follows_the_route(where, form):
         assert answer.status_code == 400
         assert body == {"error": "threshold is 7. Use 0 to 1."}
 
-
-@pytest.mark.parametrize(("seconds", "header"), [(None, None), (0.1, "1"), (2.0, "2"), (2.1, "3")])
-def test_time_to_come_back_is_told_in_whole_seconds(seconds, header):
-    assert render(scope(), errors.QueueFull("x", retry_after=seconds)).headers.get("retry-after") == header
+    for seconds, header in ((None, None), (0.1, "1"), (2.0, "2"), (2.1, "3")):
+        assert render(scope(), errors.QueueFull("x", retry_after=seconds)).headers.get("retry-after") == header
 
 
 OFFERED = ["application/json", "image/png", "image/webp"]
@@ -141,16 +134,12 @@ def test_nothing_that_fits_is_said_with_what_is_offered(accept):
     assert "image/webp" in refused.value.hint
 
 
-@given(accept=st.text(alphabet="abcimage/*pngjson,;q=.0159 ", max_size=60))
-def test_any_header_chooses_an_offer_or_is_refused(accept):
+@given(accept=st.text(alphabet="abcimage/*pngjson,;q=.0159 ", max_size=60), order=st.permutations(OFFERED))
+def test_any_header_chooses_an_offer_or_is_refused_and_among_equals_the_first_offered_wins(accept, order):
     try:
         assert choose(accept, OFFERED) in OFFERED
     except NotAcceptable:
         assert accept.strip()
-
-
-@given(order=st.permutations(OFFERED))
-def test_among_equals_the_first_offered_wins(order):
     assert choose(", ".join(reversed(order)), order) == order[0]
 
 
@@ -249,27 +238,22 @@ async def test_a_flood_of_parts_is_413_and_the_first_wrong_message_ends_validati
     assert "10000" in many.json()["detail"]
 
 
-@pytest.mark.parametrize(
-    "body", [{"numbers": ["x"] * 200_000}, {f"k{n}": 1 for n in range(200_000)}], ids=["items", "fields"]
-)
-async def test_many_errors_are_one_sentence(client, body):
-    begun = time.process_time()
-    answer = await client.post("/v1/strict", json=body)
-    assert answer.status_code == 422
-    assert "200,00" in answer.json()["detail"]
-    assert time.process_time() - begun < 3.0
+async def test_many_errors_are_one_sentence_and_few_are_listed(client):
+    for body in ({"numbers": ["x"] * 100_000}, {f"k{n}": 1 for n in range(100_000)}):
+        begun = time.process_time()
+        answer = await client.post("/v1/strict", json=body)
+        assert answer.status_code == 422
+        assert "100,00" in answer.json()["detail"]
+        assert time.process_time() - begun < 1.5
     few = await client.post("/v1/strict", json={"numbers": ["x", "y"]})
     assert few.json()["detail"].startswith("numbers.0: Input should be a valid integer")
-
-
-def test_errors_are_listed_up_to_a_limit():
     for wrong in (MAX_ERRORS, MAX_ERRORS + 1):
         with pytest.raises(ValidationError) as failed:
             Strict.model_validate({"numbers": ["x"] * wrong})
         assert len(list_errors(failed.value)) == (wrong if wrong == MAX_ERRORS else 1)
 
 
-async def test_who_does_not_know_the_secret_can_be_no_tenant(start_replica):
+async def test_who_does_not_know_the_secret_can_be_no_tenant_nor_call_over_grpc(start_replica):
     made = await start_replica(must_load=False, replica_secret="new,old")
     async with httpx2.AsyncClient(base_url=made.http) as client:
         for headers in ({}, {SECRET_HEADER: "wrong"}, {SECRET_HEADER: "new,old"}, {SECRET_HEADER: ""}):
@@ -279,31 +263,24 @@ async def test_who_does_not_know_the_secret_can_be_no_tenant(start_replica):
         for secret in ("new", "old"):
             assert (await client.get("/v1/models", headers={SECRET_HEADER: secret})).status_code == 200
         assert (await client.get("/livez")).status_code == 200
-
-
-@pytest.mark.parametrize(("host", "status"), [("evil.example", 403), ("evil.example:80", 403), ("localhost:1", 200)])
-async def test_without_a_secret_the_name_must_be_ours(start_replica, host, status):
-    made = await start_replica(must_load=False)
-    async with httpx2.AsyncClient(base_url=made.http) as client:
-        assert (await client.get("/v1/models", headers={"host": host})).status_code == status
-        assert (await client.get("/v1/models")).status_code == 200
-
-
-async def test_grpc_asks_for_the_secret_too(start_replica):
-    made = await start_replica(must_load=False, replica_secret="s3cret")
     async with grpc.aio.insecure_channel(made.grpc) as channel:
         call = channel.unary_unary(f"/{SERVICE}/ServerLive")
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call(b"")
         assert failed.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        answer = await call(b"", metadata=((SECRET_HEADER, "s3cret"),))
+        answer = await call(b"", metadata=((SECRET_HEADER, "new"),))
         assert pb.ServerLiveResponse.FromString(answer).live
         assert await channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
-
-
-def test_the_gateway_sends_the_first_of_its_secrets():
     assert Settings(replica_secret="new, old").replica_credentials == {SECRET_HEADER: "new"}
     assert Settings().replica_credentials == {}
+
+
+async def test_without_a_secret_the_name_must_be_ours(start_replica):
+    made = await start_replica(must_load=False)
+    async with httpx2.AsyncClient(base_url=made.http) as client:
+        for host, status in (("evil.example", 403), ("evil.example:80", 403), ("localhost:1", 200), (None, 200)):
+            answer = await client.get("/v1/models", headers={"host": host} if host else {})
+            assert answer.status_code == status
 
 
 def anywhere(_):
@@ -416,12 +393,10 @@ async def test_what_is_wrong_with_the_other_side_is_said():
             await Fetcher(1000, allowed=anywhere).fetch(f"{url}/odd")
 
 
-@pytest.fixture
-async def fetching(start_client):
-    return await start_client(allow_image_urls=True, max_body_bytes=100_000)
-
-
-async def test_routes_take_urls_in_json_and_query_and_one_bad_url_of_a_list_fails_alone(monkeypatch, fetching):
+async def test_routes_take_public_urls_in_json_and_query_and_one_bad_url_of_a_list_fails_alone(
+    monkeypatch, start_client
+):
+    fetching = await start_client(allow_image_urls=True, max_body_bytes=100_000)
     monkeypatch.setattr("shared.serving.http.task_routes.Fetcher", lambda limit: Fetcher(limit, allowed=anywhere))
     async with server({"/a.png": ok(PNG)}) as (url, _):
         in_json = await fetching.post("/v1/segment", json={"image": f"{url}/a.png"})
@@ -434,9 +409,7 @@ async def test_routes_take_urls_in_json_and_query_and_one_bad_url_of_a_list_fail
     first, second = answer.json()["results"]
     assert first["bytes"] == len(PNG)
     assert (second["problem"]["status"], second["problem"]["field"]) == (422, "image")
-
-
-async def test_private_url_is_a_422_that_names_the_field(fetching):
+    monkeypatch.undo()
     answer = await fetching.post("/v1/segment", json={"image": "http://127.0.0.1:1/a"})
     assert (answer.status_code, answer.json()["field"]) == (422, "image")
     assert "not public" in answer.json()["detail"]

@@ -2,9 +2,6 @@
 
 import asyncio
 import importlib
-import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +10,7 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 import redis
+from starlette.responses import JSONResponse
 
 from fovea.api.replica import AFFINE, EFFECTFUL, ENDLESS, RENEW_S, ReplicaRecord, replicas_key, route_fields, wanted_key
 from shared.serving import wanted
@@ -57,23 +55,18 @@ async def test_record_says_where_what_and_whether_it_is_ready(serving, redis_url
     assert records(link) == []
 
 
-@pytest.mark.parametrize(("told", "written"), [("10.1.2.3", "10.1.2.3"), ("fd00::7", "[fd00::7]")])
-async def test_record_names_the_address_under_which_the_replica_is_reached(serving, redis_url, link, told, written):
-    await serving(redis_url, replica_advertised_host=told)
-    await until(lambda: records(link))
-    (record,) = records(link)
-    assert record.http.startswith(f"http://{written}:")
-    assert record.grpc.startswith(f"{written}:")
+async def test_record_names_the_address_under_which_the_replica_is_reached(serving, redis_url):
+    for told, written in (("10.1.2.3", "10.1.2.3"), ("fd00::7", "[fd00::7]")):
+        record = (await serving(redis_url, {}, replica_advertised_host=told)).record()
+        assert record.http.startswith(f"http://{written}:")
+        assert record.grpc.startswith(f"{written}:")
 
 
-@pytest.mark.parametrize(
-    ("servables", "ready"),
-    [({"toy/broken": toys.Broken, "toy/echo": toys.Echo}, True), ({"toy/broken": toys.Broken}, False), ({}, True)],
-)
-async def test_replica_is_ready_to_be_routed_to_unless_every_model_failed(serving, redis_url, servables, ready):
-    replica = await serving(redis_url, servables)
-    await until(lambda: "loading" not in replica.host.missing().values())
-    assert replica.record().ready is ready
+async def test_replica_is_ready_to_be_routed_to_unless_every_model_failed(serving, redis_url):
+    for servables, ready in (({"toy/broken": toys.Broken}, False), ({}, True)):
+        replica = await serving(redis_url, servables)
+        await until(lambda replica=replica: "loading" not in replica.host.missing().values())
+        assert replica.record().ready is ready
 
 
 async def test_replica_outlives_its_redis_and_is_announced_again(serving, own_redis):
@@ -111,14 +104,11 @@ def test_service_without_an_app_of_its_own_gets_a_plain_one():
 
 class Gateway:
     def __init__(self):
-        self.known = {}
-        self.asked = 0
+        self.known, self.asked = set(), 0
 
     async def __call__(self, scope, receive, send):
         self.asked += 1
-        body = json.dumps({"services": {name: {"ready": 1} for name in self.known}}).encode()
-        await send({"type": "http.response.start", "status": 503, "headers": []})
-        await send({"type": "http.response.body", "body": body})
+        await JSONResponse({"services": {name: {"ready": 1} for name in self.known}}, 503)(scope, receive, send)
 
 
 @pytest.fixture
@@ -132,31 +122,27 @@ async def follow(redis_url, url):
     return [news async for news in StartupProgress(["toy"], redis_url, url).news()]
 
 
-async def test_start_is_followed_until_all_is_ready_and_routed_to(serving, redis_url, link, gateway):
+async def test_start_is_followed_until_all_is_ready_and_routed_to_without_the_proxy_of_the_environment(
+    serving, redis_url, gateway, monkeypatch
+):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     app, url = gateway
     following = asyncio.create_task(follow(redis_url, url))
     await serving(redis_url)
     await until(lambda: app.asked >= 2)  # the replica is ready, and the gateway does not route to it yet
     assert not following.done()
-    app.known["toy"] = True
+    app.known.add("toy")
     stages = [ServiceProgress("toy", stage, tuple(TOYS)) for stage in ("placed", "ready")]
     assert await asyncio.wait_for(following, 5) == stages
 
 
-async def test_a_start_is_followed_without_the_proxy_of_the_environment(serving, redis_url, gateway, monkeypatch):
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    app, url = gateway
-    app.known["toy"] = True
-    await serving(redis_url)
-    assert (await asyncio.wait_for(follow(redis_url, url), 10))[-1].stage == "ready"
-
-
 async def test_service_with_a_failed_model_is_as_ready_as_it_gets(serving, redis_url, gateway):
     app, url = gateway
-    app.known["toy"] = True
-    await serving(redis_url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
+    app.known.add("toy")
+    replica = await serving(redis_url, {"toy/broken": toys.Broken, "toy/echo": toys.Echo})
     *_, last = await asyncio.wait_for(follow(redis_url, url), 5)
     assert (last.stage, last.models, list(last.reasons)) == ("incomplete", ("toy/echo",), ["toy/broken"])
+    assert replica.record().ready
 
 
 async def test_service_that_cannot_start_says_why(redis_url, link, gateway):
@@ -218,42 +204,40 @@ def pre_stop(data_dir, grace="20"):
     return subprocess.Popen([sys.executable, "-m", "shared.serving.drain"], env=env)
 
 
-async def test_requests_in_flight_end_before_the_hook_returns_and_no_new_ones_are_sent(replica, redis_url, tmp_path):
-    with redis.Redis.from_url(redis_url) as link:
-        await until(lambda: link.hlen(replicas_key("toy")), 60)
-        client = httpx2.AsyncClient(base_url=replica.http, timeout=30)
-        how = {"json": {"text": "…"}, "headers": {"accept": "text/event-stream"}}
-        async with client, client.stream("POST", "/v1/plan", **how) as endless:
-            assert endless.status_code == 200
-            assert replica.in_flight == 1
-            hook = pre_stop(tmp_path)
-            await until(lambda: not link.hlen(replicas_key("toy")), 20)
-            # Sent before word got round:
-            assert (await client.post("/v1/echo", json={"text": "late"})).status_code == 200
-            with pytest.raises(subprocess.TimeoutExpired):
-                await asyncio.to_thread(hook.wait, 0.5)
-        assert await asyncio.to_thread(hook.wait, 10) == 0
-        assert not link.hlen(replicas_key("toy"))
+async def test_requests_in_flight_end_before_the_hook_returns_and_no_new_ones_are_sent(replica, link, tmp_path):
+    await until(lambda: records(link), 60)
+    client = httpx2.AsyncClient(base_url=replica.http, timeout=30)
+    how = {"json": {"text": "…"}, "headers": {"accept": "text/event-stream"}}
+    async with client, client.stream("POST", "/v1/plan", **how) as endless:
+        assert endless.status_code == 200
+        assert replica.in_flight == 1
+        hook = pre_stop(tmp_path)
+        await until(lambda: not records(link), 20)
+        # Sent before word got round:
+        assert (await client.post("/v1/echo", json={"text": "late"})).status_code == 200
+        with pytest.raises(subprocess.TimeoutExpired):
+            await asyncio.to_thread(hook.wait, 0.5)
+    assert await asyncio.to_thread(hook.wait, 10) == 0
+    assert not records(link)
     assert list((tmp_path / "replicas").iterdir()) == []
 
 
-async def test_what_comes_before_the_withdrawal_is_waited_for(redis_url, tmp_path):
+async def test_what_comes_before_the_withdrawal_is_waited_for(redis_url, link, tmp_path):
     settings = Settings(redis_url=redis_url, data_dir=tmp_path, shutdown_grace_s=1)
-    moved, asked = asyncio.Event(), []
+    moved, asked = asyncio.Event(), asyncio.Event()
 
     async def move():
-        asked.append(True)
+        asked.set()
         await moved.wait()
 
-    made = ReplicaServer(build("toy", servables=TOYS, settings=settings), settings, before_withdrawal=move)
+    made = ReplicaServer(build("toy", servables={}, settings=settings), settings, before_withdrawal=move)
     await made.start()
-    with redis.Redis.from_url(redis_url) as link:
-        await until(lambda: link.hlen(replicas_key("toy")), 60)
-        hook = pre_stop(tmp_path)
-        await until(lambda: asked, 20)
-        assert link.hlen(replicas_key("toy"))
-        moved.set()
-        await until(lambda: not link.hlen(replicas_key("toy")), 60)
+    await until(lambda: records(link), 60)
+    hook = pre_stop(tmp_path)
+    await asyncio.wait_for(asked.wait(), 20)
+    assert records(link)
+    moved.set()
+    await until(lambda: not records(link), 60)
     assert await asyncio.to_thread(hook.wait, 10) == 0
     await made.stop()
 
@@ -269,11 +253,10 @@ def test_hook_gives_up_when_the_time_is_over(tmp_path):
 
 
 def test_replica_that_was_killed_is_not_waited_for_nor_that_of_the_next_start_drained(tmp_path):
-    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    ended = subprocess.Popen(["true"])
+    ended.wait()
     (tmp_path / "replicas").mkdir()
-    (tmp_path / "replicas" / "gone").write_text(str(killed.pid))
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    (tmp_path / "replicas" / "gone").write_text(str(ended.pid))
     assert drain(tmp_path, 5) is True
     DrainFiles(tmp_path, "first").create()
     drain(tmp_path, 0.2)

@@ -115,19 +115,16 @@ async def reads_all(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
-@pytest.mark.parametrize("kind", ["lifespan", "websocket"])
-async def test_what_is_no_request_passes_untouched(kind):
+async def test_what_is_no_request_passes_untouched():
     seen = []
 
-    async def app(scope, receive, send):
-        seen.append((scope, receive, send))
+    async def app(*given):
+        seen.append(given)
 
-    where, caller = {"type": kind}, Caller()
-    front = ServiceMiddleware(app, "test", Settings())
-    receive, send = caller.receive, caller.send
-    await front(where, receive, send)
-    assert seen == [(where, receive, send)]
-    assert where == {"type": kind}
+    for kind in ("lifespan", "websocket"):
+        given = {"type": kind}, object(), object()
+        await ServiceMiddleware(app, "test", Settings())(*given)
+        assert (seen.pop(), given[0]) == (given, {"type": kind})
 
 
 async def test_app_sees_the_context_and_a_run_with_the_deadline_and_its_answer_gains_the_request_id():
@@ -163,16 +160,9 @@ async def test_app_that_listens_for_the_caller_hears_it_go_once_for_all():
     where = await through(app, caller)
     assert heard == [{"type": "http.disconnect"}] * 2
     assert where["fovea.run"].cancelled
-
-
-async def test_caller_that_leaves_in_the_middle_of_its_body_cancels_the_run():
-    async def app(scope, receive, send):
-        await receive()
-        await receive()
-
-    caller = Caller(request(b"a", more=True))
+    caller = Caller(request(b"a", more=True))  # it leaves in the middle of its body
     caller.gone.set()
-    where = await through(app, caller)
+    where = await through(reads_all, caller)
     assert where["fovea.run"].cancelled
     assert caller.answers == []
 
@@ -306,9 +296,8 @@ async def test_models_are_listed_by_task_with_cards_examples_and_what_claims_of_
     assert [finding["rule"] for finding in told["findings"]] == ["S1", "S2", "S3", "S7"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "how", "status", "told"),
-    [
+async def test_errors_of_any_kind_are_told_ours_keep_their_secret_and_health_says_what_is_missing(client, replica):
+    for method, path, how, status, told in (
         ("GET", "/nope", {}, 404, {"code": "not_found"}),
         ("DELETE", "/readyz", {}, 405, {"code": "method_not_allowed", "hint": "It takes GET."}),
         ("DELETE", "/v1/models", {}, 405, {"message": "This route does not take that method. It takes GET."}),
@@ -316,21 +305,14 @@ async def test_models_are_listed_by_task_with_cards_examples_and_what_claims_of_
         ("POST", "/extra", {"json": {"number": "x"}}, 422, {"field": "number"}),
         ("POST", "/extra?size=11", {"json": {"number": 1}}, 422, {"field": "size"}),
         ("POST", "/extra", BROKEN_JSON, 400, {"code": "malformed"}),
-    ],
-)
-async def test_unknown_routes_methods_and_models_and_wrong_fields_are_told(client, method, path, how, status, told):
-    answer = await client.request(method, path, **how)
-    is_openai = path.startswith("/v1/models")
-    kind = "application/json" if is_openai else "application/problem+json"
-    assert (answer.status_code, answer.headers["content-type"]) == (status, kind)
-    assert (answer.json()["error"] if is_openai else answer.json()).items() >= told.items()
-    assert (answer.headers.get("allow") == "GET") is (status == 405)
+    ):
+        answer = await client.request(method, path, **how)
+        is_openai = path.startswith("/v1/models")
+        kind = "application/json" if is_openai else "application/problem+json"
+        assert (answer.status_code, answer.headers["content-type"]) == (status, kind)
+        assert (answer.json()["error"] if is_openai else answer.json()).items() >= told.items()
+        assert (answer.headers.get("allow") == "GET") is (status == 405)
     assert (await client.post("/extra?size=2", json={"number": 1})).json() == {"sum": 3}
-
-
-async def test_error_of_any_kind_keeps_its_status_ours_keep_their_secret_and_health_says_what_is_missing(
-    client, replica
-):
     teapot = await client.get("/teapot")
     assert (teapot.status_code, teapot.json()["detail"]) == (400, "short and stout")
     answer = await client.get("/bug")
@@ -371,32 +353,26 @@ async def test_caller_that_goes_away_cancels_its_run_and_ends_its_stream(replica
     await until(lambda: replica.host.busy == 0)
 
 
-@pytest.mark.parametrize("sent", ["80", "80.5", "soon", "", "nan", "-1e999"])
-async def test_deadline_of_the_caller_is_kept_where_it_is_a_number(client, sent):
-    how, is_number = {"headers": {"x-fovea-deadline-ms": sent}, "timeout": 60}, sent.startswith("80")
-    answer = await client.post("/v1/echo", json={"text": "x", "sleep": 600 if is_number else 0}, **how)
-    assert answer.status_code == (504 if is_number else 200)
+async def test_deadline_of_the_caller_is_kept_where_it_is_a_number(client):
+    for sent in ("80", "80.5", "soon", "", "nan", "-1e999"):
+        how, is_number = {"headers": {"x-fovea-deadline-ms": sent}, "timeout": 60}, sent.startswith("80")
+        answer = await client.post("/v1/echo", json={"text": "x", "sleep": 600 if is_number else 0}, **how)
+        assert answer.status_code == (504 if is_number else 200), sent
 
 
-async def test_requests_are_counted_by_service_model_route_and_status(client):
+async def test_requests_are_counted_and_stop_finishes_the_one_in_flight_and_accepts_no_more(client, replica):
     await client.post("/v1/echo", json={"text": "x"})
     await client.post("/v1/echo", json={"text": "x", "times": 99})
     text = (await client.get("/metrics")).text
-    good = 'fovea_requests_total{model="toy/echo",route="/v1/echo",service="toy",status="200"}'
-    bad = 'fovea_requests_total{model="toy/echo",route="/v1/echo",service="toy",status="422"}'
-    assert good in text
-    assert bad in text
+    for status in (200, 422):
+        assert f'fovea_requests_total{{model="toy/echo",route="/v1/echo",service="toy",status="{status}"}}' in text
     assert 'fovea_request_seconds_count{route="/v1/echo",service="toy"}' in text
     assert 'fovea_errors_total{code="invalid_option",model="toy/echo",service="toy"}' in text
     assert 'fovea_in_flight{service="toy"} 1.0' in text
-
-
-async def test_stop_finishes_the_request_in_flight_and_accepts_no_more(replica):
-    async with httpx2.AsyncClient(base_url=replica.http) as client:
-        answer = asyncio.create_task(client.post("/v1/echo", json={"text": "x", "sleep": 0.4}))
-        await until(lambda: replica.host.busy)
-        await replica.stop()
-        assert (await answer).json()["text"] == "x"
-        with pytest.raises(httpx2.ConnectError):
-            await client.get("/livez")
+    answer = asyncio.create_task(client.post("/v1/echo", json={"text": "x", "sleep": 0.4}))
+    await until(lambda: replica.host.busy)
+    await replica.stop()
+    assert (await answer).json()["text"] == "x"
+    with pytest.raises(httpx2.ConnectError):
+        await client.get("/livez")
     assert not replica.alive

@@ -176,22 +176,17 @@ def test_extensions_that_are_not_offered_answer_with_a_sentence(triton):
             ask()
 
 
-NON_FINITE = {"FP32": np.full((1, 1), np.nan, np.float32), "FP16": np.full((1, 1), np.inf, np.float16)}
-
-
-@pytest.mark.parametrize("datatype", NON_FINITE)
-def test_nan_passes_unless_the_settings_refuse_it(datatype, triton, replica, monkeypatch):
+def test_nan_passes_as_bytes_unless_the_settings_refuse_it_and_is_refused_as_json(triton, replica, monkeypatch):
     client, module = triton
-    model, tensors = f"mirror/{datatype.lower()}", feed(module, NON_FINITE[datatype], datatype)
-    np.testing.assert_array_equal(client.infer(model, tensors).as_numpy("out"), NON_FINITE[datatype])
     host = replica.host
-    monkeypatch.setattr(host, "settings", host.settings.model_copy(update={"refuse_non_finite": True}))
-    with pytest.raises(InferenceServerException, match=r"'in'.*NaN"):
-        client.infer(model, tensors)
-
-
-def test_nan_from_a_model_travels_as_bytes_and_is_refused_as_json(triton):
-    client, module = triton
+    allowing, refusing = host.settings, host.settings.model_copy(update={"refuse_non_finite": True})
+    for array, datatype in ((np.full((1, 1), np.nan, np.float32), "FP32"), (np.full((1, 1), np.inf, "f2"), "FP16")):
+        model, tensors = f"mirror/{datatype.lower()}", feed(module, array, datatype)
+        np.testing.assert_array_equal(client.infer(model, tensors).as_numpy("out"), array)
+        monkeypatch.setattr(host, "settings", refusing)
+        with pytest.raises(InferenceServerException, match=r"'in'.*NaN"):
+            client.infer(model, tensors)
+        monkeypatch.setattr(host, "settings", allowing)
     assert np.isnan(client.infer("holes", feed(module, sample("FP32"))).as_numpy("out")).all()
     if module is triton_http:
         wanted = [module.InferRequestedOutput("out", binary_data=False)]
@@ -217,24 +212,19 @@ def test_a_stream_marks_final_answers_when_asked(replica):
     assert result.get_response().parameters["triton_final_response"].bool_param
 
 
-@pytest.mark.parametrize("sent", [None, "gzip", "deflate"])
-@pytest.mark.parametrize("answered", [None, "gzip", "deflate"])
-def test_bodies_are_compressed_as_the_client_offers(sent, answered, http):
-    array = np.zeros((8, 1000), np.float32)
-    codings = {"request_compression_algorithm": sent, "response_compression_algorithm": answered}
-    result = http.infer("mirror/fp32", feed(triton_http, array), **codings)
-    np.testing.assert_array_equal(result.as_numpy("out"), array)
-
-
-@pytest.mark.parametrize("algorithm", [None, "gzip"])
-def test_what_is_over_the_limit_is_refused_compressed_or_not(algorithm, http, grpc_client):
-    array = np.zeros((1, 300_000), np.float32)
-    with pytest.raises(InferenceServerException) as caught:
-        http.infer("mirror/fp32", feed(triton_http, array), request_compression_algorithm=algorithm)
-    assert caught.value.status() == "413"  # the sentence may be lost when we hang up on a client that is still sending
-    with pytest.raises(InferenceServerException, match="max") as caught:
-        grpc_client.infer("mirror/fp32", feed(triton_grpc, array), compression_algorithm=algorithm)
-    assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+def test_bodies_are_compressed_as_the_client_offers_and_within_the_limit(http, grpc_client):
+    array, large = np.zeros((8, 1000), np.float32), np.zeros((1, 300_000), np.float32)
+    for sent, answered in ((None, "gzip"), ("gzip", "deflate"), ("deflate", None)):
+        codings = {"request_compression_algorithm": sent, "response_compression_algorithm": answered}
+        result = http.infer("mirror/fp32", feed(triton_http, array), **codings)
+        np.testing.assert_array_equal(result.as_numpy("out"), array)
+    for algorithm in (None, "gzip"):
+        with pytest.raises(InferenceServerException) as caught:
+            http.infer("mirror/fp32", feed(triton_http, large), request_compression_algorithm=algorithm)
+        assert caught.value.status() == "413"  # the sentence may be lost when we hang up on who is still sending
+        with pytest.raises(InferenceServerException, match="max") as caught:
+            grpc_client.infer("mirror/fp32", feed(triton_grpc, large), compression_algorithm=algorithm)
+        assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
 
 
 def test_an_answer_may_be_larger_than_a_request_may_be():
