@@ -7,7 +7,7 @@ from services.medical_seg.models.pranet import PraNetSegmenter
 from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     with served("medical-seg", {"pranet": PraNetSegmenter}, folder) as found:

@@ -183,7 +183,10 @@ def test_what_is_stored_here_is_queued_where_somebody_waits_and_segmented_by_the
     assert client.post("/v1/dicomweb/studies", content=b"x", headers={"content-type": kind}).status_code == 400
 
 
-def test_a_pacs_that_fails_is_a_problem_with_a_reason():
+def test_a_pacs_that_fails_is_a_problem_with_a_reason_and_an_empty_address_is_none(monkeypatch):
+    monkeypatch.setenv("FOVEA_DICOMWEB_URL", "")
+    assert PacsSettings().url is None
+
     def refuses(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(404 if "9.9" in str(request.url) else 401)
 
@@ -212,11 +215,6 @@ def test_found_studies_have_the_fields_of_the_example_and_modalities_are_always_
     assert {name: type(value) for name, value in found[0].items()} == {
         name: type(value) for name, value in shown.items()
     }
-
-
-def test_an_empty_address_is_no_pacs(monkeypatch):
-    monkeypatch.setenv("FOVEA_DICOMWEB_URL", "")
-    assert PacsSettings().url is None
 
 
 @pytest.mark.parametrize("status", [202, 409])

@@ -209,7 +209,10 @@ async def test_what_is_no_picture_is_skipped_and_says_why():
     del nothing.PixelData, nothing.Modality
     broken = film(picture(), SOPInstanceUID="4.5.6")
     broken.PixelData = broken.PixelData[:100]
-    found = await segment(b"no", film(picture((1, 1, 3))), report, nothing, broken)
+    mpeg = film(picture(), NumberOfFrames=9, PixelData=encapsulate([bytes(200)]))
+    mpeg.file_meta.TransferSyntaxUID = uid.MPEG4HP41
+    mpeg["PixelData"].VR = "OB"
+    found = await segment(b"no", film(picture((1, 1, 3))), report, nothing, broken, mpeg)
     assert found.frames == 1
     assert found.skipped[:3] == [
         "File 1: The file can't be read as DICOM.",
@@ -217,6 +220,7 @@ async def test_what_is_no_picture_is_skipped_and_says_why():
         "File 4: an object without a picture.",
     ]
     assert found.skipped[3].startswith("File 5: ")
+    assert found.skipped[4].endswith("Films in MPEG are not read. Export their frames, or the film as JPEG.")
     assert len(found.series) == 1
     for files, hint in (([report], "File 1: SR without a picture."), ([], None)):
         with pytest.raises(UnsupportedMedia, match="There is no picture that can be read") as refused:
@@ -240,6 +244,8 @@ async def test_options_go_to_the_model_and_choose_the_forms():
     for include, made in (("segmentation", [True, False, False]), ("report,strip", [False, True, True])):
         (series,) = (await segment(film(*frames), include=include)).series
         assert [form is not None for form in (series.segmentation, series.report, series.strip)] == made
+    (series,) = (await segment(*[film(picture(), InstanceNumber=n) for n in range(26)], include="strip")).series
+    assert Image.open(io.BytesIO(series.strip)).width == 24 * 240, "the first frames only"
 
 
 @pytest.mark.parametrize(("window", "area"), [(None, 0), ("20,3", 9)])
@@ -251,11 +257,6 @@ async def test_grey_frames_are_seen_through_the_window_that_is_asked_for(window,
     del one.PlanarConfiguration
     (series,) = (await segment(one, window=window)).series
     assert series.instances[0].frames[0].area == area
-
-
-async def test_a_strip_is_of_the_first_twenty_four_frames_of_a_series():
-    (series,) = (await segment(*[film(picture(), InstanceNumber=n) for n in range(26)], include="strip")).series
-    assert Image.open(io.BytesIO(series.strip)).width == 24 * 240
 
 
 async def test_warnings_are_of_text_and_of_sizes_at_the_detector():
@@ -307,38 +308,30 @@ async def test_patients_are_apart_where_series_have_no_ids():
     assert made == {"patient 2": 4, "patient 3": 9}
 
 
-@pytest.mark.parametrize(("characters", "name"), [
+NAMES = (
     ("ISO_IR 100", "Müller^Jürgen"), ("ISO_IR 192", "山田^太郎"), ("", "Plain^Name"), ("ISO 2022 IR 100", "Müller"),
     (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
     (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
-])  # fmt: skip
-async def test_a_patient_keeps_the_name_in_any_character_set(characters, name):
-    one = film(picture((2, 2, 4)), SpecificCharacterSet=characters, PatientName=name, PatientID="7")
-    (series,) = (await segment(one)).series
-    names = [dcmread(io.BytesIO(data)).PatientName for data in (series.segmentation, series.report)]
-    assert names == [name, name]
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("facts", "repeated"), [
+    *(({"PatientName": name, "SpecificCharacterSet": characters}, name) for characters, name in NAMES),
     ({"PatientSex": "X"}, ""), ({"PatientSex": "F"}, "F"), ({"StudyDate": "20260230"}, ""),
     ({"StudyTime": "2500"}, ""), ({"PatientName": "A\\B"}, ""),
     ({"PatientBirthDate": "00000000"}, ""), ({"PatientBirthDate": "19700229"}, ""), ({"StudyTime": "0815"}, "0815"),
 ])  # fmt: skip
-async def test_values_that_no_derived_object_may_repeat_are_left_out(facts, repeated):
-    (series,) = (await segment(film(picture((2, 2, 4)), **facts))).series
-    ((name, _),) = facts.items()
+async def test_names_are_kept_in_any_character_set_and_what_no_derived_object_may_repeat_left_out(facts, repeated):
+    (series,) = (await segment(film(picture((2, 2, 4)), PatientID="7", **facts))).series
     made = [dcmread(io.BytesIO(data)) for data in (series.segmentation, series.report)]
-    assert [one.get(name) for one in made] == [repeated, repeated]
+    assert [one.get(next(iter(facts))) for one in made] == [repeated, repeated]
 
 
-async def test_of_an_object_that_is_there_twice_the_first_counts():
+async def test_of_an_object_that_is_there_twice_the_first_counts_and_deflated_files_share_some_room(monkeypatch):
     one, other = film(picture((2, 2, 3)), picture((2, 2, 4))), film(picture((2, 2, 5)))
     found = await segment(one, other, one)
     assert found.skipped == ["File 3: the same object as File 1."]
     assert sorted(len(read_report(series)) for series in found.series) == [1, 2]
-
-
-async def test_deflated_files_share_the_room_that_an_archive_has(monkeypatch):
     objects = [film(picture((2, 2, side)), PatientComments="." * 9000) for side in (3, 4)]
     for one in objects:
         one.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
@@ -347,14 +340,6 @@ async def test_deflated_files_share_the_room_that_an_archive_has(monkeypatch):
     found = await segment(*objects)
     assert [one.instances[0].frames[0].area for one in found.series] == [9]
     assert found.skipped == ["File 2: It inflates to more than the 0 MB that are left."]
-
-
-async def test_films_in_mpeg_are_named_as_what_they_are():
-    one = film(picture(), NumberOfFrames=9, PixelData=encapsulate([bytes(200)]))
-    one.file_meta.TransferSyntaxUID = uid.MPEG4HP41
-    one["PixelData"].VR = "OB"
-    found = await segment(film(picture()), one)
-    assert found.skipped[0].endswith("Films in MPEG are not read. Export their frames, or the film as JPEG.")
 
 
 @pytest.mark.parametrize(("facts", "told"), [

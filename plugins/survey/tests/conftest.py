@@ -8,7 +8,7 @@ from services.gateway.tests.stage import served
 from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def url(tmp_path_factory):
     kinds = {"yolo9tr": Yolo9trBoxDetector, "planner": FoveaPlanner}
     with served("detection", kinds, tmp_path_factory.mktemp("survey")) as address:

@@ -77,36 +77,25 @@ def test_a_photograph_states_its_place_and_time(form, latitude, longitude):
 
 
 def test_no_place_an_impossible_one_and_no_picture_are_none():
-    for data in (PAVEMENT.read_bytes(), b"not a picture", photograph(0, 0)):
-        assert isinstance(find_place(data), str)
-    out = io.BytesIO()
-    exif = Image.Exif()
+    out, exif = io.BytesIO(), Image.Exif()
     exif[ExifTags.Base.DateTime] = "2026:05:04 12:00:00"
     Image.new("RGB", (8, 8)).save(out, "JPEG", exif=exif)
-    assert isinstance(find_place(out.getvalue()), str)
+    for data in (PAVEMENT.read_bytes(), b"not a picture", photograph(0, 0), out.getvalue()):
+        assert isinstance(find_place(data), str)
     assert read_time(out.getvalue()) == dt.datetime(2026, 5, 4, 12)  # noqa: DTZ001  # it states no zone
 
 
-@pytest.mark.parametrize(
-    ("digits", "part"), [("5", 500_000), ("07", 70_000), ("1234567", 123_456), ("x", 0), (None, 0)]
-)
-def test_a_camera_states_parts_of_a_second(digits, part):
+def test_a_camera_states_parts_of_a_second_and_times_that_there_are_not_are_none():
     exif, tags = Image.Exif(), ExifTags.Base
-    own = exif.get_ifd(ExifTags.IFD.Exif)
+    gps, own = (exif.get_ifd(part) for part in (ExifTags.IFD.GPSInfo, ExifTags.IFD.Exif))
     own.update({tags.DateTimeOriginal: "2026:05:04 12:00:05", tags.OffsetTimeOriginal: "+02:00"})
-    if digits is not None:
-        own[tags.SubsecTimeOriginal] = digits
-    assert _read_time({}, exif) == dt.datetime(2026, 5, 4, 10, 0, 5, part, dt.UTC)
-
-
-@pytest.mark.parametrize("hours", [1e300, 2e7])
-def test_times_that_there_are_not_are_none(hours):
-    exif = Image.Exif()
-    gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
-    gps[ExifTags.GPS.GPSDateStamp], gps[ExifTags.GPS.GPSTimeStamp] = "9999:12:31", (hours, 0.0, 0.0)
-    own = exif.get_ifd(ExifTags.IFD.Exif)
-    own[ExifTags.Base.DateTimeOriginal], own[ExifTags.Base.OffsetTimeOriginal] = "9999:12:31 23:00:00", "-05:00"
-    assert _read_time(gps, exif) is None
+    for digits, part in ((None, 0), ("5", 500_000), ("07", 70_000), ("1234567", 123_456), ("x", 0)):
+        own.update({tags.SubsecTimeOriginal: digits} if digits else {})
+        assert _read_time({}, exif) == dt.datetime(2026, 5, 4, 10, 0, 5, part, dt.UTC)
+    own.update({tags.DateTimeOriginal: "9999:12:31 23:00:00", tags.OffsetTimeOriginal: "-05:00"})
+    for hours in (1e300, 2e7):
+        gps.update({ExifTags.GPS.GPSDateStamp: "9999:12:31", ExifTags.GPS.GPSTimeStamp: (hours, 0.0, 0.0)})
+        assert _read_time(gps, exif) is None
 
 
 def test_heic_becomes_a_picture_that_every_reader_takes():
@@ -190,13 +179,10 @@ def test_kilometres_and_segments_follow_the_drive_without_its_gaps():
     assert {one["geometry"]["coordinates"][0] for one in features[: len(damages)]} == {8.0}
 
 
-def test_a_drive_without_times_is_in_the_order_of_its_numbers():
+def test_a_drive_without_times_is_in_the_order_of_its_numbers_and_a_long_one_is_placed_and_cut_in_seconds():
     names = [f"frame_{n}.jpg" for n in (1, 2, 9, 10, 11, 100)]
     timeless = [Observation(name=name, latitude=50, longitude=8) for name in (*sorted(names), "a.jpg", "²")]
     assert [one.name for one in drive_in_order(timeless)] == ["a.jpg", *names, "²"]
-
-
-def test_a_long_drive_is_placed_and_cut_in_seconds():
     drive = [seen(str(n), 5 * n, second=n) for n in range(10_000)]
     began = time.process_time()
     driven = place_pictures(drive, 10_000).driven

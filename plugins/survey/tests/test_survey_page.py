@@ -65,22 +65,13 @@ def test_damage_without_a_place_is_not_reported_as_nothing(page, tmp_path):
     page.get_by_text("plain.jpg: The file states no GPS position.").wait_for()
 
 
-def test_a_photo_far_from_all_others_has_no_position_that_is_believed(page, tmp_path):
-    for number, latitude in enumerate((50, 50.0004, 50.0008, 52)):
-        (tmp_path / f"{number}.jpg").write_bytes(photograph(latitude, 8, number))
-    survey = run_survey(page, *sorted(tmp_path.iterdir()))
-    assert figure(survey, "verdict").endswith("in 4 photos; 1 without a position.")
-    (caption,) = survey.locator("[data-part=pictures-lost] figcaption").all_inner_texts()
-    assert caption.endswith("no position: It lies more than 10 km from nearly all others (option `far_m`).")
-
-
 def damage(label, north_m, severity, name):
     properties = {"kind": "damage", "label": label, "severity": severity, "size": 0.02, "pictures": [name]}
     point = {"type": "Point", "coordinates": [8.0, 50 + north_m / 111_195]}
     return {"type": "Feature", "geometry": point, "properties": properties}
 
 
-def test_two_surveys_are_compared_on_a_map_in_a_table_and_as_csv(page, tmp_path):
+def test_two_surveys_are_compared_on_a_map_where_there_is_one_in_a_table_and_as_csv(page, tmp_path):
     lost = {"type": "Feature", "geometry": None, "properties": {"kind": "damage", "label": "crack"}}
     surveys = {
         "earlier": [("crack", 0, "low", "a"), ("crack", 100, "medium", "b"), ("hole", 200, "high", "c")],
@@ -116,6 +107,11 @@ def test_two_surveys_are_compared_on_a_map_in_a_table_and_as_csv(page, tmp_path)
     (tmp_path / "wrong.json").write_text("[]")
     part.get_by_label("Earlier survey: file").set_input_files(tmp_path / "wrong.json")
     part.get_by_text("wrong.json is not a survey.").wait_for()
+    (tmp_path / "lost.json").write_text(json.dumps({"type": "FeatureCollection", "features": [lost]}))
+    for side in surveys:
+        part.get_by_label(f"{side.title()} survey: file").set_input_files(tmp_path / "lost.json")
+    verdict.get_by_text("2 without a position are left out.").wait_for()
+    assert part.locator("[data-part=map] svg").count() == 0
 
 
 def test_another_merge_radius_counts_again_without_another_search(page, tmp_path):
@@ -152,16 +148,3 @@ def test_a_survey_whose_map_fails_shows_all_the_rest(page, tmp_path, complaints)
     expect(survey.get_by_role("alert")).to_contain_text("No map now.")
     assert survey.locator("[data-part=pictures] figure").count() == 1
     complaints.clear()
-
-
-def test_surveys_without_a_position_have_no_map(page, tmp_path):
-    file = tmp_path / "lost.geojson"
-    lost = {"type": "Feature", "geometry": None, "properties": {"kind": "damage", "label": "crack"}}
-    file.write_text(json.dumps({"type": "FeatureCollection", "features": [lost]}))
-    page.goto("/console/survey")
-    part = page.locator("fovea-survey-compare")
-    for side in ("Earlier", "Later"):
-        part.get_by_label(f"{side} survey", exact=True).select_option("file")
-        part.get_by_label(f"{side} survey: file").set_input_files(file)
-    expect(part.locator("[data-part=verdict]")).to_contain_text("2 without a position are left out.")
-    assert part.locator("[data-part=map] svg").count() == 0

@@ -26,21 +26,18 @@ CELLS = TensorSpec(name="cells", datatype="FP32", shape=(-1, -1, 2))
 FIXED = TensorSpec(name="x", datatype="FP32", shape=(1, 3))
 
 
-def test_profiles_name_all_inputs_where_any_axis_is_free():
+def test_profiles_name_all_inputs_where_any_axis_is_free_and_tensorrt_keeps_what_it_builds(tmp_path):
+    for precision in ("fp32", "fp16"):
+        name, options = tensorrt_provider(2, tmp_path, [PICTURES], precision)
+        assert name == "TensorrtExecutionProvider"
+        assert (options["device_id"], options["trt_fp16_enable"]) == (2, precision == "fp16")
+        assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path)
+        assert "trt_profile_max_shapes" in options
     assert profile([FIXED]) == {}
     named = profile([PICTURES, CELLS, FIXED])
     assert named["trt_profile_min_shapes"] == "image:1x3x32x32,cells:1x1x2,x:1x3"
     assert named["trt_profile_opt_shapes"] == "image:4x3x640x640,cells:4x32x2,x:1x3"
     assert named["trt_profile_max_shapes"] == "image:16x3x2048x2048,cells:16x256x2,x:1x3"
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_tensorrt_keeps_what_it_builds_in_its_precision(tmp_path, precision):
-    name, options = tensorrt_provider(2, tmp_path, [PICTURES], precision)
-    assert name == "TensorrtExecutionProvider"
-    assert (options["device_id"], options["trt_fp16_enable"]) == (2, precision == "fp16")
-    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path)
-    assert "trt_profile_max_shapes" in options
 
 
 class Card:

@@ -55,7 +55,7 @@ def parse(place: Path) -> Any:
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (-1, -1)])
-def test_a_repository_says_what_its_graph_takes_and_gives(tmp_path, sides):
+def test_a_repository_says_what_its_graph_takes_and_gives_and_has_its_labels_and_a_warm_up(tmp_path, sides):
     place = write_model(tmp_path / "repository", "net", forms(tmp_path, sides), LABELS, TritonOptions(max_batch=4))
     written = {str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()}
     assert written == {"config.pbtxt", "labels.txt", "1/model.onnx"}
@@ -67,23 +67,18 @@ def test_a_repository_says_what_its_graph_takes_and_gives(tmp_path, sides):
             dims = each.reshape.shape if each.HasField("reshape") else each.dims
             assert [-1 if isinstance(side, str) else side for side in real.shape[1:]] == list(dims)
             assert (schema.DataType.Name(each.data_type), real.type) == ("TYPE_FP32", "tensor(float)")
-
-
-def test_the_warm_up_is_a_request_that_the_graph_takes(tmp_path):
-    place = write_model(tmp_path / "r", "net", forms(tmp_path, (-1, -1)), (), TritonOptions())
-    (warmup,) = parse(place).model_warmup
+    (warmup,) = config.model_warmup
     feeds = {
         name: np.zeros((warmup.batch_size, *given.dims), DTYPES[schema.DataType.Name(given.data_type)[5:]])
         for name, given in warmup.inputs.items()
     }
-    assert feeds["image"].shape == (1, 3, 16, 8)
-    onnxruntime.InferenceSession(place / "1" / "model.onnx").run(None, feeds)
-
-
-def test_labels_and_options_reach_the_configuration(tmp_path):
-    place = write_model(tmp_path / "r", "net", forms(tmp_path), LABELS, TritonOptions())
+    assert feeds["image"].shape == ((1, 3, 16, 8) if sides[0] < 0 else (1, 3, *sides))
+    session.run(None, feeds)
     assert (place / "labels.txt").read_text().splitlines() == list(LABELS)
-    assert [each.label_filename for each in parse(place).output] == ["labels.txt", "", ""]
+    assert [each.label_filename for each in config.output] == ["labels.txt", "", ""]
+
+
+def test_options_reach_the_configuration(tmp_path):
     options = TritonOptions(max_batch=16, delay_us=500, instances=2, has_gpu=False, has_tensorrt=True)
     config = parse(write_model(tmp_path / "r", "net", forms(tmp_path), (), options))
     assert list(config.dynamic_batching.preferred_batch_size) == [16]
@@ -95,12 +90,9 @@ def test_labels_and_options_reach_the_configuration(tmp_path):
     assert config.parameters["weights_sha256"].string_value == "ab" * 32
 
 
-def test_every_datatype_is_one_of_tritons():
+def test_every_datatype_is_one_of_tritons_and_a_name_that_leaves_the_repository_refused(tmp_path):
     names = [_datatype(TensorSpec(name="x", datatype=name, shape=(1,))) for name in DTYPES]
     assert set(names) <= set(schema.DataType.keys())
-
-
-def test_a_name_that_leaves_the_repository_is_refused(tmp_path):
     with pytest.raises(InvalidOption, match="can't be the name"):
         write_model(tmp_path, "../net", forms(tmp_path), (), TritonOptions())
 
@@ -110,7 +102,7 @@ def branch(operator: str):
     return helper.make_graph([helper.make_node(operator, ["x"], ["out"])], operator, [], [out])
 
 
-def test_operators_of_branches_are_found(tmp_path, capsys):
+def test_operators_of_branches_are_found_and_tensorrt_has_all_of_the_recorded_graphs(tmp_path, capsys):
     facts = (("x", TensorProto.FLOAT, [1]), ("flag", TensorProto.BOOL, []), ("y", TensorProto.FLOAT, [1]))
     x, flag, out = (helper.make_tensor_value_info(*one) for one in facts)
     chosen = helper.make_node("If", ["flag"], ["y"], then_branch=branch("Relu"), else_branch=branch("Det"))
@@ -120,9 +112,6 @@ def test_operators_of_branches_are_found(tmp_path, capsys):
     assert find_lacking(["Relu", "Det", "Conv"]) == ["Det"]
     assert main([str(tmp_path)]) == 1
     assert capsys.readouterr().out == "net, v1: Det\n"
-
-
-def test_tensorrt_has_all_operators_of_the_recorded_graphs():
     record = json.loads(RECORD.read_text("utf8"))
     assert len(record) >= 11
     assert {name: find_lacking(operators) for name, operators in record.items() if find_lacking(operators)} == {}

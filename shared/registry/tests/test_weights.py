@@ -39,9 +39,10 @@ def test_weights_come_back_as_float32_with_the_facts_of_their_file_also_what_flo
     np.testing.assert_allclose(found.arrays["conv.weight"], ARRAYS["conv.weight"], atol=1e-3)
     assert found.arrays["steps"] == 7
     large = {"bn.running_var": np.array([1e6, 1.0], dtype=np.float32)}
-    write_weights(tmp_path, large, manifest())
+    assert write_weights(tmp_path, large, manifest()).sha256 != written.sha256
     found = read_weights(tmp_path / "toy.safetensors").arrays
     np.testing.assert_array_equal(found["bn.running_var"], large["bn.running_var"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.json", "toy.safetensors"]
 
 
 def test_a_changed_byte_and_a_longer_file_are_refused_before_anything_is_parsed(tmp_path):
@@ -74,75 +75,55 @@ def test_a_licence_that_the_operator_does_not_allow_is_refused_by_name(tmp_path,
 
 
 @pytest.mark.parametrize(("licence", "package"), PACKAGES.items())
-def test_weights_that_are_not_installed_are_named_with_their_package(tmp_path, licence, package):
+def test_weights_that_are_not_installed_are_named_with_their_package_and_imported_ones_win(tmp_path, licence, package):
+    with pytest.raises(NotReady) as refused:
+        find_weights("toy", tmp_path, tmp_path / "own")
+    assert "fovea import toy" in (refused.value.hint or "")
     write_weights(tmp_path, ARRAYS, manifest(licence=licence))
-    assert find_weights("toy", tmp_path, tmp_path / "none") == tmp_path / "toy.safetensors"
+    assert find_weights("toy", tmp_path, tmp_path / "own") == tmp_path / "toy.safetensors"
     (tmp_path / "toy.safetensors").unlink()
     with pytest.raises(NotReady, match=rf"'toy' come with the package {package}, which") as missing:
-        find_weights("toy", tmp_path, tmp_path / "none")
+        find_weights("toy", tmp_path, tmp_path / "own")
     assert missing.value.hint == f"Try: pip install {package}"
-    write_weights(tmp_path / "own", ARRAYS, manifest())
-    assert find_weights("toy", tmp_path, tmp_path / "own").parent.name == "own"
+    for folder in (tmp_path / "own", tmp_path):
+        write_weights(folder, ARRAYS, manifest())
+        assert find_weights("toy", tmp_path, tmp_path / "own").parent.name == "own"
 
 
-@pytest.mark.parametrize("text", [None, "", "{", '{"name": "toy"}', '{"name": "toy", "origin": "found on the web"}'])
-def test_weights_without_a_proper_manifest_are_not_served(tmp_path, text):
+def test_weights_without_a_proper_manifest_are_not_served(tmp_path):
     write_weights(tmp_path, ARRAYS, manifest())
     beside = tmp_path / "toy.json"
-    if text is None:
-        beside.unlink()
-    else:
-        beside.write_text(text)
-    with pytest.raises(NotReady, match=r"toy\.json"):
-        read_weights(tmp_path / "toy.safetensors")
+    beside.unlink()
+    for text in (None, "", "{", '{"name": "toy"}', '{"name": "toy", "origin": "found on the web"}'):
+        if text is not None:
+            beside.write_text(text)
+        with pytest.raises(NotReady, match=r"toy\.json"):
+            read_weights(tmp_path / "toy.safetensors")
 
 
-def test_imported_weights_win_over_packaged_ones_and_absent_ones_name_the_verb_that_brings_them(tmp_path):
-    packaged, imported = tmp_path / "packaged", tmp_path / "imported"
-    with pytest.raises(NotReady) as refused:
-        find_weights("toy", packaged, imported)
-    assert "fovea import toy" in (refused.value.hint or "")
-    for folder in (packaged, imported):
-        write_weights(folder, ARRAYS, manifest())
-        assert find_weights("toy", packaged, imported).parent == folder
-
-
-def test_a_second_write_replaces_both_files_and_leaves_no_draft(tmp_path):
-    first = write_weights(tmp_path, ARRAYS, manifest())
-    second = write_weights(tmp_path, ARRAYS | {"steps": np.array(8, dtype=np.int64)}, manifest())
-    assert first.sha256 != second.sha256
-    assert read_weights(tmp_path / "toy.safetensors").arrays["steps"] == 8
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.json", "toy.safetensors"]
-
-
-def kernels() -> dict[str, np.ndarray]:
+def test_each_output_of_packed_kernels_is_within_half_a_step_of_its_own_scale():
     rng = np.random.default_rng(0)
     scales = np.logspace(-3, 1, 16, dtype=np.float32)[:, None, None, None]
     kernel = rng.normal(size=(16, 8, 3, 3)).astype(np.float32) * scales
     kernel[3] = 0
-    return {"kernel": kernel, "bias": rng.normal(size=16).astype(np.float32), "count": np.array(7)}
-
-
-def test_each_output_is_within_half_a_step_of_its_own_scale():
-    given = kernels()
+    given = {"kernel": kernel, "bias": rng.normal(size=16).astype(np.float32), "count": np.array(7)}
     found = unpack_kernels(pack_kernels(given))
-    step = np.abs(given["kernel"]).reshape(16, -1).max(axis=1) / 127
-    apart = np.abs(found["kernel"] - given["kernel"]).reshape(16, -1).max(axis=1)
+    step = np.abs(kernel).reshape(16, -1).max(axis=1) / 127
+    apart = np.abs(found["kernel"] - kernel).reshape(16, -1).max(axis=1)
     assert (apart <= 0.55 * step + 1e-7).all()
     assert found.keys() == given.keys()
     assert np.array_equal(found["bias"], given["bias"])
 
 
 def test_familiar_features_are_kept_apart_from_the_network(tmp_path):
-    manifest = Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), constants={"novelty": 1.5})
-    write_weights(tmp_path, {**kernels(), "familiar.mean": np.ones(4, np.float32)}, manifest)
-    found = read_weights(tmp_path / "net.safetensors")
-    assert found.arrays.keys() == kernels().keys()
+    write_weights(tmp_path, {**ARRAYS, "familiar.mean": np.ones(4, np.float32)}, manifest(constants={"novelty": 1.5}))
+    found = read_weights(tmp_path / "toy.safetensors")
+    assert found.arrays.keys() == ARRAYS.keys()
     assert (found.familiar.keys(), found.manifest.constants) == ({"familiar.mean"}, {"novelty": 1.5})
 
 
 def measured(data: dict[str, str], **metrics: float) -> Manifest:
-    return Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), data=data, metrics=metrics)
+    return manifest(data=data, metrics=metrics)
 
 
 def test_a_figure_says_on_which_pictures_it_was_measured_and_what_the_warning_learnt_from():

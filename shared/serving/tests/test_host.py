@@ -51,23 +51,13 @@ def feeds(rows=1, value=0.0):
     return {"x": np.full((rows, 3), value, np.float32)}
 
 
-async def test_models_are_loaded_at_the_same_time(start):
-    together = threading.Barrier(2)
-
-    class One(Echo):
-        card = toys.card("one")
-
-        @classmethod
-        def load(cls, place: LoadContext):
-            together.wait(5)
-            return cls()
-
-    host = await start({"one": One, "two": named(One, "two")})
-    assert host.ready
-
-
-async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve(start):
-    host = await start({"toy/broken": toys.Broken, "toy/echo": Echo})
+@pytest.mark.parametrize("on_demand", [False, True])
+async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve(start, monkeypatch, on_demand):
+    monkeypatch.setattr(toys.Broken, "on_demand", on_demand)
+    host = await start({"toy/broken": toys.Broken, "toy/echo": Echo}, preload="toy/echo" if on_demand else "all")
+    if on_demand:
+        with pytest.raises(NotReady, match="not available"):
+            await host.predict("toy/broken", Text(text="x"), CallContext())
     assert not host.ready
     assert list(host.missing()) == ["toy/broken"]
     assert host.missing()["toy/broken"] == "Loading toy/broken failed (RuntimeError). The log of the service says why."
@@ -231,17 +221,23 @@ async def test_more_streams_than_may_be_open_are_refused(start):
     await events.aclose()
 
 
-async def test_streaming_model_answers_whole_requests_side_by_side(start):
+async def test_models_are_loaded_and_a_streaming_one_answers_whole_requests_side_by_side(start):
     together = threading.Barrier(2)
 
     class Chat(toys.Story):
         card = toys.card("chat", "plan")
 
+        @classmethod
+        def load(cls, place: LoadContext):
+            together.wait(5)
+            return cls()
+
         def predict(self, batch, run):
             together.wait(2)
             return super().predict(batch, run)
 
-    host = await start({"chat": Chat})
+    host = await start({"chat": Chat, "two": named(Chat, "two")})
+    assert host.ready
     await asyncio.gather(*(host.predict("chat", Text(text="a"), CallContext()) for _ in range(2)))
 
 
@@ -327,16 +323,6 @@ async def test_beyond_the_budget_the_longest_unused_model_is_unloaded_and_comes_
         assert (host.slot(name).state, host.slot(other).state) == ("ready", "on_demand")
     assert host.slot("first").state == "ready"
     assert kinds["one"].loads == 2
-
-
-async def test_model_that_fails_at_its_first_request_says_why(start):
-    class Broken(toys.Broken):
-        on_demand = True
-
-    host = await start({"toy/echo": Echo, "toy/broken": Broken}, preload="toy/echo")
-    with pytest.raises(NotReady, match="not available"):
-        await host.predict("toy/broken", Text(text="x"), CallContext())
-    assert list(host.missing()) == ["toy/broken"]
 
 
 async def test_an_unloaded_model_leaves_no_memory_on_a_gpu(start, monkeypatch):

@@ -36,7 +36,7 @@ def chosen(redis_url, tmp_path):
 
 @pytest.fixture
 def start(start_replica, chosen):
-    return lambda: start_replica(**chosen.model_dump(exclude_unset=True))
+    return partial(start_replica, **chosen.model_dump(exclude_unset=True))
 
 
 @pytest.fixture
@@ -270,19 +270,15 @@ async def test_a_job_is_answered_as_the_same_request_is(client, run, path, body,
     assert found == wanted
 
 
-@pytest.mark.parametrize("path", ["/v1/nowhere", "/v2/models/toy/echo/infer", "/v1/chat/completions", "/v1/"])
-async def test_what_is_no_task_of_the_host_goes_elsewhere(run, path):
-    answer = await run(path, b"{}")
-    assert (answer.status, answer.body.decode()) == (299, path)
-
-
-async def test_progress_reaches_the_ticket_and_jobs_are_counted_as_requests_of_their_route(run):
+async def test_what_is_no_task_of_the_host_goes_elsewhere_progress_reaches_the_ticket_and_jobs_are_counted(run):
+    for path in ("/v1/nowhere", "/v2/models/toy/echo/infer", "/v1/chat/completions", "/v1/"):
+        answer = await run(path, b"{}")
+        assert (answer.status, answer.body.decode()) == (299, path)
     ticket = Ticket()
     assert (await run("/v1/probe", b'{"text": "x"}', ticket)).status == 200
     await asyncio.sleep(0.01)
     assert ticket.told == [(step / 5, f"step {step}") for step in range(5)]
-    labels = {"model": "toy/echo", "route": "/v1/echo", "service": "toy", "status": "422"}
-    counter = telemetry.REQUESTS.labels(**labels)._value
+    counter = telemetry.REQUESTS.labels(model="toy/echo", route="/v1/echo", service="toy", status="422")._value
     before = counter.get()
     await run("/v1/echo", b'{"text": "bad"}')
     assert counter.get() == before + 1
@@ -309,15 +305,9 @@ async def test_the_model_sees_job_and_tenant_and_no_deadline_and_a_cancel_stops_
 
 
 @pytest.fixture
-def start_worker(start_replica, redis_url, tmp_path):
-    """Starts replicas that work through jobs themselves."""
-    settings = {"redis_url": redis_url, "data_dir": tmp_path, "shutdown_grace_s": 0.2, "replica_secret": "s1"}
-    return partial(start_replica, jobs_in_replica=True, **settings)
-
-
-@pytest.fixture
-async def worker(start_worker):
-    return await start_worker(must_load=False)
+async def worker(start):
+    """A replica that works through jobs itself."""
+    return await start(jobs_in_replica=True, must_load=False)
 
 
 def ask(path, **body):
@@ -327,12 +317,12 @@ def ask(path, **body):
 last_state = partial(ended, tenant="local")
 
 
-async def test_jobs_are_those_of_the_stable_version(start_worker, queue):
-    await start_worker(service_version="next")
+async def test_jobs_are_those_of_the_stable_version(start, queue):
+    await start(jobs_in_replica=True, service_version="next")
     job, _ = await queue.submit(ask("/v1/echo", text="ab"))
     await asyncio.sleep(1)
     assert (await queue.get(job.id, "local")).status == "queued", "a shadow answers nobody"
-    await start_worker()
+    await start(jobs_in_replica=True)
     assert (await last_state(queue, job)).status == "succeeded"
 
 

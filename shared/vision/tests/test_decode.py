@@ -78,19 +78,12 @@ def test_limits_are_inclusive_and_named_with_the_value():
     assert found.width == 64
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("gif", "GIF"), ("pdf", "PDF"), ("text-as-png", "text"), ("html-as-jpeg", "HTML"), ("json", "JSON")],
-)
-def test_refusal_says_what_was_detected(name, said):
-    with pytest.raises(UnsupportedMedia, match=f"found {said}") as caught:
-        decode(REFUSED[name].data)
-    assert all(kind in caught.value.hint for kind in READABLE)
-
-
-@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"lossless": True, "exif": b"Exif\0\0"}])
-def test_canvas_of_every_kind_of_webp_is_known_before_it_is_opened(options):
-    assert webp_canvas(encoded(quadrants(70, 50), "WEBP", **options)) == (70, 50)
+def test_refusal_says_what_was_detected():
+    names = {"gif": "GIF", "pdf": "PDF", "text-as-png": "text", "html-as-jpeg": "HTML", "json": "JSON"}
+    for name, said in names.items():
+        with pytest.raises(UnsupportedMedia, match=f"found {said}") as caught:
+            decode(REFUSED[name].data)
+        assert all(kind in caught.value.hint for kind in READABLE)
 
 
 @pytest.mark.parametrize(("head", "said"), [
@@ -99,8 +92,10 @@ def test_canvas_of_every_kind_of_webp_is_known_before_it_is_opened(options):
     (b"\xef\xbb\xbf  <svg>", "SVG"), ("ä".encode() * 400, "text"), (b"x" + "ä".encode() * 400, "text"),
     (b"\xc3", "unknown binary data"),
 ])  # fmt: skip
-def test_signature_is_recognised(head, said):
+def test_signature_is_recognised_and_the_canvas_of_every_kind_of_webp(head, said):
     assert detect_format(head) == said
+    for options in ({}, {"lossless": True}, {"lossless": True, "exif": b"Exif\0\0"}):
+        assert webp_canvas(encoded(quadrants(70, 50), "WEBP", **options)) == (70, 50)
 
 
 def test_alpha_and_transparent_colours_are_flattened_on_white():
@@ -140,11 +135,8 @@ def test_facts_of_the_file_are_kept_and_broken_exif_does_not_cost_the_picture():
     assert decode(encoded(quadrants(), "PNG", icc_profile=b"profile")).icc == b"profile"
     found = decode(encoded(quadrants(), "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05broken"))
     assert found.orientation == 1
-
-
-@pytest.mark.parametrize("name", ["animated-png", "animated-webp", "paged-tiff"])
-def test_first_picture_of_many_is_read_and_said(name):
-    assert decode(ODD[name].data).first_of_many
+    several = {name: decode(ODD[name].data).first_of_many for name in ("animated-png", "animated-webp", "paged-tiff")}
+    assert several == dict.fromkeys(several, True)
     assert not decode(ODD["tiff"].data).first_of_many
 
 

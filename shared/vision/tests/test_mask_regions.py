@@ -64,8 +64,8 @@ def test_ring_has_a_hole_parts_that_touch_at_a_corner_share_an_outline_and_nothi
     assert mask_regions.occupied_window(np.zeros((3, 4), bool)) == (slice(0, 0), slice(0, 0))
 
 
-@given(masks)
-def test_regions_agree_with_their_label_map(mask):
+@given(masks, st.integers(1, 9))
+def test_regions_agree_with_their_label_map_and_exactly_the_pixels_of_some_are_kept(mask, least):
     found, labels = mask_regions.find_regions(mask)
     assert ((labels > 0) == mask).all()
     assert [r.area for r in found] == sorted((r.area for r in found), reverse=True)
@@ -74,19 +74,9 @@ def test_regions_agree_with_their_label_map(mask):
         assert region.area == here.sum()
         assert mask_regions.occupied_window(here) == (region.rows, region.columns)
         assert ndimage.label(here, np.ones((3, 3)))[1] == 1
-
-
-@given(masks, st.integers(1, 9))
-def test_keeping_regions_keeps_exactly_their_pixels(mask, least):
-    found, labels = mask_regions.find_regions(mask)
     kept = mask_regions.keep_regions(labels, [region for region in found if region.area >= least])
     assert kept.sum() == sum(region.area for region in found if region.area >= least)
     assert not (kept & ~mask).any()
-
-
-@given(masks)
-def test_run_lengths_give_the_mask_back(mask):
-    assert (mask_regions.decode_run_lengths(mask_regions.encode_run_lengths(mask), *mask.shape) == mask).all()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +101,9 @@ def test_run_lengths_are_those_of_coco(mask, text):
     assert mask_regions.encode_run_lengths(mask) == text
 
 
-@pytest.mark.parametrize("text", ["", "3", "`", "04O"])
-def test_runs_that_do_not_fill_the_size_are_refused(text):
-    with pytest.raises(ValueError, match="not 3×5"):
-        mask_regions.decode_run_lengths(text, 3, 5)
+@given(masks)
+def test_run_lengths_give_the_mask_back_and_those_that_do_not_fill_the_size_are_refused(mask):
+    assert (mask_regions.decode_run_lengths(mask_regions.encode_run_lengths(mask), *mask.shape) == mask).all()
+    for text in ("", "3", "`", "04O"):
+        with pytest.raises(ValueError, match="not 3×5"):
+            mask_regions.decode_run_lengths(text, 3, 5)
