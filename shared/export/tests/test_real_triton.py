@@ -21,7 +21,6 @@ import httpx2
 import numpy as np
 import onnxruntime
 import pytest
-import tritonclient.http
 from torch import Tensor, nn
 
 from fovea.api.tensors import TensorSpec
@@ -207,18 +206,6 @@ def test_calls_at_once_become_batches(triton):
     (model,) = httpx2.get(f"http://{triton[0]}/v2/models/net/stats").json()["model_stats"]
     assert model["execution_count"] < model["inference_count"]
     assert max(batch["batch_size"] for batch in model["batch_stats"]) <= MOST
-
-
-def test_labels_are_those_of_the_file(triton):
-    client = tritonclient.http.InferenceServerClient(triton[0])
-    given = np.zeros((1, 3, SIDE, SIDE), np.float32)
-    given[0, 1] = 1
-    image = tritonclient.http.InferInput("image", given.shape, "FP32")
-    image.set_data_from_numpy(given)
-    wanted = tritonclient.http.InferRequestedOutput("scores", class_count=1)
-    ((best,),) = client.infer("net", [image], outputs=[wanted]).as_numpy("scores")
-    client.close()
-    assert best.decode() == f"1.000000:1:{LABELS[1]}"
 
 
 def test_what_it_refuses_is_told_and_sizes_that_the_graph_leaves_free_are_free(url):

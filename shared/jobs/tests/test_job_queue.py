@@ -16,20 +16,6 @@ from tests.harness.waiting import until
 DONE = Result(200, "application/json", b'{"mask": 1}', {"x-model": "pranet"})
 
 
-async def test_a_redis_restarted_just_before_a_call_is_one_that_is_away(queue, payload, monkeypatch):
-    client = queue._redis.client
-
-    async def load_and_restart(script: str) -> object:
-        sha = await client.execute_command("SCRIPT LOAD", script)
-        await client.script_flush()
-        return sha
-
-    monkeypatch.setattr(client, "script_load", load_and_restart)
-    await client.script_flush()
-    with pytest.raises(NotReady, match="can't be reached"):
-        await queue.submit(payload)
-
-
 async def test_request_and_answer_arrive_byte_for_byte(queue, inbox, payload):
     sent = Payload("svc", "/v1/x?a=ü", bytes(range(256)), {"accept": "image/png", "x": "\n"}, priority=7, tenant="t:1")
     await queue.submit(sent)
@@ -104,15 +90,14 @@ async def test_a_full_queue_refuses_and_leaves_nothing_behind(queue, payload, jo
     assert new, "the refused submit must not have used up its key"
 
 
-async def test_twenty_submits_with_one_key_are_one_job(queue, payload):
-    answers = await asyncio.gather(*(queue.submit(replace(payload, body=b"x" * 3000), "key") for _ in range(20)))
+async def test_twenty_submits_with_one_key_are_one_job_another_request_a_conflict_and_keys_their_tenant_s(
+    queue, payload
+):
+    answers = await asyncio.gather(*(queue.submit(replace(payload, body=b"x" * 3000), "twenty") for _ in range(20)))
     assert len({job.id for job, _ in answers}) == 1
     assert sum(new for _, new in answers) == 1
     assert (await queue.counts("svc")).waiting == 1
     assert await queue._payloads.older_than(-60) == [answers[0][0].id]
-
-
-async def test_a_key_with_another_request_is_a_conflict_and_keys_belong_to_their_tenant(queue, payload):
     first, _ = await queue.submit(payload, "key")
     told = {"Content-Type": "image/png", "traceparent": "b"}  # headers of a trace do not make another request
     again, new = await queue.submit(replace(payload, headers=told, priority=1), "key")
@@ -270,7 +255,13 @@ async def test_many_watchers_share_one_connection(queue, inbox, payload):
     assert not queue._changes._watchers, "finished watchers leave nothing behind"
 
 
-async def test_every_method_raises_not_ready_while_redis_is_away(job_settings, payload):
+async def test_every_method_raises_not_ready_while_redis_is_away_and_a_wrong_password_is_said(
+    redis_url, job_settings, payload
+):
+    queue = RedisJobQueue(redis_url.replace("redis://:", "redis://:wrong"), job_settings)
+    with pytest.raises(NotReady, match="password"):
+        await queue.counts("svc")
+    await queue.close()
     queue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
     some = "0" * 32
     calls = [call(some, "ann") for call in (queue.get, queue.result, queue.cancel, queue.retry)]
@@ -282,24 +273,30 @@ async def test_every_method_raises_not_ready_while_redis_is_away(job_settings, p
     await queue.close()
 
 
-async def test_a_redis_that_is_silent_is_asked_once(job_settings, payload, monkeypatch):
+async def test_a_redis_that_is_silent_or_restarted_just_before_a_call_is_one_that_is_away(
+    queue, job_settings, payload, monkeypatch
+):
+    client = queue._redis.client
+
+    async def load_and_restart(script: str) -> object:
+        sha = await client.execute_command("SCRIPT LOAD", script)
+        await client.script_flush()
+        return sha
+
+    monkeypatch.setattr(client, "script_load", load_and_restart)
+    await client.script_flush()
+    with pytest.raises(NotReady, match="can't be reached"):
+        await queue.submit(payload)
     monkeypatch.setattr(redis_client, "_TIMEOUT_S", 0.3)
     connections: list[asyncio.StreamWriter] = []
     silent = await asyncio.start_server(lambda _, writer: connections.append(writer), "127.0.0.1", 0)
-    queue = RedisJobQueue(f"redis://127.0.0.1:{silent.sockets[0].getsockname()[1]}", job_settings)
+    unheard = RedisJobQueue(f"redis://127.0.0.1:{silent.sockets[0].getsockname()[1]}", job_settings)
     with pytest.raises(NotReady, match="can't be reached"):
-        await queue.submit(payload)
+        await unheard.submit(payload)
     assert len(connections) == 1, "a second try would have the caller wait as long again"
-    await queue.close()
+    await unheard.close()
     connections[0].close()
     silent.close()
-
-
-async def test_a_wrong_password_is_said_so(redis_url, job_settings):
-    queue = RedisJobQueue(redis_url.replace("redis://:", "redis://:wrong"), job_settings)
-    with pytest.raises(NotReady, match="password"):
-        await queue.counts("svc")
-    await queue.close()
 
 
 class Script:

@@ -1,7 +1,6 @@
 """One new file in a scanned room is found by name; broken rooms are reported."""
 
 import sys
-import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
@@ -45,7 +44,7 @@ def toy_room(tmp_path, monkeypatch):
     room.mkdir(parents=True)
     (tmp_path / "relevance_judge" / "__init__.py").write_text("'''Toy.'''")
     (room / "__init__.py").write_text("'''Toy.'''")
-    (room / "toy.py").write_text(textwrap.dedent(MODEL))
+    (room / "toy.py").write_text(MODEL)
     for name in [n for n in sys.modules if n.startswith("services.relevance_judge")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(services, "__path__", [str(tmp_path), *services.__path__])
@@ -63,7 +62,7 @@ def test_new_models_and_networks_are_found_without_editing_another_file(toy_room
     (toy_room / "other_net.py").write_text('raise ImportError\n# @builder("other-net")\n')
     assert "toy" in servables("relevance-judge")
     assert network("wide-net", width=5) == 5
-    (toy_room / "twin.py").write_text(textwrap.dedent(MODEL))
+    (toy_room / "twin.py").write_text(MODEL)
     with pytest.raises(Fault, match=r"models\.toy and services\S+\.twin both bring the model 'toy'"):
         servables("relevance-judge")
 
@@ -135,41 +134,27 @@ def test_run_stops_when_cancelled_or_late_and_reports_progress_inside_its_range(
             over.check()
 
 
-def test_subclass_of_a_marked_class_is_another_thing(toy_room):
-    (toy_room / "zoo.py").write_text(
-        textwrap.dedent("""
-        '''A network, and a smaller one that is not published.'''
-        from shared.registry import builder
+SPARSE = """
+'''Three ways to carry a claim, and a network with a smaller one that is not published.'''
+from shared.registry import Card, Paper, builder
+from shared.sparsity import SparsityClaim
 
-        @builder("big")
-        class Big:
-            pass
+def claim(model):
+    return SparsityClaim(model=model, sparsity_global=0.5, counted_in="artefact", theoretical_flops_ratio=0.5)
 
-        class Small(Big):
-            pass
-        """)
-    )
-    assert networks()["big"].__name__ == "Big"
+PLAIN = claim("plain")
+
+@builder("big")
+class Big:
+    sparsity = claim("method")
+
+class Small(Big):
+    card = Card(name="served", task="echo", summary="s", paper=Paper(title="t", venue="v", year=2026), licence="MIT",
+                sparsity=claim("served"))
+"""
 
 
-def test_claims_of_cards_classes_and_modules_are_found(toy_room):
-    (toy_room / "sparse.py").write_text(
-        textwrap.dedent("""
-        '''Three ways to carry a claim.'''
-        from shared.registry import Card, Paper
-        from shared.sparsity import SparsityClaim
-
-        def claim(model):
-            return SparsityClaim(model=model, sparsity_global=0.5, counted_in="artefact", theoretical_flops_ratio=0.5)
-
-        PLAIN = claim("plain")
-
-        class Method:
-            sparsity = claim("method")
-
-        class Served:
-            card = Card(name="served", task="echo", summary="s", paper=Paper(title="t", venue="v", year=2026),
-                        licence="MIT", sparsity=claim("served"))
-        """)
-    )
+def test_claims_of_cards_classes_and_modules_are_found_and_a_subclass_of_a_marked_class_is_another_thing(toy_room):
+    (toy_room / "sparse.py").write_text(SPARSE)
     assert {"plain", "method", "served"} <= set(claims())
+    assert networks()["big"].__name__ == "Big"

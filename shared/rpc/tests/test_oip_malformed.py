@@ -26,6 +26,11 @@ def request(*inputs: Any, **more: Any) -> dict[str, Any]:
     return {"inputs": list(inputs), **more}
 
 
+def at(place: str) -> str:
+    """What is told of a value that is no part of a message: where it stands, as field and in words."""
+    return rf"^{place}: .*message: {place}: "
+
+
 def asked(name: str, **parameters: Any) -> dict[str, Any]:
     return {"name": name, "parameters": parameters}
 
@@ -36,14 +41,12 @@ def decode(head: Any, raw: bytes | None = None, header_length: int | None = None
     return oip_json.decode_request("m", "", text + (raw or b""), length)
 
 
+BINARY = r"Binary tensors need the header Inference-Header-Content-Length\."
+SHARED, CLASSES = "shared memory.*Send the bytes with the request", "classification.*model's own route"
 BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "no JSON": (b"\x89PNG", None, "not JSON"),
     "empty": (b"", None, "not JSON"),
-    "cut off": (
-        b'{"inputs": [',
-        None,
-        r"^None: .*not JSON.*Binary tensors need the header Inference-Header-Content-Length\.$",
-    ),
+    "cut off": (b'{"inputs": [', None, rf"^None: .*not JSON.*{BINARY}$"),
     "two documents": (b"{}{}", None, "not JSON"),
     "not UTF-8": (b'{"inputs": "\xff"}', None, "not JSON"),
     "lone surrogate": (b'{"id": "\\ud800", "inputs": []}', None, "not JSON"),
@@ -56,15 +59,11 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "a number": (1, None, "not an inference message"),
     "no inputs": ({}, None, "inputs"),
     "empty inputs": (request(), None, "inputs"),
-    "inputs an object": ({"inputs": {}}, None, r"^inputs: .*message: inputs: "),
-    "input a string": (request("x"), None, r"^inputs\[0\]: .*message: inputs\[0\]: "),
+    "inputs an object": ({"inputs": {}}, None, at("inputs")),
+    "input a string": (request("x"), None, at(r"inputs\[0\]")),
     "no name": (request({"datatype": "FP32", "shape": [1], "data": [1]}), None, r"inputs\[0\]\.name"),
     "empty name": (request({**X, "name": "", "data": [1, 2]}), None, "no name"),
-    "no shape": (
-        request({"name": "x", "datatype": "FP32", "data": [1]}),
-        None,
-        r"^x: .*message: inputs\[0\]\.shape \(tensor 'x'\): ",
-    ),
+    "no shape": (request({"name": "x", "data": [1]}), None, r"^x: .*message: inputs\[0\]\.shape \(tensor 'x'\): "),
     "shape of text": (request({**X, "shape": ["2"], "data": [1, 2]}), None, r"inputs\[0\]\.shape\[0\] \(tensor 'x'\)"),
     "shape of true": (request({**X, "shape": [True], "data": [1]}), None, r"shape\[0\] \(tensor 'x'\)"),
     "shape of floats": (request({**X, "shape": [2.0], "data": [1, 2]}), None, r"shape\[0\] \(tensor 'x'\)"),
@@ -95,26 +94,14 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "bytes left over": (request(RAW), bytes(9), "1 bytes follow"),
     "size against shape": (request({**RAW, "shape": [3]}), bytes(8), "'x'.*takes 12 bytes, but 8"),
     "BYTES overrun": (request({**RAW, "datatype": "BYTES", "shape": [1]}), b"\xff\0\0\0abcd", "'x' of BYTES"),
-    "shared memory": (
-        request({**X, "parameters": {"shared_memory_region": "r"}}),
-        None,
-        r"^x: .*'x'.*shared memory.*Send the bytes with the request\.$",
-    ),
-    "classification": (
-        request(GOOD, outputs=[asked("y", classification=3)]),
-        None,
-        "^y: .*'y'.*classification.*model's own route",
-    ),
+    "shared memory": (request({**X, "parameters": {"shared_memory_region": "r"}}), None, rf"^x: .*'x'.*{SHARED}\.$"),
+    "classification": (request(GOOD, outputs=[asked("y", classification=3)]), None, f"^y: .*'y'.*{CLASSES}"),
     "sequence": (request(GOOD, parameters={"sequence_id": 7}), None, "^sequence_id: .*Sequences"),
     "binary_data of text": (request(GOOD, outputs=[asked("y", binary_data="yes")]), None, "'binary_data' of 'y'"),
     "binary_data_output of 1": (request(GOOD, parameters={"binary_data_output": 1}), None, "'binary_data_output'"),
     "id a number": (request(GOOD, id=7), None, "id: "),
-    "output without a name": (
-        request(GOOD, outputs=[{}]),
-        None,
-        r"^outputs\[0\]\.name: .*message: outputs\[0\]\.name: ",
-    ),
-    "long name": (request({**GOOD, "name": "n" * 513}), None, r"^inputs\[0\]\.name: .*message: inputs\[0\]\.name: "),
+    "output without a name": (request(GOOD, outputs=[{}]), None, at(r"outputs\[0\]\.name")),
+    "long name": (request({**GOOD, "name": "n" * 513}), None, at(r"inputs\[0\]\.name")),
     "longest name": (request({**X, "name": "n" * 512}), None, "^n{512}: .*'n{512}' has neither"),
 }
 """Head, binary part, and the error: `field: detail hint`."""
@@ -380,31 +367,18 @@ def test_aligning_keeps_the_bytes(chunks, header_length):
         assert (np.frombuffer(body, np.uint8).ctypes.data + header_length) % 64 == 0
 
 
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.arange(12, dtype=">f4").reshape(3, 4),
-        np.arange(12, dtype=np.float32).reshape(3, 4).T,
-        np.arange(12, dtype=np.float32).reshape(3, 4)[:, ::2],
-        np.arange(12, dtype=">i2").reshape(3, 4),
-    ],
-    ids=["big-endian", "transposed", "strided", "big-endian-int"],
-)
-def test_arrays_of_any_layout_are_written_little_endian_and_row_major(array):
-    datatype = tensors.datatype_of("t", array)
-    back = tensors.from_raw("t", datatype, array.shape, tensors.to_raw("t", array))
-    np.testing.assert_array_equal(back, array)
-    np.testing.assert_array_equal(tensors.to_values("t", array), array.reshape(-1))
-
-
-@pytest.mark.parametrize(
-    "array", [np.array([1j]), np.array(["2026-01-01"], "M8[D]"), np.array([object()]), np.array([3], object)]
-)
-def test_what_no_datatype_fits_is_a_fault_of_the_model(array):
-    for write in (tensors.to_raw, tensors.to_values):
-        with pytest.raises(Fault, match=r"^Tensor 't'") as caught:
-            write("t", array)
-        assert caught.value.field == "t"
+def test_arrays_of_any_layout_are_written_little_endian_and_row_major_and_what_no_datatype_fits_is_a_fault():
+    grid = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for array in (grid.astype(">f4"), grid.T, grid[:, ::2], grid.astype(">i2")):
+        datatype = tensors.datatype_of("t", array)
+        back = tensors.from_raw("t", datatype, array.shape, tensors.to_raw("t", array))
+        np.testing.assert_array_equal(back, array)
+        np.testing.assert_array_equal(tensors.to_values("t", array), array.reshape(-1))
+    for array in (np.array([1j]), np.array(["2026-01-01"], "M8[D]"), np.array([object()]), np.array([3], object)):
+        for write in (tensors.to_raw, tensors.to_values):
+            with pytest.raises(Fault, match=r"^Tensor 't'") as caught:
+                write("t", array)
+            assert caught.value.field == "t"
 
 
 def test_refusals_and_feeds_that_are_not_finite_name_the_tensor_and_say_what_to_do():

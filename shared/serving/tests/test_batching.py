@@ -82,12 +82,6 @@ def job():
     return CallContext(job="j")
 
 
-def over():
-    run = CallContext()
-    run.cancel()
-    return run
-
-
 async def test_lone_caller_is_answered_off_the_loop_s_thread_and_never_waits_for_company(doubler):
     work = doubler()
     assert await work.call(21) == 42
@@ -172,7 +166,7 @@ async def test_calls_of_jobs_let_all_others_pass_until_they_have_waited_long(dou
     assert work.ran == [[0], *([item] for item in order)]
 
 
-async def test_jobs_and_others_have_a_bound_of_their_own(doubler):
+async def test_jobs_and_others_have_a_bound_of_their_own_and_a_cancelled_caller_frees_its_place(doubler):
     work = doubler(size=1, depth=2)
     await work.hold()
     for run in (job, CallContext):
@@ -180,9 +174,6 @@ async def test_jobs_and_others_have_a_bound_of_their_own(doubler):
         with pytest.raises(QueueFull, match="2 requests wait"):
             await work.call(3, run())
     assert await work.finish() == [2, 4] * 2
-
-
-async def test_cancelled_caller_frees_its_place_and_is_never_run(doubler):
     work = doubler(size=1, depth=2)
     await work.hold(7, 8)
     work.tasks[1].cancel()
@@ -198,7 +189,7 @@ async def test_run_that_is_cancelled_in_the_queue_is_never_run_and_one_that_is_o
     run.cancel()
     assert [type(outcome) for outcome in await work.finish()] == [Cancelled]
     with pytest.raises(Cancelled):
-        await work.call(1, over())
+        await work.call(1, run)
     assert work.ran == [[0]]
 
 

@@ -241,17 +241,6 @@ async def test_models_are_loaded_and_a_streaming_one_answers_whole_requests_side
     await asyncio.gather(*(host.predict("chat", Text(text="a"), CallContext()) for _ in range(2)))
 
 
-async def test_unloaded_model_refuses_and_comes_back(host):
-    servable = host.servable("toy/echo")
-    await host.unload("toy/echo")
-    assert servable.closed
-    assert host.ready  # it is as wanted
-    with pytest.raises(NotReady, match="unloaded"):
-        await host.predict("toy/echo", Text(), CallContext())
-    await host.load("toy/echo")
-    assert (await host.predict("toy/echo", Text(), CallContext())).text == "hello"
-
-
 async def test_stop_cancels_what_does_not_end(start):
     host = await start(TOYS, shutdown_grace_s=0.05)
     answer = asyncio.create_task(host.predict("toy/echo", Text(text="x", sleep=2), CallContext()))
@@ -325,7 +314,7 @@ async def test_beyond_the_budget_the_longest_unused_model_is_unloaded_and_comes_
     assert kinds["one"].loads == 2
 
 
-async def test_an_unloaded_model_leaves_no_memory_on_a_gpu(start, monkeypatch):
+async def test_an_unloaded_model_leaves_no_memory_on_a_gpu_and_comes_back(start, monkeypatch):
     class Circle(Echo):
         """Holds itself, as an engine with recorded steps does."""
 
@@ -335,9 +324,17 @@ async def test_an_unloaded_model_leaves_no_memory_on_a_gpu(start, monkeypatch):
             super().__init__()
             self.itself = self
 
+        def close(self):
+            closed.append(True)
+
     host = await start({"circle": Circle})
-    held, emptied = weakref.ref(host.servable("circle")), []
+    held, emptied, closed = weakref.ref(host.servable("circle")), [], []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held()))
     await host.unload("circle")
-    assert emptied == [None]
+    assert (emptied, closed) == ([None], [True])
+    assert host.ready, "it is as wanted"
+    with pytest.raises(NotReady, match="unloaded"):
+        await host.predict("circle", Text(), CallContext())
+    await host.load("circle")
+    assert (await host.predict("circle", Text(), CallContext())).text == "hello"

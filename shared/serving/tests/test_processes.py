@@ -123,21 +123,14 @@ async def test_all_are_stopped_the_last_started_first(children):
     assert children.said == []
 
 
-async def test_what_ignores_sigterm_is_killed_after_the_grace(children):
-    child = await children.add("stubborn", "stubborn")
-    await until(lambda: "\n" in child.log.read_text())
+async def test_what_ignores_sigterm_is_killed_after_the_grace_and_grandchildren_in_whatever_group_they_are(children):
+    stubborn, family = [await children.add(name, name) for name in ("stubborn", "family")]
+    await until(lambda: "\n" in stubborn.log.read_text() and "\n" in family.log.read_text())
+    pids = [stubborn.process.pid, *(int(word) for word in family.log.read_text().split())]
+    assert all(alive(pid) for pid in pids)
     begun = time.monotonic()
     await asyncio.wait_for(children.stop(), 60)
     assert time.monotonic() - begun > 0.9, "it had its grace"
-    assert not alive(child.process.pid)
-
-
-async def test_grandchildren_are_ended_in_whatever_group_they_are(children):
-    child = await children.add("family", "family")
-    await until(lambda: "\n" in child.log.read_text())
-    pids = [int(word) for word in child.log.read_text().split()]
-    assert all(alive(pid) for pid in pids)
-    await children.stop()
     assert not any(alive(pid) for pid in pids)
 
 
