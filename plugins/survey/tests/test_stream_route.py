@@ -267,14 +267,14 @@ async def test_a_stream_may_be_longer_than_any_body_and_its_film_is_drawn(client
     assert answer.content.count(b"content-type: image/jpeg") == 2
 
 
-@pytest.mark.parametrize(("query", "headers", "body", "status", "field"), [
-    ("?confidence=7", MJPEG, b"x", 422, "confidence"), ("?colour=red", MJPEG, b"x", 422, "colour"),
-    ("?classes=whale", MJPEG, _jpeg(), 422, "classes"), ("?model=nobody", MJPEG, b"x", 404, "model"),
-    ("", {"content-type": "text/plain"}, b"x", 415, None), ("", MJPEG, b"", 400, "body"),
-    ("", {"content-type": "multipart/x-mixed-replace"}, b"x", 400, None),
-    ("", {**MJPEG, "accept": "image/png"}, b"x", 406, None),
-])  # fmt: skip
-async def test_a_bad_stream_is_an_ordinary_problem(client, query, headers, body, status, field):
-    answer = await client.post(f"/v1/detect/stream{query}", content=body, headers=headers)
-    assert answer.status_code == status, answer.text
-    assert answer.json().get("field") == field
+async def test_a_bad_stream_is_an_ordinary_problem(client):
+    for query, headers, body, status, field in (
+        ("?confidence=7", MJPEG, b"x", 422, "confidence"), ("?colour=red", MJPEG, b"x", 422, "colour"),
+        ("?classes=whale", MJPEG, _jpeg(), 422, "classes"), ("?model=nobody", MJPEG, b"x", 404, "model"),
+        ("", {"content-type": "text/plain"}, b"x", 415, None), ("", MJPEG, b"", 400, "body"),
+        ("", {"content-type": "multipart/x-mixed-replace"}, b"x", 400, None),
+        ("", {**MJPEG, "accept": "image/png"}, b"x", 406, None),
+    ):  # fmt: skip
+        answer = await client.post(f"/v1/detect/stream{query}", content=body, headers=headers)
+        assert answer.status_code == status, answer.text
+        assert answer.json().get("field") == field

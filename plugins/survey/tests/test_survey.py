@@ -268,21 +268,18 @@ def test_a_track_places_a_photograph_by_the_zone_of_its_clock(client, stated, zo
     assert ["its time has no zone" in text for text in found["place_problems"]] == ([] if latitude else [True])
 
 
-@pytest.mark.parametrize(
-    ("more", "status", "told"),
-    [
+def test_mistakes_are_named(client):
+    for more, status, told in (
         ({"json": {}}, 422, "observations"),
         ({"json": {"observations": [{"name": "a", "latitude": 91, "longitude": 0}]}}, 422, "latitude"),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "JSON"),
         ({"files": {"gpx": b"x"}}, 400, "GPX"),
         ({"files": {"images": b"x"}, "params": {"nope": 1}}, 422, "nope"),
         ({"files": {"images": b"x"}, "params": {"model": "nope"}}, 404, "nope"),
-    ],
-)
-def test_mistakes_are_named(client, more, status, told):
-    answer = client.post("/v1/detect/survey", **more)
-    assert answer.status_code == status, answer.text
-    assert told in answer.text
+    ):
+        answer = client.post("/v1/detect/survey", **more)
+        assert answer.status_code == status, answer.text
+        assert told in answer.text
 
 
 def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):

@@ -212,20 +212,6 @@ async def test_a_stopping_worker_begins_nothing_new_and_a_second_stop_does_not_w
         assert (back.status, back.attempts) == ("queued", attempts)
 
 
-async def test_workers_forget_finished_jobs_by_themselves(redis_url, payload, job_settings, work):
-    settings = job_settings.model_copy(update={"job_ttl_s": 1})
-    queue = RedisJobQueue(redis_url, settings)
-    big = replace(DONE, body=b"x" * 5000)
-    async with work(always(big), job_ttl_s=1):
-        job = await run_one(queue, payload)
-        folder = settings.data_dir / "blobs" / job.id
-        assert folder.exists()
-        async with asyncio.timeout(10):
-            while folder.exists() or await queue._redis.client.keys("*:job:*"):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-    await queue.close()
-
-
 async def test_a_broken_loop_ends_the_worker_loudly(redis_url, job_settings, monkeypatch):
     inbox = QueueConsumer(redis_url, "svc", job_settings)
     broken: Callable[[], Awaitable[int]] = always(RuntimeError("bug"))  # type: ignore[assignment]

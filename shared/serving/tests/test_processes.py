@@ -163,41 +163,6 @@ time.sleep(60)
     wait_until(lambda: not alive(child) and not alive(watch), 60)
 
 
-FORKED = """
-import os, pathlib, sys, time
-from shared.serving.up.forked_replicas import ForkedReplicas
-here = pathlib.Path(sys.argv[1])
-def run(service):
-    before = len(list(here.glob(f"{service}.*.pid")))
-    print("says", service, flush=True)
-    (here / f"{service}.{os.getpid()}.pid").touch()
-    if service == "frail" and not before:
-        sys.exit(7)
-    time.sleep(60)
-ForkedReplicas(["frail", "firm"], run, here, 5).serve()
-"""
-
-
-def test_forked_replicas_have_logs_start_again_and_end_with_their_parent(tmp_path):
-    parent = subprocess.Popen([sys.executable, "-c", FORKED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-
-    def pids(service):
-        return [int(file.name.split(".")[1]) for file in tmp_path.glob(f"{service}.*.pid")]
-
-    wait_until(lambda: len(pids("frail")) == 2 and pids("firm"), 60)
-    (firm,), (frail,) = pids("firm"), [pid for pid in pids("frail") if alive(pid)]
-    os.kill(frail, signal.SIGKILL)
-    wait_until(lambda: len(pids("frail")) == 3, 60)
-    assert alive(firm)
-    parent.send_signal(signal.SIGTERM)
-    said, _ = parent.communicate(timeout=30)
-    assert parent.returncode == 0
-    assert not any(alive(pid) for pid in (*pids("frail"), firm))
-    assert "code=7" in said
-    assert "code=-9" in said
-    assert (tmp_path / "frail.log").read_text() == "says frail\n" * 3
-
-
 @pytest.fixture
 def start(redis_url, tmp_path):
     children: list[subprocess.Popen[bytes]] = []

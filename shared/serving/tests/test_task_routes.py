@@ -48,33 +48,36 @@ def problem(answer, status):
     return body
 
 
-@pytest.mark.parametrize("how", [
-    {"json": {"image": B64}}, {"json": {"image": f"data:image/png;base64,{B64}"}},
-    {"json": {"image": B64, "model": "toy/eye"}}, {"files": {"image": ("a.png", PNG, "image/png")}},
-    {"files": {"file": ("a.png", PNG)}}, {"files": {"images": ("a.png", PNG)}, "data": {"model": "toy/eye"}},
-    {"content": PNG, "headers": RAW}, {"content": PNG, "headers": {"content-type": "image/anything"}},
-    {"content": PNG, "headers": {"content-type": "application/octet-stream"}}, {"content": PNG},
-    {"content": json.dumps({"image": B64})},
-    {"content": b"\xef\xbb\xbf" + json.dumps({"image": B64}).encode(), **AS_JSON},
-])  # fmt: skip
-async def test_picture_comes_as_multipart_base64_or_raw_bytes(client, how):
-    answer = await client.post("/v1/segment", **how)
-    assert answer.status_code == 200, answer.text
-    assert answer.json() == SEEN
+async def test_picture_comes_as_multipart_base64_or_raw_bytes(client):
+    for how in (
+        {"json": {"image": B64}}, {"json": {"image": f"data:image/png;base64,{B64}"}},
+        {"json": {"image": B64, "model": "toy/eye"}}, {"files": {"image": ("a.png", PNG, "image/png")}},
+        {"files": {"file": ("a.png", PNG)}}, {"files": {"images": ("a.png", PNG)}, "data": {"model": "toy/eye"}},
+        {"content": PNG, "headers": RAW}, {"content": PNG, "headers": {"content-type": "image/anything"}},
+        {"content": PNG, "headers": {"content-type": "application/octet-stream"}}, {"content": PNG},
+        {"content": json.dumps({"image": B64})},
+        {"content": b"\xef\xbb\xbf" + json.dumps({"image": B64}).encode(), **AS_JSON},
+    ):  # fmt: skip
+        answer = await client.post("/v1/segment", **how)
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == SEEN
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
+async def test_options_mean_the_same_in_json_form_and_query(client):
+    for how in (
         {"json": {"image": B64, "threshold": 0.25, "classes": ["a", "b"], "invert": True, "label": "12"}},
         {**FILE, "data": {"threshold": "0.25", "classes": '["a", "b"]', "invert": "true", "label": "12"}},
         {**FILE, "data": {"threshold": ".25", "classes": ["a", "b"], "invert": "1", "label": "12"}},
         {**BYTES, "params": {"threshold": "0.25", "classes": ["a", "b"], "invert": "yes", "label": "12"}},
-    ],
-)
-async def test_options_mean_the_same_in_json_form_and_query(client, how):
-    answer = await client.post("/v1/segment", **how)
-    assert answer.json() == {"bytes": len(PNG), "threshold": 0.25, "classes": ["a", "b"], "invert": True, "label": "12"}
+    ):
+        answer = await client.post("/v1/segment", **how)
+        assert answer.json() == {
+            "bytes": len(PNG),
+            "threshold": 0.25,
+            "classes": ["a", "b"],
+            "invert": True,
+            "label": "12",
+        }
 
 
 async def test_option_of_the_body_wins_over_the_query_and_the_answer_is_a_picture_where_it_is_asked_for(client):
@@ -108,9 +111,8 @@ async def test_too_few_or_many_pictures_and_a_wrong_option_fail_the_whole_list(c
     assert body["field"] == "threshold"
 
 
-@pytest.mark.parametrize(
-    ("how", "status", "field", "says"),
-    [
+async def test_bad_input_is_a_clear_problem(client):
+    for how, status, field, says in (
         ({"json": {"image": "§§§"}}, 400, "image", "not base64"),
         ({"json": {"image": ""}}, 400, "image", "empty"),
         ({"json": {"image": 7}}, 422, "image", "valid bytes"),
@@ -141,12 +143,10 @@ async def test_too_few_or_many_pictures_and_a_wrong_option_fail_the_whole_list(c
         ({"content": b"--x--", **as_form()}, 400, None, "boundary"),
         ({"content": BROKEN_FORM, **as_form("; boundary=x; charset=undefined")}, 400, None, "form can't be read"),
         ({"content": bytes(100_001), "headers": RAW}, 413, None, "limit is 100,000"),
-    ],
-)
-async def test_bad_input_is_a_clear_problem(client, how, status, field, says):
-    body = problem(await client.post("/v1/segment", **how), status)
-    assert body.get("field") == field
-    assert says in body["detail"]
+    ):
+        body = problem(await client.post("/v1/segment", **how), status)
+        assert body.get("field") == field
+        assert says in body["detail"]
 
 
 async def test_form_that_is_not_offered_is_not_acceptable(client):
