@@ -259,13 +259,10 @@ async def test_grey_frames_are_seen_through_the_window_that_is_asked_for(window,
     assert series.instances[0].frames[0].area == area
 
 
-async def test_warnings_are_of_text_and_of_sizes_at_the_detector():
+async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one_and_warnings_are_of_text_and_size():
     (series,) = (await segment(film(picture(), BurnedInAnnotation="YES", ImagerPixelSpacing=[0.2, 0.2]))).series
     assert (series.warnings, series.instances[0].burnt_in_text.declared) == ([TEXT_NOTE, DETECTOR_NOTE], "YES")
     assert series.instances[0].burnt_in_text.suspected
-
-
-async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one():
     odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1])
     del odd.SOPClassUID
     (series,) = (await segment(odd)).series

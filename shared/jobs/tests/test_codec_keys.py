@@ -95,20 +95,17 @@ AWAY = (
 FULL = (gone.OutOfMemoryError("x"), gone.ResponseError("MISCONF … No space left on device"))
 
 
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
+def test_an_absent_or_full_redis_is_told_from_our_own_mistakes():
+    for error, kind in (
         *((error, NotReady) for error in AWAY),
         *((error, StorageFull) for error in FULL),
         (gone.ResponseError("ERR wrong number of arguments"), gone.ResponseError),  # a mistake of ours
-    ],
-)
-def test_an_absent_or_full_redis_is_told_from_our_own_mistakes(error, kind):
-    with pytest.raises(kind) as caught, redis_client.translate_redis_errors():
-        raise error
-    if kind is StorageFull:
-        assert "full" in caught.value.detail
-        assert caught.value.hint
+    ):
+        with pytest.raises(kind) as caught, redis_client.translate_redis_errors():
+            raise error
+        if kind is StorageFull:
+            assert "full" in caught.value.detail
+            assert caught.value.hint
 
 
 async def test_patience_outlives_an_outage_and_is_only_for_an_absent_redis():

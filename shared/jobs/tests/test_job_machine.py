@@ -23,21 +23,16 @@ from tests.harness.hypothesis_profiles import fewer
 ATTEMPTS = 2
 ROOM = 6
 QUOTA = 4000
-INLINE = 100
-"""Larger bodies go to the object store."""
-
+INLINE = 100  # larger bodies go to the object store
 FRONT = 0
 
 
 @dataclass
 class Expected:
     level: int
-    at: int = 0
-    """The stream that holds it."""
-    turn: int = 0
-    """Its place in the line that callers see."""
-    entry: int = 0
-    """Its place in the stream."""
+    at: int = 0  # the stream that holds it
+    turn: int = 0  # its place in the line that callers see
+    entry: int = 0  # its place in the stream
     status: str = "queued"
     tries: int = 0
     fence: int = 0
@@ -45,8 +40,7 @@ class Expected:
     answer: bytes | None = None
     delayed: bool = False
     body: bytes = b""
-    held: int = 0
-    """Bytes that count against the quota."""
+    held: int = 0  # bytes that count against the quota
     key: str | None = None
 
 
@@ -343,8 +337,7 @@ class Machine(RuleBasedStateMachine):
         assert held == [sum(job.at == level for job in active) for level in redis_keys.LEVELS]
 
 
-RESTARTING = 2000
-"""The time to live that marks runs with restarts, which take a tenth of a second each."""
+RESTARTING = 2000  # the time to live that marks runs with restarts, which take a tenth of a second each
 
 
 def _check(server: RedisServer, chosen: Settings, examples: int) -> None:

@@ -92,24 +92,19 @@ async def test_lone_caller_is_answered_off_the_loop_s_thread_and_never_waits_for
             await work.call(item)
 
 
-@pytest.mark.parametrize(
-    ("size", "items", "rows", "batches"),
-    [
+async def test_what_gathers_during_a_run_runs_together_and_an_item_larger_than_a_batch_alone(doubler):
+    for size, items, rows, batches in (
         (4, range(1, 7), [1] * 6, [[1, 2, 3, 4], [5, 6]]),
         (4, [1, 2, 3], [3] * 3, [[1], [2], [3]]),
         (4, [9], [100], [[9]]),
-        (3, [1, 2, 3], [2, 2, 1], [[1], [2, 3]]),
-    ],  # the last one would fit next to the first
-)
-async def test_what_gathers_during_a_run_runs_together_and_an_item_larger_than_a_batch_alone(
-    doubler, size, items, rows, batches
-):
-    work = doubler(size=size)
-    await work.hold()
-    for item, each in zip(items, rows, strict=True):
-        await work.add(item, rows=each)
-    assert await work.finish() == [2 * item for item in items]
-    assert work.ran == [[0], *batches]
+        (3, [1, 2, 3], [2, 2, 1], [[1], [2, 3]]),  # the last one would fit next to the first
+    ):
+        work = doubler(size=size)
+        await work.hold()
+        for item, each in zip(items, rows, strict=True):
+            await work.add(item, rows=each)
+        assert await work.finish() == [2 * item for item in items]
+        assert work.ran == [[0], *batches]
 
 
 async def test_callers_that_come_back_are_gathered_again(doubler):
