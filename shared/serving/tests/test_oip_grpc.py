@@ -55,12 +55,24 @@ def asks(model: str = "mirror/fp32", value: float = 1, **more: Any) -> pb.ModelI
     return encode_message(InferCall(model, {"in": np.full((1, 2), value, np.float32)}, **more))
 
 
-def test_ids_of_the_caller_come_back_and_ids_are_made_where_there_are_none(channel):
+def test_ids_of_the_caller_reach_the_model_and_come_back_and_are_made_where_there_are_none(
+    channel, replica, monkeypatch
+):
+    seen: list[telemetry.Context] = []
+    host_infer = replica.host.infer
+
+    def spy(*given: Any) -> Any:
+        seen.append(telemetry.context())
+        return host_infer(*given)
+
+    monkeypatch.setattr(replica.host, "infer", spy)
     infer = method(channel, "ModelInfer", pb.ModelInferResponse)
     _, call = infer.with_call(
         asks(), metadata=[("x-request-id", "abc-7"), ("traceparent", f"00-{'a' * 32}-{'b' * 16}-01")]
     )
     assert dict(call.trailing_metadata())["x-request-id"] == "abc-7"
+    assert (seen[0].request_id, seen[0].service, seen[0].model) == ("abc-7", "mirrors", "mirror/fp32")
+    assert seen[0].traceparent.split("-")[1] == "a" * 32
     _, call = infer.with_call(asks())
     assert len(dict(call.trailing_metadata())["x-request-id"]) == 16
 
