@@ -63,7 +63,11 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "input a string": (request("x"), None, at(r"inputs\[0\]")),
     "no name": (request({"datatype": "FP32", "shape": [1], "data": [1]}), None, r"inputs\[0\]\.name"),
     "empty name": (request({**X, "name": "", "data": [1, 2]}), None, "no name"),
-    "no shape": (request({"name": "x", "data": [1]}), None, r"^x: .*message: inputs\[0\]\.shape \(tensor 'x'\): "),
+    "no shape": (
+        request({"name": "x", "datatype": "FP32", "data": [1]}),
+        None,
+        r"^x: .*message: inputs\[0\]\.shape \(tensor 'x'\): ",
+    ),
     "shape of text": (request({**X, "shape": ["2"], "data": [1, 2]}), None, r"inputs\[0\]\.shape\[0\] \(tensor 'x'\)"),
     "shape of true": (request({**X, "shape": [True], "data": [1]}), None, r"shape\[0\] \(tensor 'x'\)"),
     "shape of floats": (request({**X, "shape": [2.0], "data": [1, 2]}), None, r"shape\[0\] \(tensor 'x'\)"),
