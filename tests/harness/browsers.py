@@ -19,11 +19,19 @@ def complaints():
     assert not found
 
 
-@pytest.fixture
-def page(chromium, url, complaints):
-    from services.gateway.tests.browsing import watched
+@pytest.fixture(scope="module")
+def contexts():
+    """Contexts of the browser, by the address that their pages are of."""
+    return {}
 
-    with watched(chromium, url, complaints) as opened:
+
+@pytest.fixture
+def page(chromium, contexts, url, complaints):
+    from services.gateway.tests.browsing import new_context, revisiting
+
+    if url not in contexts:
+        contexts[url] = new_context(chromium, url)
+    with revisiting(contexts[url], url, complaints) as opened:
         yield opened
 
 

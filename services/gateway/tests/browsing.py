@@ -37,16 +37,39 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-@contextlib.contextmanager
-def watched(started: Any, url: str, complaints: list[str]) -> Iterator[Any]:
-    """A page of its own context; what it reports to the console is added to `complaints`."""
+def new_context(started: Any, url: str) -> Any:
     context = started.new_context(base_url=url, viewport={"width": 1280, "height": 900})
     context.set_default_timeout(30_000)
+    return context
+
+
+def new_page(context: Any, complaints: list[str]) -> Any:
+    """A page that adds to `complaints` what it reports to the console."""
     page = context.new_page()
     page.on("console", lambda said: said.type in {"error", "warning"} and complaints.append(said.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    yield page
+    return page
+
+
+@contextlib.contextmanager
+def watched(started: Any, url: str, complaints: list[str]) -> Iterator[Any]:
+    """A page of a browser that was never here."""
+    context = new_context(started, url)
+    yield new_page(context, complaints)
     context.close()
+
+
+@contextlib.contextmanager
+def revisiting(context: Any, url: str, complaints: list[str]) -> Iterator[Any]:
+    """A page of a browser that was here and has forgotten all but static files; it saves half of the time of a page."""
+    page = new_page(context, complaints)
+    yield page
+    session = context.new_cdp_session(page)
+    session.send("Storage.clearDataForOrigin", {"origin": url, "storageTypes": "all"})
+    for each in context.pages:
+        each.close()
+    context.clear_cookies()
+    context.clear_permissions()
 
 
 def hasten(page: Any) -> Any:
