@@ -13,7 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -24,13 +25,14 @@ import pytest
 import uvicorn
 
 from fovea.errors import Malformed
-from services.gateway.__main__ import open_listener
+from services.gateway.__main__ import CannotListen, open_listener, require_safe_address, serve
 from services.gateway.grpc.server import SERVICE
 from services.gateway.policy.auth import KeyRing
 from services.gateway.routing.json_peek import MAX_TOKENS, has_json_field, read_json_field
 from services.gateway.tests.loop_watch import LoopWatch
 from shared.rpc import open_inference_pb2 as pb
 from shared.rpc.joined_writes import JoinedWritesProtocol
+from shared.settings import Settings
 from tests.harness.waiting import free_port, wait_until
 
 LONGEST_S = 0.2
@@ -93,16 +95,27 @@ def make_http_inputs():
     }  # fmt: skip
 
 
-@contextlib.contextmanager
-def process(folder: Path) -> Iterator[tuple[str, str, str, int]]:
-    """A gateway with keys in a process of its own: HTTP URL, gRPC address, a key and the process id.
+@dataclass
+class Process:
+    """A gateway with keys in a process of its own."""
 
-    It writes how long its event loop was held into the file `loop` of the folder.
-    """
+    url: str
+    grpc: str
+    metrics: str
+    key: str
+    pid: int
+    loop: Path
+    """How long its event loop was held."""
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    folder, port = tmp_path_factory.mktemp("attacked"), free_port()
     _, key = KeyRing(folder / "keys.json").add("alice", ("infer", "jobs"), rate_per_minute=1_000_000)
-    made = start(folder, "-c", _START, str(folder / "loop"), FOVEA_AUTH="keys")
-    with made, made.stderr:  # type: ignore[union-attr]
-        yield (*listens_at(made.stderr), key, made.pid)  # type: ignore[arg-type]
+    loop, settings = folder / "loop", {"FOVEA_AUTH": "keys", "FOVEA_METRICS_PORT": str(port)}
+    made = start(folder, "-c", _START, str(loop), **settings)
+    with made, made.stderr:
+        yield Process(*listens_at(made.stderr), f"http://127.0.0.1:{port}", key, made.pid, loop)
         made.kill()
 
 
@@ -163,36 +176,40 @@ def send_http(url: str, key: str, path: str, headers: dict[str, str], body: byte
     return answer.status_code
 
 
-async def test_livez_waits_for_no_hostile_input(tmp_path):
-    held, grpc, http = {}, make_grpc_inputs(), make_http_inputs()
-    with process(tmp_path) as (url, address, key, _pid):
-        watch = LoopWatch(tmp_path / "loop")
-        attacks: dict[str, tuple[Callable[[], Any], set[Any]]] = {
-            **{f"grpc {name}": (partial(send_grpc, address, key, *sent), GRPC_REFUSALS) for name, sent in grpc.items()},
-            **{f"http {name}": (partial(send_http, url, key, *sent), HTTP_REFUSALS) for name, sent in http.items()},
-        }
-        for name, (attack, refusals) in attacks.items():
-            watch.take()
-            unread = {None} if "metadata" in name else set()  # answered without a look at its message
-            await live_through(url, attack, refusals | unread)
-            held[name] = watch.take()
-    assert min(held.values()) > 0, "the loop was not watched"
-    assert {name: seconds for name, seconds in held.items() if seconds > LONGEST_S} == {}
+def test_metrics_have_a_port_of_their_own_that_wants_no_key(attacked):
+    wait_until(lambda: httpx2.get(f"{attacked.metrics}/metrics").status_code == 200, 30)
+    assert "python_info" in httpx2.get(f"{attacked.metrics}/metrics").text
+    assert httpx2.get(f"{attacked.url}/metrics").status_code == 401
+    assert httpx2.get(f"{attacked.metrics}/v1/models").status_code == 404
 
 
-async def test_twenty_large_messages_without_a_key_take_no_memory(tmp_path):
-    with process(tmp_path) as (_, address, _key, pid):
-        before = resident_megabytes(pid)
-        large = [b"\x0a\x01x" + b"\0" * 60_000_000]
-        sending = (asyncio.to_thread(send_grpc, address, "wrong", "ModelInfer", large) for _ in range(20))
-        codes = await asyncio.gather(*sending)
-        assert set(codes) == {grpc.StatusCode.UNAUTHENTICATED}
-        assert resident_megabytes(pid) - before < 100
+async def test_twenty_large_messages_without_a_key_take_no_memory(attacked):
+    before = resident_megabytes(attacked.pid)
+    large = [b"\x0a\x01x" + b"\0" * 60_000_000]
+    sending = (asyncio.to_thread(send_grpc, attacked.grpc, "wrong", "ModelInfer", large) for _ in range(20))
+    assert set(await asyncio.gather(*sending)) == {grpc.StatusCode.UNAUTHENTICATED}
+    assert resident_megabytes(attacked.pid) - before < 100
 
 
 def resident_megabytes(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+async def test_livez_waits_for_no_hostile_input(attacked):
+    held, watch, grpc, http = {}, LoopWatch(attacked.loop), make_grpc_inputs(), make_http_inputs()
+    by_grpc, by_http = partial(send_grpc, attacked.grpc, attacked.key), partial(send_http, attacked.url, attacked.key)
+    attacks: dict[str, tuple[Callable[[], Any], set[Any]]] = {
+        **{f"grpc {name}": (partial(by_grpc, *sent), GRPC_REFUSALS) for name, sent in grpc.items()},
+        **{f"http {name}": (partial(by_http, *sent), HTTP_REFUSALS) for name, sent in http.items()},
+    }
+    for name, (attack, refusals) in attacks.items():
+        watch.take()
+        unread = {None} if "metadata" in name else set()  # answered without a look at its message
+        await live_through(attacked.url, attack, refusals | unread)
+        held[name] = watch.take()
+    assert min(held.values()) > 0, "the loop was not watched"
+    assert {name: seconds for name, seconds in held.items() if seconds > LONGEST_S} == {}
 
 
 def test_a_field_is_there_however_it_is_written_and_very_many_parts_are_refused():
@@ -218,17 +235,19 @@ def listens_at(stderr: IO[str]) -> tuple[str, str]:
     raise AssertionError("the gateway never said where it listens")
 
 
-@pytest.mark.parametrize("setting", ["FOVEA_HTTP_PORT", "FOVEA_GRPC_PORT", "FOVEA_HOST"])
-def test_a_port_in_use_and_an_open_address_without_keys_are_one_clear_line(tmp_path, setting):
+async def test_a_port_in_use_and_an_open_address_without_keys_are_one_clear_line(tmp_path):
+    told = "The gateway can't listen on 127.0.0.1:{}: Address already in use. Set {} to a free port."
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        process = start(tmp_path, **{setting: "0.0.0.0" if setting == "FOVEA_HOST" else str(port)})
-        _, told = process.communicate(timeout=20)
-    assert process.returncode == 2
-    in_use = f"The gateway can't listen on 127.0.0.1:{port}: Address already in use. Set {setting} to a free port."
-    assert ("FOVEA_AUTH=keys" if setting == "FOVEA_HOST" else in_use) in told.strip().splitlines()[-1]
-    assert "Traceback" not in told
-    assert len(told.strip().splitlines()) == 1 or setting != "FOVEA_HOST"
+        process = start(tmp_path, FOVEA_GRPC_PORT=str(port))
+        _, lines = await asyncio.to_thread(process.communicate, timeout=20)
+        with pytest.raises(CannotListen) as refused:
+            await serve(Settings(http_port=port, data_dir=tmp_path))
+    assert (process.returncode, "Traceback" in lines) == (2, False)
+    assert lines.strip().splitlines()[-1] == told.format(port, "FOVEA_GRPC_PORT")
+    assert str(refused.value) == told.format(port, "FOVEA_HTTP_PORT")
+    with pytest.raises(CannotListen, match="FOVEA_AUTH=keys"):
+        require_safe_address(Settings(host="0.0.0.0"))
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux alone")
@@ -257,23 +276,6 @@ async def test_a_caller_that_reads_nothing_of_its_answer_is_dropped():
         caller.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await asyncio.wait_for(closed.wait(), 20)
     await server.shutdown(sockets=[listener])
-
-
-def test_metrics_have_a_port_of_their_own_that_wants_no_key(tmp_path):
-    port = free_port()
-    process = start(tmp_path, FOVEA_AUTH="keys", FOVEA_METRICS_PORT=str(port))
-    with process, process.stderr:
-        url, _ = listens_at(process.stderr)
-        for _ in range(50):
-            with contextlib.suppress(httpx2.TransportError):
-                if (answer := httpx2.get(f"http://127.0.0.1:{port}/metrics")).status_code == 200:
-                    break
-        assert "python_info" in answer.text
-        assert httpx2.get(f"{url}/metrics").status_code == 401
-        assert httpx2.get(f"http://127.0.0.1:{port}/v1/models").status_code == 404
-        process.send_signal(signal.SIGTERM)
-        process.stderr.read()
-        assert process.wait(10) in {0, -signal.SIGTERM}
 
 
 DOCUMENT = {"paths": {path: {"post": {}} for path in ("/v1/stream", "/v1/echo")}}
