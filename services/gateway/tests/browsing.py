@@ -126,6 +126,14 @@ def open_with_picture(page: Any, task: str = "segment", *files: dict[str, Any]) 
     page.locator("[data-part=result]").wait_for()
 
 
+def run_judge(page: Any, *, as_job: bool = False) -> None:
+    """Open the page of a task without one of its own, and press Run."""
+    page.goto("/console/run/judge")
+    page.locator("#option-prompt").fill("x")
+    page.locator("#as-job").set_checked(as_job)
+    page.get_by_role("button", name="Run", exact=True).click()
+
+
 def run_example(page: Any, task: str) -> None:
     """Open a task's page, take the model's example, and wait for the result."""
     page.goto(f"/console/{task}")

@@ -14,11 +14,12 @@ from services.gateway.tests.browsing import (
     hold,
     kept,
     open_with_picture,
+    run_judge,
     submit,
+    watched,
 )
 from services.gateway.tests.stage import running
 from services.gateway.tests.stub_service import photograph
-from tests.harness.hypothesis_profiles import in_depth
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
@@ -46,25 +47,6 @@ def test_a_page_of_ours_cannot_run_what_is_not_ours(page, complaints):
     assert page.title() == "Home · Fovea"
     assert all("Content Security Policy" in said for said in complaints)
     complaints.clear()
-
-
-def test_readiness_on_the_page_of_models_follows_the_fleet(page, stage, see):
-    page.goto("/console/models")
-    place = page.locator('[data-model="disc-large"]')
-    see(place).to_have_text("Not ready")
-    stage.stub.cards["disc-large"]["ready"] = True
-    try:
-        see(place).to_have_text("Ready")
-    finally:
-        stage.stub.cards["disc-large"]["ready"] = False
-
-
-def test_a_snippet_can_be_copied(page, see):
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.goto("/console/models/disc")
-    page.get_by_role("button", name="Copy the curl snippet").click()
-    see(page.get_by_role("button", name="Copy the curl snippet")).to_have_text("Copied")
-    assert page.evaluate("() => navigator.clipboard.readText()").startswith("curl http://127.0.0.1")
 
 
 def test_a_job_is_seen_moving_cancelled_and_retried_until_its_result_can_be_opened(page, stage, see):
@@ -165,6 +147,13 @@ def test_every_kind_of_option_reaches_the_model_with_its_type_and_an_answer_of_a
     see(answer.locator("tbody")).to_contain_text("<b>far</b>")
     answer.get_by_text("JSON").click()
     see(answer.locator("pre")).to_contain_text('"score": 0.123456')
+    grid = [list(range(400)) for _ in range(400)]
+    told = {"grid": grid, "whole": 123456.75, "small": 1e-7, "zero": -0.0, "rows": [{"n": 98765.4}]}
+    page.route("**/v1/judge", lambda route: route.fulfill(json=told))
+    page.get_by_role("button", name="Run", exact=True).click()
+    see(answer.locator("figcaption")).to_have_text("grid, 0 to 399")
+    see(answer.locator("dl")).to_have_text("whole123456.8small1.000e-7zero0")
+    see(answer.locator("td")).to_have_text("98765.4")
 
 
 def test_buttons_are_shown_once_their_script_is_there_and_send_once_the_example_is(page, see):
@@ -213,12 +202,9 @@ def test_events_are_read_whole_however_they_are_cut(page):
     assert found == [['{"a":\n"é"}', "last"]] * 5
 
 
-@pytest.mark.parametrize(
-    "place", in_depth(["/console/segment", "/console/classify", "/console/run/judge"], ["/console/run/judge"])
-)
-def test_help_is_behind_a_question_mark_and_the_button_that_runs_is_in_view(page, see, place):
+def test_help_is_behind_a_question_mark_the_button_in_view_and_on_a_phone_the_progress(page, see):
     page.set_viewport_size({"width": 1280, "height": 620})
-    page.goto(place)
+    page.goto("/console/run/judge")
     help_ = page.locator("details.hint").first
     see(help_.locator("p")).to_be_hidden()
     control = page.locator(f"[aria-describedby='{help_.locator('p').get_attribute('id')}']")
@@ -226,9 +212,6 @@ def test_help_is_behind_a_question_mark_and_the_button_that_runs_is_in_view(page
     see(page.locator("[data-part=go]").first).to_be_in_viewport(ratio=1)
     help_.locator("summary").click()
     see(help_.locator("p")).to_be_visible()
-
-
-def test_running_from_a_phone_brings_the_progress_into_view(page, see):
     page.set_viewport_size({"width": 390, "height": 700})
     open_with_picture(page)
     page.get_by_role("link", name="Options").click()
@@ -238,20 +221,23 @@ def test_running_from_a_phone_brings_the_progress_into_view(page, see):
     see(page.locator("[data-part=progress]")).to_be_in_viewport()
 
 
-def test_the_title_of_the_tab_and_the_place_in_the_queue_follow_a_request(page, see):
-    busy = {"stub": {"ready": 1, "alive": 1, "requests": 3}}
-    ready = {"services": busy, "not_ready": [], "reasons": {}, "redis": "off"}
-    page.route("**/readyz", lambda route: route.fulfill(json=ready))
-    page.clock.install()
-    page.goto("/console/segment")
-    page.route("**/v1/segment", lambda _: None)
-    choose(page)
-    see(page).to_have_title("… Segment · Fovea")
-    page.clock.run_for(3500)
-    see(page.locator("[data-part=progress-elapsed]")).to_contain_text(re.compile(r"\d s.*· 2 other requests"))
-    page.get_by_role("button", name="Stop").click()
-    see(page).to_have_title("Segment · Fovea")
-    see(page.locator("[data-part=progress]")).to_be_hidden()
+def test_the_title_of_the_tab_and_the_place_in_the_queue_follow_a_request(chromium, stage, see):
+    with watched(chromium, stage.url, []) as page:  # whose clock goes with it
+        busy = {"stub": {"ready": 1, "alive": 1, "requests": 3}}
+        ready = {"services": busy, "not_ready": [], "reasons": {}, "redis": "off"}
+        page.route("**/readyz", lambda route: route.fulfill(json=ready))
+        page.clock.install()
+        page.goto("/console/segment")
+        announced = "node => node.closest('[aria-live]').getAttribute('aria-live')"
+        assert page.locator("[data-part=progress-elapsed]").evaluate(announced) == "off"
+        page.route("**/v1/segment", lambda _: None)
+        choose(page)
+        see(page).to_have_title("… Segment · Fovea")
+        page.clock.run_for(3500)
+        see(page.locator("[data-part=progress-elapsed]")).to_contain_text(re.compile(r"\d s.*· 2 other requests"))
+        page.get_by_role("button", name="Stop").click()
+        see(page).to_have_title("Segment · Fovea")
+        see(page.locator("[data-part=progress]")).to_be_hidden()
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_sent_and_the_next_one_clears_that(chromium, tmp_path, see):
@@ -269,7 +255,7 @@ def test_a_file_over_the_limit_is_refused_before_it_is_sent_and_the_next_one_cle
         page.close()
 
 
-def test_the_front_page_follows_readiness_in_place_and_links_to_itself(page, stage, see):
+def test_front_page_and_page_of_models_follow_readiness_in_place_and_a_page_links_to_itself(page, stage, see):
     page.goto("/")
     words = page.locator("fovea-readiness")
     before = words.inner_text()
@@ -285,16 +271,20 @@ def test_the_front_page_follows_readiness_in_place_and_links_to_itself(page, sta
     assert page.evaluate("[scrollY, document.activeElement.textContent.trim()]") == [200, "All models"]
     for name in ("Fovea, home", "Home"):
         see(page.get_by_role("link", name=name, exact=True)).to_have_attribute("aria-current", "page")
-    page.goto("/console/classify")
-    assert page.locator("#menu [aria-current=page]").all_inner_texts() == ["Classify"]
+    page.goto("/console/models")
+    assert page.locator("#menu [aria-current=page]").all_inner_texts() == ["Models"]
+    place = page.locator('[data-model="disc-large"]')
+    see(place).to_have_text("Not ready")
+    stage.stub.cards["disc-large"]["ready"] = True
+    try:
+        see(place).to_have_text("Ready")
+    finally:
+        stage.stub.cards["disc-large"]["ready"] = False
 
 
 def test_stop_also_ends_a_job_whose_number_has_not_come_yet(page, stage, see):
-    page.goto("/console/run/judge")
-    page.locator("#option-prompt").fill("x")
-    page.locator("#as-job").check()
     held = hold(page, "**/v1/judge")
-    page.get_by_role("button", name="Run", exact=True).click()
+    run_judge(page, as_job=True)
     see(page.get_by_role("button", name="Stop")).to_be_visible()
     wait_until(lambda: page.wait_for_timeout(20) or held, 10, "the request")
     page.get_by_role("button", name="Stop").click()
@@ -312,17 +302,16 @@ def test_stop_also_ends_a_job_whose_number_has_not_come_yet(page, stage, see):
 def test_a_job_is_followed_through_a_break_of_the_connection(page, stage, see, complaints):
     breaks = []
     page.route("**/events", lambda route: route.continue_() if len(breaks) > 1 else (breaks.append(1), route.abort()))
-    page.goto("/console/run/judge")
-    page.locator("#option-prompt").fill("x")
-    page.locator("#as-job").check()
-    page.get_by_role("button", name="Run", exact=True).click()
+    run_judge(page, as_job=True)
     see(page.locator("fovea-result")).to_contain_text("0.1235", timeout=10_000)
     see(page.get_by_role("alert")).to_be_hidden()
     assert len(breaks) == 2
     complaints.clear()
 
 
-def test_of_two_choices_of_a_model_the_last_counts_and_a_failed_one_is_taken_back(page, stage, see, complaints):
+def test_of_two_choices_of_a_model_the_last_counts_with_its_example_and_failures_are_undone(
+    page, stage, see, complaints
+):
     page.goto("/console/segment?model=disc")
     model = page.locator("#model")
     held = hold(page, "**/console/segment?model=disc-large")
@@ -341,9 +330,6 @@ def test_of_two_choices_of_a_model_the_last_counts_and_a_failed_one_is_taken_bac
     see(page.get_by_role("alert")).to_contain_text("Away.")
     see(model).to_have_value("disc")
     complaints.clear()
-
-
-def test_the_example_of_a_model_does_not_come_into_the_form_of_another(page, see):
     held = hold(page, "**/disc/example")
     page.goto("/console/run/segment?model=disc")
     page.get_by_role("button", name="Use the example").click()
@@ -353,19 +339,6 @@ def test_the_example_of_a_model_does_not_come_into_the_form_of_another(page, see
     held.pop().fulfill(json={"model": "disc", "min_area": 99})
     page.wait_for_timeout(300)
     see(page.locator("#option-min_area")).to_have_value("0")
-
-
-def test_large_matrices_and_numbers_are_shown(page, see):
-    grid = [list(range(400)) for _ in range(400)]
-    answer = {"grid": grid, "whole": 123456.75, "small": 1e-7, "zero": -0.0, "rows": [{"n": 98765.4}]}
-    page.route("**/v1/judge", lambda route: route.fulfill(json=answer))
-    page.goto("/console/run/judge")
-    page.locator("#option-prompt").fill("x")
-    page.get_by_role("button", name="Run", exact=True).click()
-    result = page.locator("fovea-result")
-    see(result.locator("figcaption")).to_have_text("grid, 0 to 399")
-    see(result.locator("dl")).to_have_text("whole123456.8small1.000e-7zero0")
-    see(result.locator("td")).to_have_text("98765.4")
 
 
 def test_a_double_click_on_run_does_not_stop_it_and_keys_find_the_button_again(page, see):
@@ -436,9 +409,3 @@ def test_the_limits_and_words_of_a_page_are_those_of_the_model_that_is_chosen(pa
     choose(page, {"name": "b.jpg", "mimeType": "image/jpeg", "buffer": photograph(1200, 900)})
     see(page.get_by_role("alert")).to_contain_text("this model accepts at most 1.0 MP")
     assert len(stage.stub.seen) == asked
-
-
-def test_elapsed_seconds_are_not_announced(page):
-    page.goto("/console/run/judge")
-    announced = "node => node.closest('[aria-live]').getAttribute('aria-live')"
-    assert page.locator("[data-part=progress-elapsed]").evaluate(announced) == "off"

@@ -4,11 +4,18 @@ import re
 
 import pytest
 
-from services.gateway.tests.browsing import MARKS, press, watched
-from services.gateway.tests.stage import running
+from services.gateway.tests.browsing import MARKS, press
 from services.gateway.tests.stub_service import Stub
 
 pytestmark = MARKS
+
+
+class SERVICE(Stub):
+    """Has a second model that chats."""
+
+    def __init__(self):
+        super().__init__()
+        self.cards["turtle"] = self.cards["parrot"] | {"id": "turtle"}
 
 
 def ask(page, text):
@@ -21,7 +28,7 @@ def begin(page, text):
     ask(page, text)
 
 
-def test_an_answer_is_written_as_it_comes_with_its_usage(page, stage, see):
+def test_an_answer_is_written_as_it_comes_with_its_usage_and_the_wait_for_it_is_counted(page, stage, see):
     stage.stub.token_s = 0.15
     begin(page, "one two three four")
     answer = page.locator(".turn").nth(1).locator(".turn-text")
@@ -33,6 +40,13 @@ def test_an_answer_is_written_as_it_comes_with_its_usage(page, stage, see):
     see(page.locator("[data-part=usage]")).to_have_text(usage)
     see(page.locator("#message")).to_be_focused()
     stage.stub.token_s = 0.01
+    stage.stub.wait_s = 20
+    begin(page, "patience")
+    see(page.locator("[data-part=wait]").last).to_contain_text(re.compile("Waiting for the first token, [1-9] s"))
+    page.locator("#message").focus()
+    page.keyboard.press("Escape")
+    stage.stub.wait_s = 0
+    see(page.get_by_role("button", name="Send")).to_be_visible()
 
 
 def test_stopping_keeps_what_was_written_and_nothing_is_sent_twice(page, stage, see):
@@ -90,20 +104,34 @@ def test_a_refused_question_is_given_back_with_the_reason(page, stage, see, comp
     see(page.locator(".turn")).to_have_count(0)
     assert ["400" in said for said in complaints] == [True]
     complaints.clear()
-
-
-def test_a_conversation_can_run_as_a_job_and_be_cleared(page, see):
     page.goto("/console/chat")
+    page.get_by_text("more options").locator("visible=true").click()
+    page.locator("#option-metadata").fill("{")
+    ask(page, "precious words")
+    see(page.get_by_role("alert")).to_contain_text("“metadata” is not JSON")
+    see(page.locator("#message")).to_have_value("precious words")
+    see(page.locator(".turn, .turn-pair")).to_have_count(0)
+    page.locator("#option-metadata").fill("")
+    page.locator("#message").press("Enter")
+    see(page.locator(".turn").nth(1)).to_contain_text("You said: precious words")
+
+
+def test_a_conversation_can_run_as_a_job_and_be_cleared_and_the_words_of_the_page_follow_the_model(page, stage, see):
+    page.goto("/console/chat")
+    page.locator("fovea-model select").select_option("turtle")
+    see(page.get_by_role("heading", name="Ask turtle a question")).to_be_visible()
+    see(page.locator("#message")).to_have_attribute("placeholder", "Message turtle")
     page.locator("#as-job").check()
     ask(page, "patiently")
     see(page.locator(".turn").nth(1)).to_contain_text("You said: patiently")
     see(page.locator("[data-part=usage]")).to_contain_text("3 out")
+    assert stage.stub.seen[-1]["model"] == "turtle"
     page.get_by_role("button", name="New conversation").click()
     see(page.locator(".turn")).to_have_count(0)
     see(page.locator("[data-part=nothing]")).to_be_visible()
 
 
-def test_an_answer_that_breaks_off_keeps_its_text_and_can_go_on(page, stage, see):
+def test_an_answer_that_breaks_off_or_closes_before_its_end_keeps_its_text_and_can_go_on(page, stage, see):
     begin(page, "please break now")
     alert = page.get_by_role("alert")
     see(alert).to_contain_text("The answer broke off")
@@ -116,6 +144,15 @@ def test_an_answer_that_breaks_off_keeps_its_text_and_can_go_on(page, stage, see
     assert [turn["role"] for turn in stage.stub.seen[-1]["messages"]] == ["user", "assistant", "user"]
     assert stage.stub.seen[-1]["messages"][1]["content"] == "You said: please break"
     see(alert).to_be_hidden()
+    chunk = '{"choices": [{"index": 0, "delta": {"content": "Half of"}, "finish_reason": null}]}'
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {chunk}\n\n"),
+    )
+    begin(page, "all of it")
+    see(page.get_by_role("alert")).to_contain_text("The answer broke off")
+    see(page.locator(".turn").nth(1)).to_contain_text("Half of")
+    see(page.locator(".turn").nth(1)).to_contain_text("(cut off)")
 
 
 MARKDOWN = """# Title
@@ -151,6 +188,18 @@ def test_markdown_code_and_formulas_are_rendered_and_nothing_in_them_runs(page, 
     assert page.evaluate("() => navigator.clipboard.readText()") == 'print("hello")\n'
     answer.get_by_role("button", name="Copy", exact=True).click()
     assert page.evaluate("() => navigator.clipboard.readText()").endswith(MARKDOWN.strip())
+    page.goto("/console/chat")
+    drawn = page.evaluate(
+        """async (text) => {
+            const place = document.createElement("div");
+            place.append(...(await import("/console/static/js/markdown.js")).render(text));
+            document.querySelector("main").append(place);
+            return [...place.children].map(({ tagName, textContent }) => [tagName, textContent.trim()]);
+        }""",
+        FORMULAS,
+    )
+    assert [tag for tag, _ in drawn] == ["P", "SPAN", "P", "H1", "SPAN", "BLOCKQUOTE", "P"], drawn
+    see(page.locator("main math[display=block]")).to_have_count(2)
 
 
 def test_another_answer_and_an_edited_question_are_branches_that_stay(page, stage, see):
@@ -204,16 +253,6 @@ def test_two_methods_answer_beside_each_other_with_one_seed_and_their_memory(pag
     see(page.locator(".turn-pair .turn-cost").nth(1)).to_contain_text("nearby: 1.0 MiB of 4.0 MiB KV cache (25 %)")
 
 
-def test_the_wait_for_the_first_token_is_counted_and_escape_ends_it(page, stage, see):
-    stage.stub.wait_s = 20
-    begin(page, "patience")
-    see(page.locator("[data-part=wait]").last).to_contain_text(re.compile("Waiting for the first token, [1-9] s"))
-    page.locator("#message").focus()
-    page.keyboard.press("Escape")
-    stage.stub.wait_s = 0
-    see(page.get_by_role("button", name="Send")).to_be_visible()
-
-
 @pytest.mark.parametrize("again", ["Another answer", "Edit the question"])
 def test_a_branch_that_fails_leaves_the_conversation_as_it_was(page, stage, see, complaints, again):
     begin(page, "first")
@@ -236,18 +275,6 @@ def test_a_branch_that_fails_leaves_the_conversation_as_it_was(page, stage, see,
     see(turns.nth(3)).to_contain_text("You said: last")
     assert len(stage.stub.seen[-1]["messages"]) == 3
     complaints.clear()
-
-
-def test_a_conversation_that_is_left_while_an_answer_is_written_is_in_the_history(page, stage, see):
-    stage.stub.token_s = 0.2
-    begin(page, "a b c d e f g h")
-    see(page.locator(".turn").nth(1)).to_contain_text("You said:")
-    page.get_by_role("button", name="New conversation").click()
-    stage.stub.token_s = 0.01
-    page.get_by_text("History", exact=True).click()
-    page.locator(".history-entry a").click()
-    see(page.locator(".turn").nth(1)).to_contain_text("You said:")
-    see(page.locator(".turn").nth(1)).to_contain_text("(stopped)")
 
 
 def test_two_tabs_of_one_conversation_keep_both_continuations(page, see):
@@ -280,19 +307,6 @@ def test_a_run_of_a_chat_opens_as_the_conversation_that_it_was(page, see):
     see(page.locator(".turn").nth(1)).to_contain_text("You said: one more time")
 
 
-def test_an_option_that_is_not_json_gives_the_question_back(page, see):
-    page.goto("/console/chat")
-    page.get_by_text("more options").locator("visible=true").click()
-    page.locator("#option-metadata").fill("{")
-    ask(page, "precious words")
-    see(page.get_by_role("alert")).to_contain_text("“metadata” is not JSON")
-    see(page.locator("#message")).to_have_value("precious words")
-    see(page.locator(".turn, .turn-pair")).to_have_count(0)
-    page.locator("#option-metadata").fill("")
-    page.locator("#message").press("Enter")
-    see(page.locator(".turn").nth(1)).to_contain_text("You said: precious words")
-
-
 def test_a_page_that_is_left_while_an_answer_is_written_has_what_was_written(page, stage, see):
     stage.stub.token_s = 0.3
     begin(page, "a b c d e f g h i j k l m n o p q r s t")
@@ -310,16 +324,16 @@ def test_a_page_that_is_left_while_an_answer_is_written_has_what_was_written(pag
     see(page.locator(".history-entry")).to_have_count(1)
 
 
-def test_a_stream_that_closes_before_its_end_is_cut_off(page, see):
-    chunk = '{"choices": [{"index": 0, "delta": {"content": "Half of"}, "finish_reason": null}]}'
-    page.route(
-        "**/v1/chat/completions",
-        lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {chunk}\n\n"),
-    )
-    begin(page, "all of it")
-    see(page.get_by_role("alert")).to_contain_text("The answer broke off")
-    see(page.locator(".turn").nth(1)).to_contain_text("Half of")
-    see(page.locator(".turn").nth(1)).to_contain_text("(cut off)")
+def test_a_conversation_that_is_left_while_an_answer_is_written_is_in_the_history(page, stage, see):
+    stage.stub.token_s = 0.2
+    begin(page, "a b c d e f g h")
+    see(page.locator(".turn").nth(1)).to_contain_text("You said:")
+    page.get_by_role("button", name="New conversation").click()
+    stage.stub.token_s = 0.01
+    page.get_by_text("History", exact=True).click()
+    page.locator(".history-entry a").click()
+    see(page.locator(".turn").nth(1)).to_contain_text("You said:")
+    see(page.locator(".turn").nth(1)).to_contain_text("(stopped)")
 
 
 FORMULAS = """It is
@@ -340,31 +354,3 @@ $$z
 > quoted
 
 end"""
-
-
-def test_formulas_of_several_lines_are_no_lists(page, see):
-    page.goto("/console/chat")
-    drawn = page.evaluate(
-        """async (text) => {
-            const place = document.createElement("div");
-            place.append(...(await import("/console/static/js/markdown.js")).render(text));
-            document.querySelector("main").append(place);
-            return [...place.children].map(({ tagName, textContent }) => [tagName, textContent.trim()]);
-        }""",
-        FORMULAS,
-    )
-    assert [tag for tag, _ in drawn] == ["P", "SPAN", "P", "H1", "SPAN", "BLOCKQUOTE", "P"], drawn
-    see(page.locator("main math[display=block]")).to_have_count(2)
-
-
-def test_the_words_of_the_chat_follow_the_model(chromium, tmp_path, see):
-    stub = Stub()
-    stub.cards["turtle"] = stub.cards["parrot"] | {"id": "turtle"}
-    with running(tmp_path, stub) as stage, watched(chromium, stage.url, []) as page:
-        page.goto("/console/chat")
-        page.locator("fovea-model select").select_option("turtle")
-        see(page.get_by_role("heading", name="Ask turtle a question")).to_be_visible()
-        see(page.locator("#message")).to_have_attribute("placeholder", "Message turtle")
-        ask(page, "hello")
-        see(page.locator(".turn").nth(1)).to_contain_text("You said: hello")
-        assert stub.seen[-1]["model"] == "turtle"

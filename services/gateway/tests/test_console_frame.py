@@ -12,7 +12,7 @@ from services.gateway.tests.browsing import (
     choose,
     hasten,
     open_with_picture,
-    submit,
+    run_judge,
     watched,
 )
 from services.gateway.tests.stage import running
@@ -26,7 +26,7 @@ PLACES = (
     "/console/judge", "/console/jobs", "/console/classify",
     "/console/run/judge", "/console/nope", "/docs",
 )  # fmt: skip
-CHECKED = {"/console/probe", "/console/models", "/console/classify", "/console/jobs"}
+CHECKED = {"/console/probe", "/console/models", "/console/classify", "/console/jobs", "/console/segment"}
 """Pages, or their like, that tests of their own check with axe in each run."""
 
 
@@ -64,7 +64,7 @@ def test_every_page_is_in_the_navigation_also_on_a_phone(page, see):
     see(page.get_by_role("heading", level=1)).to_have_text("Classify")
 
 
-def test_the_palette_finds_pages_and_models_by_their_words(page, see):
+def test_the_palette_finds_pages_and_models_by_their_words_and_the_theme_is_kept_and_drawn_by_the_server(page, see):
     page.goto("/")
     page.keyboard.press("Control+k")
     find = page.get_by_role("combobox", name="Find")
@@ -77,9 +77,6 @@ def test_the_palette_finds_pages_and_models_by_their_words(page, see):
     find.fill("jobs")
     page.keyboard.press("Enter")
     page.wait_for_url("**/console/jobs")
-
-
-def test_the_theme_is_kept_and_drawn_by_the_server(page, see):
     page.goto("/")
     ground = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(ground)
@@ -148,15 +145,21 @@ def test_during_an_outage_cards_stay_and_pages_open_by_themselves(chromium, tmp_
         see(page.locator("#message")).to_be_visible(timeout=20_000)
 
 
-def test_a_file_dropped_on_its_target_or_beside_it_is_taken_by_the_page(page, see):
+def test_a_file_dropped_on_its_target_or_beside_it_is_taken_by_the_page_and_text_is_dragged_as_anywhere(page, see):
     page.goto("/console/segment")
-    drop = """(node, type) => {
+    dropped = """(node, type) => {
         const transfer = new DataTransfer();
-        transfer.items.add(new File([new Uint8Array(BYTES)], `${node.localName}.jpg`, { type: "image/jpeg" }));
+        ADD
         const event = new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true });
         node.dispatchEvent(event);
         return event.defaultPrevented;
-    }""".replace("BYTES", str(list(PICTURE["buffer"])))
+    }"""
+    text = dropped.replace("ADD", "transfer.setData('text/plain', 'words');")
+    for node in ("header", "fovea-segment #options input"):
+        assert not any(page.locator(node).first.evaluate(text, kind) for kind in ("dragover", "drop"))
+    assert page.locator(".dragging").count() == 0
+    file = "new File([new Uint8Array(BYTES)], `${node.localName}.jpg`, { type: 'image/jpeg' })"
+    drop = dropped.replace("ADD", f"transfer.items.add({file});").replace("BYTES", str(list(PICTURE["buffer"])))
     assert page.locator("header").evaluate(drop, "dragover")
     for node in ("header", "fovea-segment"):
         page.reload()
@@ -166,23 +169,37 @@ def test_a_file_dropped_on_its_target_or_beside_it_is_taken_by_the_page(page, se
     assert page.locator("header").evaluate(drop, "drop")
 
 
-def test_the_job_tray_follows_jobs_on_every_page(page, stage, see):
+def test_the_job_tray_follows_jobs_on_every_page_and_the_focus_stays_in_it(page, stage, see):
     stage.queue.last_step = 1
-    page.goto("/console/run/judge")
-    page.locator("#option-prompt").fill("x")
-    page.locator("#as-job").check()
-    page.get_by_role("button", name="Run", exact=True).click()
+    run_judge(page, as_job=True)
     see(page.locator("[data-part=tray-count]")).to_have_text("1")
     page.goto("/")
     see(page.get_by_role("button", name="Jobs, 1 running")).to_be_visible()
     page.locator("[data-part=open-tray]").click()
     see(page.locator("#tray")).to_contain_text("judge")
+    link = page.locator("#tray a[href*=job-]").first
+    link.focus()
+    for _ in range(2):
+        page.wait_for_event("requestfinished", lambda request: request.url.endswith("/v1/jobs"))
+    page.wait_for_timeout(200)
+    see(link).to_be_focused()
     stage.queue.last_step = 4
     see(page.locator("[data-part=tray-count]")).to_be_hidden()
 
 
-def test_models_are_searched_and_filtered(page, see):
+def test_models_are_searched_and_filtered_and_what_does_not_change_is_not_announced_again(page, see):
     page.goto("/console/models")
+    page.evaluate(
+        """() => {
+            window.changes = 0;
+            const observer = new MutationObserver((all) => (window.changes += all.length));
+            observer.observe(document.querySelector("[data-part=count]"), { childList: true, characterData: true });
+        }"""
+    )
+    for _ in range(2):
+        page.wait_for_event("requestfinished")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.changes") == 0
     cards = page.locator("article.card:visible")
     see(cards).to_have_count(5)
     page.get_by_label("Search").fill("segment")
@@ -218,11 +235,16 @@ def test_the_present_values_are_code_in_three_languages(page, stage, see):
     see(dialog).to_contain_text("GET /v1/jobs")
 
 
-def test_a_run_has_an_address_that_shows_it_again(page, see):
+def test_options_and_picture_are_sent_and_the_run_has_an_address_that_shows_it_again(page, stage, see):
     page.goto("/console/segment")
     page.locator("#option-min_area").fill("12")
+    page.locator("#option-normalise").select_option(label="minmax")
     choose(page)
     page.locator("[data-part=result]").wait_for()
+    sent = stage.stub.seen[-1]
+    assert sent["bytes"] == len(PICTURE["buffer"])
+    wanted = {"min_area": "12", "normalise": "minmax", "model": "disc", "threshold": "0.5"}
+    assert sent["options"].items() >= wanted.items()
     page.wait_for_url(re.compile("run="))
     area = page.locator("[data-part=area]").inner_text()
     page.reload()
@@ -248,56 +270,6 @@ def test_a_run_has_an_address_that_shows_it_again(page, see):
     see(page.get_by_role("heading", name="No runs yet")).to_be_visible()
 
 
-def has_files(url: str, key: str) -> bool:
-    return bool(httpx2.get(f"{url}/v1/files", headers={"authorization": f"Bearer {key}"}).json()["data"])
-
-
-def test_with_a_key_runs_are_on_the_server_for_the_tenants_other_browsers(chromium, tmp_path, see):
-    with running(tmp_path, auth="keys") as locked:
-        _, text = locked.keys.add("lab", ("infer", "jobs"))
-        for number in range(2):
-            page = chromium.new_context(base_url=locked.url).new_page()
-            page.goto("/console/run/judge" if number == 0 else "/runs")
-            page.locator("#key").fill(text)
-            page.get_by_label("Remember on this device").check()
-            page.get_by_role("button", name="Continue").click()
-            if number == 0:
-                page.locator("#option-prompt").fill("shared words")
-                page.get_by_role("button", name="Run", exact=True).click()
-                page.locator("fovea-result").wait_for()
-                wait_until(lambda: has_files(locked.url, text), 10, "the run")
-                other = page.context.new_page()  # the key is on the device: a new tab asks for none
-                other.goto("/console/jobs")
-                see(other.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()
-            else:
-                page.locator(".run-link").click()
-                see(page.locator("[data-part=options]")).to_contain_text("shared words")
-            page.context.close()
-
-
-def test_a_link_opens_its_operation_and_the_search_shows_those_with_all_words(page, see):
-    page.goto("/docs#GET-v1-jobs")
-    see(page.locator("[id='GET-v1-jobs'] h3").first).to_be_visible()
-    page.fill("#search", "keys ROTATE")
-    see(page.locator("#found")).to_contain_text("1 of ")
-    see(page.locator("details.operation:visible code").first).to_have_text("/v1/admin/keys/{key_id}/rotate")
-    see(page.locator("nav li[data-operation]:visible")).to_have_count(1)
-
-
-def test_text_is_dragged_into_fields_as_anywhere(page):
-    page.goto("/console/segment")
-    drop = """(node, type) => {
-        const transfer = new DataTransfer();
-        transfer.setData("text/plain", "words");
-        const event = new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true });
-        node.dispatchEvent(event);
-        return event.defaultPrevented;
-    }"""
-    for node in ("header", "fovea-segment #options input"):
-        assert not any(page.locator(node).first.evaluate(drop, kind) for kind in ("dragover", "drop"))
-    assert page.locator(".dragging").count() == 0
-
-
 BLOCKED = """for (const name of ["localStorage", "sessionStorage", "indexedDB"]) {
     Object.defineProperty(window, name, { get() { throw new DOMException("Access is denied.", "SecurityError"); } });
 }"""
@@ -305,10 +277,7 @@ BLOCKED = """for (const name of ["localStorage", "sessionStorage", "indexedDB"])
 
 def test_a_browser_that_blocks_all_storage_runs_models(page, see):
     page.add_init_script(BLOCKED)
-    page.goto("/console/run/judge")
-    page.locator("#option-prompt").fill("x")
-    page.locator("#as-job").check()
-    page.get_by_role("button", name="Run", exact=True).click()
+    run_judge(page, as_job=True)
     see(page.locator("fovea-result")).to_contain_text("0.1235")
     page.goto("/console/chat")
     page.locator("#message").fill("hello")
@@ -316,7 +285,7 @@ def test_a_browser_that_blocks_all_storage_runs_models(page, see):
     see(page.locator(".turn").nth(1)).to_contain_text("You said: hello")
 
 
-def test_a_key_opens_a_page_with_its_styles_and_place_in_the_navigation_and_runs_without_a_store(
+def test_a_key_opens_a_page_with_its_styles_and_place_and_runs_are_on_the_server_for_the_tenants_other_browsers(
     chromium, tmp_path, see
 ):
     with running(tmp_path, auth="keys") as locked:
@@ -340,6 +309,16 @@ def test_a_key_opens_a_page_with_its_styles_and_place_in_the_navigation_and_runs
                 page.wait_for_timeout(20)
             page.goto("/runs")
             see(page.locator(".run-link")).to_have_count(1)
+        with watched(chromium, locked.url, []) as page:
+            page.goto("/runs")
+            page.locator("#key").fill(text)
+            page.get_by_label("Remember on this device").check()
+            page.get_by_role("button", name="Continue").click()
+            page.locator(".run-link").click()
+            see(page.locator("[data-part=options]")).to_contain_text('"prompt": "x"')
+            other = page.context.new_page()  # the key is on the device: a new tab asks for none
+            other.goto("/console/jobs")
+            see(other.get_by_role("heading", name="Jobs", exact=True)).to_be_visible()
 
 
 def test_code_is_copied_also_where_the_page_came_without_https(page, see):
@@ -379,59 +358,16 @@ def test_a_full_disk_drops_older_runs_and_keeps_the_new_one(page, stage):
     assert 2 <= kept[1] < 10
 
 
-def test_a_link_to_a_part_of_the_page_leaves_its_tab_open(page, see):
+def test_a_link_to_a_part_of_the_page_leaves_its_tab_open_or_opens_its_operation_as_does_a_search(page, see):
     page.goto("/console/admin#usage")
     see(page.get_by_role("tab", name="Usage")).to_have_attribute("aria-selected", "true")
     page.locator(".skip").focus()
     page.keyboard.press("Enter")
     page.wait_for_url("**/console/admin#main")
     see(page.get_by_role("tab", name="Usage")).to_have_attribute("aria-selected", "true")
-
-
-def test_what_does_not_change_is_not_announced_again(page, stage):
-    page.goto("/console/models")
-    page.evaluate(
-        """() => {
-            window.changes = 0;
-            const observer = new MutationObserver((all) => (window.changes += all.length));
-            observer.observe(document.querySelector("[data-part=count]"), { childList: true, characterData: true });
-        }"""
-    )
-    for _ in range(2):
-        page.wait_for_event("requestfinished")
-    page.wait_for_timeout(200)
-    assert page.evaluate("window.changes") == 0
-
-
-def test_the_focus_stays_in_the_job_tray_while_jobs_run(page, stage, see):
-    stage.queue.last_step = 2
-    job = submit(stage)
-    page.goto("/console/models")
-    page.get_by_role("button", name="Jobs").first.click()
-    link = page.locator(f"#tray a[href$='{job}']")
-    link.focus()
-    for _ in range(2):
-        page.wait_for_event("requestfinished", lambda request: request.url.endswith("/v1/jobs"))
-    page.wait_for_timeout(200)
-    see(link).to_be_focused()
-    stage.queue.last_step = 4
-
-
-def test_a_folder_with_a_file_that_cannot_be_read_gives_the_others(page, see):
-    page.goto("/console/segment")
-    page.locator("fovea-segment").evaluate(
-        """(node, bytes) => {
-            const file = new File([new Uint8Array(bytes)], "good.jpg", { type: "image/jpeg" });
-            const entries = [
-                { fullPath: "/road/gone.jpg", file: (done, fail) => fail(new DOMException("gone", "NotFoundError")) },
-                { fullPath: "/road/good.jpg", file: (done) => done(file) },
-            ];
-            const createReader = () => ({ readEntries: (done) => done(entries.splice(0)) });
-            DataTransferItem.prototype.webkitGetAsEntry = () => ({ isDirectory: true, createReader });
-            const transfer = new DataTransfer();
-            transfer.items.add(file);
-            node.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
-        }""",
-        list(PICTURE["buffer"]),
-    )
-    see(page.locator("[data-part=name]")).to_contain_text("good.jpg")
+    page.goto("/docs#GET-v1-jobs")
+    see(page.locator("[id='GET-v1-jobs'] h3").first).to_be_visible()
+    page.fill("#search", "keys ROTATE")
+    see(page.locator("#found")).to_contain_text("1 of ")
+    see(page.locator("details.operation:visible code").first).to_have_text("/v1/admin/keys/{key_id}/rotate")
+    see(page.locator("nav li[data-operation]:visible")).to_have_count(1)

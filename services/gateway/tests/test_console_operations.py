@@ -28,7 +28,7 @@ def page(page):
     return hasten(page)
 
 
-def test_jobs_are_searched_filtered_and_deleted_together(page, stage, see):
+def test_jobs_are_searched_filtered_and_deleted_together_and_what_could_not_be_stays_told(page, stage, see, complaints):
     for body in (photograph(), b"nope"):
         submit(stage, "/v1/segment", content=body, headers={"content-type": "image/jpeg"})
     page.goto("/console/jobs")
@@ -46,9 +46,6 @@ def test_jobs_are_searched_filtered_and_deleted_together(page, stage, see):
     see(rows.first).to_contain_text("Segment")
     page.get_by_label("Search").fill("nothing has this")
     see(rows).to_have_count(0)
-
-
-def test_what_a_button_of_a_job_could_not_do_stays_told_while_the_list_goes_on(page, stage, see, complaints):
     submit(stage, "/v1/segment", content=photograph(), headers={"content-type": "image/jpeg"})
     page.goto("/console/jobs")
     page.route("**/v1/jobs/*", lambda route: route.fulfill(status=409, json={"title": "Conflict", "detail": "Busy."}))
@@ -131,7 +128,7 @@ def test_each_section_of_operators_has_an_address_and_passes_axe(admin):
         check_page(admin)
 
 
-def test_a_table_that_came_into_view_while_the_browser_was_busy_is_loaded(admin):
+def test_tables_are_loaded_by_a_busy_browser_and_after_a_failure_and_each_replica_has_its_load(admin, see):
     admin.add_init_script(
         """const Observer = IntersectionObserver;
         window.IntersectionObserver = class extends Observer {
@@ -140,9 +137,6 @@ def test_a_table_that_came_into_view_while_the_browser_was_busy_is_loaded(admin)
     )
     admin.reload()
     admin.locator("fovea-admin-services tbody tr").wait_for()
-
-
-def test_services_are_looked_at_again_after_a_failure_and_each_replica_is_seen_with_its_load(admin, see):
     admin.route("**/readyz", lambda route: route.fulfill(body="no JSON"))
     alert = admin.locator("fovea-admin-services").get_by_role("alert")
     see(alert).to_be_visible()
@@ -268,7 +262,7 @@ ESTIMATES = [
 """Sightings of a job, each so many seconds after `AT`; other jobs; the estimate of the last sighting in seconds."""
 
 
-def test_the_time_that_a_job_takes_is_told_where_it_can_be_known(page):
+def test_the_time_that_a_job_takes_is_told_where_it_can_be_known_by_list_and_tray(page, see):
     def dated(one):
         times = {name: one[name] for name in ("started", "finished") if one.get(name)}
         return one | {name: datetime.fromtimestamp(at, UTC).isoformat() for name, at in times.items()}
@@ -287,9 +281,6 @@ def test_the_time_that_a_job_takes_is_told_where_it_can_be_known(page):
         cases,
     )
     assert found == [told for *_, told in ESTIMATES]
-
-
-def test_the_list_and_the_tray_tell_it(page, see):
     facts = {"path": "/v1/segment", "service": "s", "attempts": 1, "dead": False, "note": None, "position": None}
     began = datetime.now(UTC) - timedelta(minutes=1)
     job = {
@@ -306,9 +297,11 @@ def test_the_list_and_the_tray_tell_it(page, see):
     see(page.locator(".tray-job")).to_contain_text(re.compile(r"Running · about (2 min 5\d|3 min 0\d) s left"))
 
 
-@pytest.fixture
-def signing(tmp_path, issuer):  # noqa: F811
-    with running(tmp_path, auth="keys", oidc_issuer=issuer.url, oidc_client_id="fovea-console") as made:
+@pytest.fixture(scope="module")
+def signing(tmp_path_factory, issuer):  # noqa: F811
+    with running(
+        tmp_path_factory.mktemp("signing"), auth="keys", oidc_issuer=issuer.url, oidc_client_id="fovea-console"
+    ) as made:
         yield made
 
 
@@ -320,7 +313,15 @@ def reader(chromium, signing):
     assert not [said for said in complaints if "401" not in said]  # the page that asks for a key is one
 
 
-def test_a_reader_signs_in_and_sees_the_page_that_was_asked_for(reader, see):
+def test_a_reader_signs_in_and_sees_the_page_that_was_asked_for_or_why_the_sign_in_failed(reader, see):
+    for query, words in (
+        ("error=access_denied&error_description=Nobody%20may", "The identity provider refused: Nobody may."),
+        ("code=code-1&state=forged", "This sign-in was not started in this tab"),
+    ):
+        reader.goto(f"/console/sign-in?{query}")
+        see(reader.locator("[data-part=message]")).to_contain_text(words)
+        assert reader.url.endswith("/console/sign-in")
+        assert reader.evaluate("sessionStorage.getItem('fovea-key')") is None
     reader.goto("/console/models/disc")
     check_page(reader)
     reader.get_by_role("button", name="Sign in with your organisation").click()
@@ -332,20 +333,6 @@ def test_a_reader_signs_in_and_sees_the_page_that_was_asked_for(reader, see):
     see(reader.locator("#account dl")).to_contain_text("alice")
     reader.get_by_role("button", name="Sign out").click()
     see(reader.get_by_role("button", name="Sign in with your organisation")).to_be_visible()
-
-
-@pytest.mark.parametrize(
-    ("query", "words"),
-    [
-        ("?error=access_denied&error_description=Nobody%20may", "The identity provider refused: Nobody may."),
-        ("?code=code-1&state=forged", "This sign-in was not started in this tab"),
-    ],
-)
-def test_a_sign_in_that_failed_or_was_not_asked_for_says_so(reader, see, query, words):
-    reader.goto(f"/console/sign-in{query}")
-    see(reader.locator("[data-part=message]")).to_contain_text(words)
-    assert reader.url.endswith("/console/sign-in")
-    assert reader.evaluate("sessionStorage.getItem('fovea-key')") is None
 
 
 def test_codes_are_exchanged_only_as_the_provider_allows(signing, issuer, tmp_path):  # noqa: F811

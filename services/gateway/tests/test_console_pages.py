@@ -147,9 +147,6 @@ def test_the_model_of_the_address_is_chosen_or_the_first_that_is_ready_and_the_c
     assert chosen("/console/segment?model=nope") == "disc"
     (vectors,) = Sound(site.get("/console/chat").text).all("data-vectors")
     assert [one["id"] for one in json.loads(vectors)] == ["louder@1"]
-
-
-def test_the_default_model_keeps_its_place_while_it_loads():
     facts = {"created": 1, "task": "segment", "service": "stub"}
     states = {"a": "loading", "b": "ready"}
     models = [ModelEntry(id=name, ready=name == "b", state=state, **facts) for name, state in states.items()]
@@ -157,7 +154,7 @@ def test_the_default_model_keeps_its_place_while_it_loads():
     assert select_model([], None) is None
 
 
-def test_a_card_shows_facts_and_snippets_lists_only_limits_that_apply_and_what_it_says_is_never_markup(site, stage):
+def test_a_card_shows_facts_snippets_and_limits_that_apply_and_what_it_says_is_never_markup(site, stage, monkeypatch):
     text = site.get("/console/models/disc").text
     for words in (
         "60 held-out synthetic frames", "Not a medical device.", "also available: as-described", "1,234,567",
@@ -179,35 +176,26 @@ def test_a_card_shows_facts_and_snippets_lists_only_limits_that_apply_and_what_i
     assert "&lt;img" in text
     assert "<code>&lt;b&gt;</code>" in text
     assert "javascript:" not in text
+    for stands_for in (0.71, 0):
+        monkeypatch.setitem(stage.stub.cards["disc"], "details", {"defaults": {"min_peak": stands_for}})
+        text = site.get("/console/models/disc").raise_for_status().text
+        assert f"<code>{stands_for}</code>" in text.partition("<code>min_peak</code>")[2].partition("</tr>")[0]
 
 
-@pytest.mark.parametrize(("stands_for", "shown"), [(0.71, "<code>0.71</code>"), (0, "<code>0</code>")])
-def test_a_card_shows_the_numbers_that_stand_for_empty_options(site, stage, monkeypatch, stands_for, shown):
-    monkeypatch.setitem(stage.stub.cards["disc"], "details", {"defaults": {"min_peak": stands_for}})
-    answer = site.get("/console/models/disc")
-    assert answer.status_code == 200
-    assert shown in answer.text.partition("<code>min_peak</code>")[2].partition("</tr>")[0]
-
-
-def test_without_a_service_the_home_page_says_what_to_do(tmp_path):
+def test_with_keys_a_page_says_nothing_without_one_and_without_a_service_what_to_do(tmp_path):
+    with running(tmp_path, auth="keys") as stage, httpx2.Client(base_url=stage.url) as site:
+        locked = [site.get(path) for path in ("/", "/console/segment", "/console/jobs", "/console/models/disc")]
+        assert {answer.status_code for answer in locked} == {401}
+        assert all("This gateway asks for a key" in answer.text and "disc" not in answer.text for answer in locked)
+        _, text = stage.keys.add("lab", ("infer", "jobs"))
+        site.headers["authorization"] = f"Bearer {text}"
+        assert "Authorization: Bearer" in site.get("/console/models/disc").text
     with running(tmp_path) as stage:
         stage.stub.cards.clear()
         with httpx2.Client(base_url=stage.url) as site:
             assert "No model is ready yet" in site.get("/").text
             assert "No segmentation model is served" in site.get("/console/segment").text
             assert "No chat model is served" in site.get("/console/chat").text
-
-
-def test_with_keys_a_page_asks_for_one_and_opens_with_it(tmp_path):
-    with running(tmp_path, auth="keys") as stage, httpx2.Client(base_url=stage.url) as site:
-        locked = [site.get(path) for path in ("/", "/console/segment", "/console/jobs", "/console/models/disc")]
-        assert {answer.status_code for answer in locked} == {401}
-        assert all("This gateway asks for a key" in answer.text and "disc" not in answer.text for answer in locked)
-        assert site.get("/console/static/js/frame.js").status_code == 200
-        _, text = stage.keys.add("lab", ("infer", "jobs"))
-        headers = {"authorization": f"Bearer {text}"}
-        assert "disc" in site.get("/console/models", headers=headers).text
-        assert "Authorization: Bearer" in site.get("/console/models/disc", headers=headers).text
 
 
 @pytest.mark.parametrize(("name", "title", "told"), [
@@ -235,7 +223,7 @@ def test_a_request_that_needs_more_than_a_picture_is_sent_as_the_model_s_example
 def _palettes():
     text = (STATIC / "css/tokens.css").read_text("utf8")
     pairs = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", text)
-    return {"light": {name: light for name, light, _ in pairs}, "dark": {name: dark for name, _, dark in pairs}}
+    return {name: light for name, light, _ in pairs}, {name: dark for name, _, dark in pairs}
 
 
 def _luminance(colour):
@@ -244,16 +232,15 @@ def _luminance(colour):
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_enough_contrast(scheme):
-    light = {name: _luminance(colour) for name, colour in _palettes()[scheme].items()}
+def test_text_has_enough_contrast():
     pairs = [
         *itertools.product(("ink", "muted", "accent", "good", "warn", "bad"), ("paper", "surface")),
         ("muted", "sunken"), ("accent-strong", "accent-soft"), ("on-accent", "accent"),
         ("on-accent", "accent-strong"), ("warn", "warn-soft"), ("bad", "bad-soft"),
     ]  # fmt: skip
-    contrasts = {pair: [0.05 + light[name] for name in pair] for pair in pairs}
-    assert {pair: both for pair, both in contrasts.items() if max(both) / min(both) < 4.5} == {}
+    for palette in _palettes():
+        contrasts = {pair: [0.05 + _luminance(palette[name]) for name in pair] for pair in pairs}
+        assert {pair: both for pair, both in contrasts.items() if max(both) / min(both) < 4.5} == {}
 
 
 class Colour(Enum):
@@ -311,9 +298,6 @@ def test_each_type_has_its_control_shows_its_default_as_one_would_type_it_and_is
         "forms": "any of mask · rle", "ids": "list of integers", "where": "JSON", "word": "text",
     }  # fmt: skip
     assert {name: model_view.describe_type(FOUND[name]) for name in words} == words
-
-
-def test_the_required_come_first_and_bounds_choices_defaults_and_descriptions_are_carried_over():
     assert next(iter(FOUND)) == "picture"
     assert [field.name for field in FOUND.values() if field.required] == ["picture"]
     share, colour, forms = FOUND["share"], FOUND["colour"], FOUND["forms"]
@@ -325,33 +309,30 @@ def test_the_required_come_first_and_bounds_choices_defaults_and_descriptions_ar
     assert not FOUND["free"].is_slider
 
 
-def test_an_example_stands_for_the_defaults_and_a_page_may_keep_options_to_itself():
+def test_what_an_option_stands_for_or_a_permalink_states_is_shown_and_a_page_may_keep_options_to_itself():
     schema = SegmentIn.model_json_schema()
     found = build_fields(schema, without=frozenset({"image", "model"}), values={"threshold": 0.7})
     names = [field.name for field in found]
     assert names == ["threshold", "normalise", "min_area", "min_peak", "keep_largest", "include"]
     assert found[0].default == 0.7
-
-
-@pytest.mark.parametrize(
-    ("card", "option", "words"),
-    [
-        ({"details": {"defaults": {"min_peak": 0.71}}}, "min_peak", "Default: 0.71"),
-        ({}, "min_peak", "Not set"),
+    for card, option, words in (
+        ({"details": {"defaults": {"min_peak": 0.71}}}, "min_peak", "Default: 0.71"), ({}, "min_peak", "Not set"),
         ({"task": "chat", "sampling": {"top_p": 0.9}}, "top_p", "Default: 0.9"),
         ({"task": "chat"}, "max_tokens", "Default: as many as fit"),
-    ],
-)
-def test_an_empty_option_shows_what_it_stands_for(card, option, words):
-    schema = (ChatRequest if "task" in card else SegmentIn).model_json_schema()
-    options = build_options({"schema": schema, **card}, card.get("task", "segment"))
-    found = {field.name: field.placeholder for field in options}
-    assert found[option] == words
+    ):  # fmt: skip
+        schema = (ChatRequest if "task" in card else SegmentIn).model_json_schema()
+        options = build_options({"schema": schema, **card}, card.get("task", "segment"))
+        assert {field.name: field.placeholder for field in options}[option] == words
+    kinds = {"heads": {"type": "integer"}, "forms": {"enum": [1, "x"]}}
+    properties = {name: {"type": "array", "items": items} for name, items in kinds.items()}
+    for value in (5, "ab", {"a": 1}, [1], None, True):
+        for field in build_fields({"properties": properties}, values=dict.fromkeys(kinds, value)):
+            assert isinstance(field.default_text, str)
+            assert field.default is None or isinstance(field.default, list)
 
 
-@pytest.mark.parametrize(
-    ("metrics", "told"),
-    [
+def test_a_headline_compares_only_what_was_measured_alike():
+    for metrics, told in (
         # Of two numbers the one with both sides is the headline.
         ([("dice", 0.9, None, "ours"), ("iou", 0.8, 0.7, "both")], ("iou", 0.8, 0.7, "both", False)),
         # A number of the paper's own data does not stand next to ours, and none next to a synthetic one.
@@ -359,29 +340,22 @@ def test_an_empty_option_shows_what_it_stands_for(card, option, words):
         ([("map", 0.57, 0.95, "400 synthetic slides")], ("map", 0.57, None, "400 synthetic slides", True)),
         # Without a measurement the paper's number stands alone.
         ([("dice", None, 0.9, "Kvasir")], ("dice", None, 0.9, "Kvasir", False)),
-    ],
-)
-def test_a_headline_compares_only_what_was_measured_alike(metrics, told):
-    found = pick_headline([dict(zip(("name", "ours", "paper", "data"), one, strict=True)) for one in metrics])
-    assert (found.name, found.ours, found.paper, found.data, found.is_synthetic) == told
+    ):
+        found = pick_headline([dict(zip(("name", "ours", "paper", "data"), one, strict=True)) for one in metrics])
+        assert (found.name, found.ours, found.paper, found.data, found.is_synthetic) == told
     assert pick_headline([]) is None
 
 
-_PART = st.recursive(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "type": st.sampled_from(["string", "number", "integer", "boolean", "array", "object", "null", "odd"]),
-            "default": st.none() | st.booleans() | st.integers(),
-            "enum": st.lists(st.text(max_size=3), max_size=3),
-            "$ref": st.sampled_from(["#/$defs/A", "#/$defs/none", "elsewhere"]),
-            "minimum": st.floats(-5, 5),
-            "maximum": st.floats(-5, 5),
-        },
-    ),
-    lambda part: st.fixed_dictionaries({}, optional={"anyOf": st.lists(part, max_size=3), "items": part}),
-    max_leaves=4,
-)
+_FACTS = {
+    "type": st.sampled_from(["string", "number", "integer", "boolean", "array", "object", "null", "odd"]),
+    "default": st.none() | st.booleans() | st.integers(),
+    "enum": st.lists(st.text(max_size=3), max_size=3),
+    "$ref": st.sampled_from(["#/$defs/A", "#/$defs/none", "elsewhere"]),
+    "minimum": st.floats(-5, 5),
+    "maximum": st.floats(-5, 5),
+}
+_LEAF = st.fixed_dictionaries({}, optional=_FACTS)
+_PART = st.fixed_dictionaries({}, optional=_FACTS | {"anyOf": st.lists(_LEAF, max_size=3), "items": _LEAF})
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=5), _PART, max_size=4))
@@ -413,19 +387,3 @@ def test_an_adapter_takes_the_options_of_its_model_and_its_card_is_kept_for_nobo
         stub.down = True
         wait_until(lambda: site.get("/readyz").status_code == 503, 30, "the outage")
         assert [site.get(f"/console/models/{name}").status_code for name in ("parrot", "tuned")] == [200, 503]
-
-
-@pytest.mark.parametrize("value", ["5", '"ab"', '{"a": 1}', "[1]", "null", "true"])
-def test_a_permalink_with_a_value_of_another_type_opens(site, value):
-    fields = build_fields(
-        {
-            "properties": {
-                "heads": {"type": "array", "items": {"type": "integer"}},
-                "forms": {"type": "array", "items": {"enum": [1, "x"]}},
-            }
-        },
-        values={"heads": json.loads(value), "forms": json.loads(value)},
-    )
-    for field in fields:
-        assert isinstance(field.default_text, str)
-        assert field.default is None or isinstance(field.default, list)

@@ -88,7 +88,7 @@ def test_a_picture_over_the_limit_is_not_sent_and_can_be_scaled_to_it(page, stag
     assert len(stage.stub.seen) == asked + 1
 
 
-def test_a_file_that_is_no_picture_is_answered_and_leaves_no_empty_frame(page, see, complaints):
+def test_no_picture_leaves_no_frame_and_what_takes_long_offers_a_job_or_a_smaller_picture(page, stage, see, complaints):
     problem = {"title": "Not an image", "detail": "This file is not an image: it contains text.", "status": 415}
     _answer(page, problem)
     page.goto("/console/segment")
@@ -99,9 +99,6 @@ def test_a_file_that_is_no_picture_is_answered_and_leaves_no_empty_frame(page, s
     see(page.get_by_role("button", name="Segment", exact=True)).to_be_disabled()
     assert "this browser shows only its mask" not in page.locator("main").inner_text()
     complaints.clear()
-
-
-def test_a_request_that_takes_too_long_offers_a_job_or_a_smaller_picture(page, see, complaints):
     body = {"title": "Deadline exceeded", "detail": "154 tiles would take about 7:14:13 (h:mm:ss).", "status": 504}
     body["hint"] = "Send it with `Prefer: respond-async`: it then runs as a job, with progress."
     out = io.BytesIO()
@@ -115,7 +112,9 @@ def test_a_request_that_takes_too_long_offers_a_job_or_a_smaller_picture(page, s
     see(alert.get_by_role("button", name="Scale to 2 MP and segment")).to_be_visible()
     page.unroute("**/v1/segment")
     alert.get_by_role("button", name="Run as a job").click()
+    see(page.locator("[data-part=progress-note]")).to_contain_text("of 5")
     see(page.locator("[data-part=result]")).to_be_visible()
+    assert list(stage.queue.jobs.values())[-1].status == "succeeded"
     see(page.locator("#as-job")).to_be_checked()
     complaints.clear()
 
@@ -137,7 +136,7 @@ def test_findings_are_chosen_judged_by_key_and_exported(page, see):
 
 
 def test_the_viewer_zooms_by_key_fits_again_and_the_wipe_uncovers_the_picture_itself(page):
-    open_with_picture(page)
+    open_with_picture(page, "segment", _file(f"{'a_long_name_' * 12}.jpg"))
     width = "document.querySelector('[data-part=canvas]').clientWidth"
     fitted = page.evaluate(width)
     page.locator("fovea-viewer").focus()
@@ -152,6 +151,7 @@ def test_the_viewer_zooms_by_key_fits_again_and_the_wipe_uncovers_the_picture_it
         page.get_by_label("Wipe").fill(share)
         drawn(page)
         assert (page.evaluate(spot) == covered) is is_covered
+    check_page(page, 1280, 320)  # with a long name it is as wide as the screen, too
 
 
 def test_a_report_and_matrices_of_a_job_are_shown_as_such(page, stage, see):
@@ -200,13 +200,14 @@ DROP = """(data) => {
   const leaf = (fullPath) => ({ isDirectory: false, fullPath, file: (done) => done(file()) });
   const list = (entries) => ({ readEntries: (done) => done(entries.splice(0)) });
   const folder = (...entries) => ({ isDirectory: true, createReader: () => list(entries) });
-  const road = folder(folder(leaf("/road/a/p.jpg")), folder(leaf("/road/b/p.jpg")));
+  const gone = { fullPath: "/road/gone.jpg", file: (done, fail) => fail(new DOMException("gone", "NotFoundError")) };
+  const road = folder(gone, folder(leaf("/road/a/p.jpg")), folder(leaf("/road/b/p.jpg")));
   const dataTransfer = { types: ["Files"], files: [], items: [{ webkitGetAsEntry: () => road }] };
   document.querySelector("fovea-drop").target.dispatchEvent(Object.assign(new Event("drop"), { dataTransfer }));
 }"""
 
 
-def test_pictures_of_one_name_in_a_dropped_folder_are_exported_with_their_folders(page, see):
+def test_pictures_of_one_name_in_a_dropped_folder_are_exported_with_their_folders_without_one_that_is_gone(page, see):
     page.goto("/console/segment")
     page.evaluate(DROP, base64.b64encode(PICTURE["buffer"]).decode())
     see(page.get_by_role("option", name="p.jpg, done")).to_have_count(2)
@@ -227,13 +228,20 @@ def two_models(stage):
     stage.stub.cards["disc-large"]["ready"] = False
 
 
-def test_two_models_on_one_picture_show_their_difference_and_zoom_together(page, see, two_models):
+def test_two_models_on_one_picture_show_failures_and_their_difference_and_zoom_together(
+    page, see, two_models, complaints
+):
     open_with_picture(page)
     page.get_by_role("button", name="Compare models").click()
     part = page.get_by_role("region", name="Models side by side")
     part.get_by_label("disc-large").uncheck()
     see(part.get_by_role("button", name="Compare")).to_be_disabled()
     part.get_by_label("disc-large").check()
+    _answer(page, {"status": 503, "title": "Not ready", "detail": "No replica is ready."})
+    part.get_by_role("button", name="Compare").click()
+    see(page.locator(".pane").nth(1)).to_contain_text("Failed: No replica is ready.")
+    complaints.clear()
+    page.unroute("**/v1/segment")
     part.get_by_role("button", name="Compare").click()
     see(part.locator("figure")).to_have_count(3)
     verdict = part.locator("[data-part=agreement]")
@@ -253,15 +261,6 @@ def test_two_models_on_one_picture_show_their_difference_and_zoom_together(page,
     see(verdict).not_to_contain_text("64.1 %")
     assert kept(page, "Table as CSV", "a.models.csv").decode().splitlines()[0] == "finding,disc,disc-large"
     check_page(page)
-
-
-def test_a_model_that_fails_in_a_comparison_says_so_in_its_pane(page, see, two_models, complaints):
-    open_with_picture(page)
-    page.get_by_role("button", name="Compare models").click()
-    _answer(page, {"status": 503, "title": "Not ready", "detail": "No replica is ready."})
-    page.get_by_role("region", name="Models side by side").get_by_role("button", name="Compare").click()
-    see(page.locator(".pane").nth(1)).to_contain_text("Failed: No replica is ready.")
-    complaints.clear()
 
 
 def test_the_error_of_a_picture_stays_while_others_run_and_is_shown_again(page, see, complaints):
@@ -383,29 +382,6 @@ def test_threshold_moves_on_the_client_alone_and_another_model_runs_again(segmen
     see(segmented.locator("[data-part=go]")).to_be_enabled()
 
 
-def test_a_chosen_picture_is_sent_with_the_options_of_the_form(page, stage, see):
-    page.goto("/console/segment")
-    page.locator("#option-min_area").fill("12")
-    page.locator("#option-normalise").select_option(label="minmax")
-    choose(page, {"name": "mine.jpg", "mimeType": "image/jpeg", "buffer": PICTURE["buffer"]})
-    page.locator("[data-part=result]").wait_for()
-    see(page.locator("[data-part=name]")).to_have_text("mine.jpg, 320 × 240")
-    sent = stage.stub.seen[-1]
-    assert sent["bytes"] == len(PICTURE["buffer"])
-    wanted = {"min_area": "12", "normalise": "minmax", "model": "disc", "threshold": "0.5"}
-    assert sent["options"].items() >= wanted.items()
-
-
-def test_a_segmentation_can_run_as_a_job_and_comes_back_to_the_page(page, stage, see):
-    page.goto("/console/segment")
-    page.locator("#as-job").check()
-    page.get_by_role("button", name="Use the model’s example").click()
-    see(page.locator("[data-part=progress-note]")).to_contain_text("of 5")
-    page.locator("[data-part=result]").wait_for()
-    assert figure(page, "area") == "8,245 px"
-    assert list(stage.queue.jobs.values())[-1].status == "succeeded"
-
-
 def arithmetic(page, field, **settings):
     """Mask, regions and tally of the page's own module for a map of bytes (rows, columns)."""
     height, width = field.shape
@@ -420,7 +396,7 @@ def arithmetic(page, field, **settings):
     )
 
 
-def test_regions_and_numbers_are_what_scipy_finds(page):
+def test_regions_and_numbers_are_what_scipy_finds_and_small_ones_are_dropped_or_the_largest_kept_alone(page):
     page.goto("/console/segment")
     for seed in range(5):
         rng = np.random.default_rng(seed)
@@ -434,10 +410,6 @@ def test_regions_and_numbers_are_what_scipy_finds(page):
             "mask": within.astype(int).ravel().tolist(), "regions": sizes, "area": within.sum(), "highest": 1.0,
             "mean": pytest.approx(field[within].mean() / 255),
         }  # fmt: skip
-
-
-def test_small_regions_are_dropped_the_largest_can_be_kept_alone_and_a_threshold_belongs_to_the_inside(page):
-    page.goto("/console/segment")
     field = np.zeros((6, 12), np.uint8)
     field[0, 0] = field[2:4, 3:5] = field[3:6, 8:12] = 255
     assert arithmetic(page, field, threshold=0.5)["regions"] == [12, 4, 1]
@@ -449,8 +421,3 @@ def test_small_regions_are_dropped_the_largest_can_be_kept_alone_and_a_threshold
     every = np.arange(256, dtype=np.uint8).reshape(16, 16)
     for threshold, cut in ((0, 0), (0.5, 128), (1, 255), (1 / 255, 1), (0.2, 51), (0.201, 52)):
         assert arithmetic(page, every, threshold=threshold)["area"] == 256 - cut
-
-
-def test_a_long_name_of_a_file_leaves_the_page_as_wide_as_the_screen(page):
-    open_with_picture(page, "segment", {**PICTURE, "name": f"{'a_long_name_' * 12}.jpg"})
-    check_page(page, 1280, 320)

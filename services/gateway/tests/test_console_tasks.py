@@ -54,14 +54,11 @@ def classified(page):
     return page
 
 
-def test_a_picture_has_a_class_with_its_runners_up(classified, see):
+def test_a_picture_has_a_class_with_its_runners_up_and_patches_are_findings_with_their_place(classified, see):
     assert (figure(classified, "class"), figure(classified, "certainty")) == ("boot", "80.0 %")
     rows = classified.locator("[data-part=candidates] > div").all_inner_texts()
     assert [row.split() for row in rows] == [["boot", "80.0", "%"], ["dress", "40.0", "%"], ["hat", "20.0", "%"]]
     check_page(classified)
-
-
-def test_patches_are_findings_with_their_place(classified, see):
     classified.get_by_label("Tile", exact=True).fill("120")
     classified.get_by_role("button", name="Classify", exact=True).click()
     see(classified.locator("[data-part=certainty]")).to_have_text("1 of 4 patches")
@@ -214,10 +211,7 @@ def test_the_example_runs_on_the_model_that_was_chosen_and_its_answer_is_drawn(p
     sent = stage.stub.seen[-1]
     assert (sent["model"], sent["features"], sent["duration"]) == ("oat", [[0.5, 1.0]], 8)
     assert "fps" not in sent
-
-
-def test_a_file_of_numbers_is_sent_as_bytes(page, stage, see):
-    page.goto("/console/run/actions")
+    page.goto("/console/run/actions")  # and a file of numbers is sent as bytes
     page.locator("#option-features").set_input_files({"name": "a.npy", "mimeType": "", "buffer": MATRIX})
     page.get_by_role("button", name="Run", exact=True).click()
     see(page.locator("fovea-result tbody tr")).to_have_count(1)
@@ -443,7 +437,7 @@ def decode_runs(found: dict) -> np.ndarray:
     return inside.reshape(width, height).T
 
 
-def test_boxes_of_a_job_from_elsewhere_are_saved_without_its_image(page, stage, see):
+def test_boxes_of_a_job_are_saved_without_its_image_in_a_table_that_runs_no_formula_in_a_spreadsheet(page, stage, see):
     files = {"image": ("a.png", plain((90, 90, 90), 240, 160)), "model": (None, "road"), "confidence": (None, "0.25")}
     job = submit(stage, "/v1/detect", files=files)
     wait_until(lambda: stage.queue.jobs[job].finished, 10, "the job")
@@ -451,6 +445,16 @@ def test_boxes_of_a_job_from_elsewhere_are_saved_without_its_image(page, stage, 
     see(page.locator(".finding")).to_have_count(2)
     rows = csv.DictReader(kept(page, "CSV", f"Job {job}.csv").decode().splitlines())
     assert [row["label"] for row in rows] == ["crack", "crack"]
+    page.goto("/console/jobs")
+    rows = [
+        {"file": '=HYPERLINK("x")', "token": "=", "value": "-0.5"},
+        {"file": "@SUM(A1)", "token": "\r", "value": -1},
+    ]
+    table = page.evaluate("async (rows) => (await import('/console/static/js/export_all.js')).writeCsv(rows)", rows)
+    read = list(csv.DictReader(io.StringIO(table, newline="")))
+    assert [row["file"] for row in read] == ['\'=HYPERLINK("x")', "'@SUM(A1)"]
+    assert [row["token"] for row in read] == ["=", "\r"]
+    assert [row["value"] for row in read] == ["-0.5", "-1"]
 
 
 def test_corrections_of_two_pictures_one_after_the_other_are_both_stored(boxes, see):
@@ -470,16 +474,3 @@ def test_corrections_of_two_pictures_one_after_the_other_are_both_stored(boxes, 
         }"""
     )
     assert stored == {"example": 2, "b.jpg": 3, "c.jpg": 3}
-
-
-def test_a_table_runs_no_formula_in_a_spreadsheet(page):
-    page.goto("/console/jobs")
-    rows = [
-        {"file": '=HYPERLINK("x")', "token": "=", "value": "-0.5"},
-        {"file": "@SUM(A1)", "token": "\r", "value": -1},
-    ]
-    table = page.evaluate("async (rows) => (await import('/console/static/js/export_all.js')).writeCsv(rows)", rows)
-    read = list(csv.DictReader(io.StringIO(table, newline="")))
-    assert [row["file"] for row in read] == ['\'=HYPERLINK("x")', "'@SUM(A1)"]
-    assert [row["token"] for row in read] == ["=", "\r"]
-    assert [row["value"] for row in read] == ["-0.5", "-1"]

@@ -68,7 +68,7 @@ def test_no_body_breaks_the_search_for_a_key(body):
     _find_key_in_body("a", b'{"messages":' + body)
 
 
-def test_homes_are_agreed_on_and_spread_and_a_replica_that_leaves_moves_only_its_own():
+def test_homes_are_agreed_on_spread_and_bounded_and_a_replica_that_leaves_moves_only_its_own(monkeypatch):
     replicas = [Stand(f"r{i}") for i in range(4)]
     keys = [key(f"{number}" + LONG) for number in range(400)]
     before, other = ([LoadBalancer().pick("svc", seen, one).id for one in keys] for seen in (replicas, replicas[::-1]))
@@ -76,6 +76,12 @@ def test_homes_are_agreed_on_and_spread_and_a_replica_that_leaves_moves_only_its
     after = [LoadBalancer().pick("svc", replicas[:3], each).id for each in keys]
     assert min(Counter(before).values()) > 60
     assert all(old == new for old, new in zip(before, after, strict=True) if old != "r3")
+    monkeypatch.setattr(load_balancer, "MAX_PLACES", 100)
+    balancer, replicas = LoadBalancer(), [Stand("a"), Stand("b")]
+    for number in range(100):
+        balancer.pick("svc", replicas, key(f"{number}" + LONG))
+    assert len(balancer._places) == 100
+    assert LoadBalancer().pick("svc", [Stand("a", 2), Stand("b", 1), Stand("c", 3)]).id == "b", "without a key"
 
 
 def test_a_conversation_stays_where_it_began_and_a_shared_system_prompt_does_not_draw_all_to_one_replica():
@@ -99,7 +105,7 @@ def test_nobody_is_given_more_than_the_bound(loads, number):
     assert picked.in_flight < bound
 
 
-def test_what_is_beyond_the_bound_goes_to_the_next_in_order_and_comes_back():
+def test_what_is_beyond_the_bound_goes_to_the_next_and_comes_back_and_a_holder_that_is_gone_is_none():
     balancer, replicas = LoadBalancer(), [Stand(f"r{i}") for i in range(4)]
     wanted = key(LONG)
     home = balancer.pick("svc", replicas, wanted)
@@ -109,9 +115,6 @@ def test_what_is_beyond_the_bound_goes_to_the_next_in_order_and_comes_back():
     assert balancer.pick("svc", replicas, wanted) is second
     home.in_flight = 0
     assert balancer.pick("svc", replicas, wanted) is home
-
-
-def test_a_holder_that_is_gone_is_no_holder():
     balancer, replicas = LoadBalancer(), [Stand("a"), Stand("b"), Stand("c")]
     balancer.remember_affinity(held_key("t", "doc"), "b")
     assert balancer.pick("svc", replicas, held_key("t", "doc")).id == "b"
@@ -119,15 +122,6 @@ def test_a_holder_that_is_gone_is_no_holder():
     successor = balancer.pick("svc", left, held_key("t", "doc"))
     assert successor.id != "b"
     assert balancer.pick("svc", replicas, held_key("t", "doc")) is successor
-
-
-def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(load_balancer, "MAX_PLACES", 100)
-    balancer, replicas = LoadBalancer(), [Stand("a"), Stand("b")]
-    for number in range(100):
-        balancer.pick("svc", replicas, key(f"{number}" + LONG))
-    assert len(balancer._places) == 100
-    assert LoadBalancer().pick("svc", [Stand("a", 2), Stand("b", 1), Stand("c", 3)]).id == "b", "without a key"
 
 
 LLM = ("/v1/chat/completions", "/v1/documents", "/v1/documents/{document_id}")
@@ -169,9 +163,6 @@ async def test_requests_reach_the_replica_of_their_beginning_or_document_and_the
     picked = {await replica_of(scene.client, chat(LONG)) for _ in range(5)}
     assert len(picked) == 1
     assert home not in picked
-
-
-async def test_least_loaded_is_still_there(gateway, toy):
     scene = await four(gateway, toy, load_balancing="least-loaded")
     assert len({await replica_of(scene.client, chat(LONG)) for _ in range(30)}) > 1
 
@@ -211,7 +202,7 @@ async def registry(redis_url, clock):
     await watching.stop()
 
 
-async def test_a_replica_that_announces_itself_is_found_with_its_routes(registry):
+async def test_a_replica_that_announces_itself_is_found_with_its_routes_and_chosen_once_it_is_ready(registry):
     await registry.poll_redis()
     assert registry.unready_services == ["svc"]
     assert not registry.is_complete
@@ -224,13 +215,9 @@ async def test_a_replica_that_announces_itself_is_found_with_its_routes(registry
     assert registry.pick("svc").id == "r1"
     assert registry.routes.find("/v1/segment").services == ("svc",)
     assert registry.routes.find_service("other") == "surprise"
-
-
-async def test_a_replica_that_is_not_ready_or_suspected_is_alive_but_not_chosen(registry):
     await registry.hear(ready=False)
     assert registry.pick("svc") is None
     assert [t.id for t in registry.list_alive("svc")] == ["r1"]
-    assert not registry.is_recovering("svc")
     await registry.hear(ready=True)
     assert registry.pick("svc").id == "r1"
     assert registry.is_recovering("svc")
@@ -282,18 +269,13 @@ async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(registry,
     assert (registry.pick("svc").id, asked) == ("r2", []), "who has another need not ask"
 
 
-@pytest.mark.parametrize(
-    ("facts", "told"),
-    [
-        (None, "none has announced itself"),
-        ({}, "its replicas are still loading"),
-        ({"trouble": "It outgrew its memory (9 of 8 bytes).", "out_of_memory": True}, "outgrew its memory"),
-    ],
-)
-async def test_what_a_replica_said_of_its_end_is_the_reason(registry, facts, told):
-    if facts is not None:
+async def test_what_a_replica_said_of_its_end_is_the_reason(registry):
+    assert "none has announced itself" in registry.explain_unready("svc")
+    end = {"trouble": "It outgrew its memory (9 of 8 bytes).", "out_of_memory": True}
+    for facts, told in (({}, "its replicas are still loading"), (end, "outgrew its memory")):
         await registry.hear(ready=False, **facts)
-    assert told in registry.explain_unready("svc")
+        assert told in registry.explain_unready("svc")
+        assert not registry.is_recovering("svc")
 
 
 async def test_a_replica_that_cannot_start_is_a_reason_and_nothing_else(registry):
@@ -323,20 +305,17 @@ async def test_what_is_under_way_to_a_silent_replica_is_ended_once_another_can_t
         assert ended == found
 
 
-async def test_a_clock_that_is_ahead_or_behind_does_not_kill_a_replica(registry, clock):
+async def test_records_that_are_old_or_none_are_passed_over_a_wrong_clock_or_one_taken_back_is_known(registry, clock):
     for turn in range(4):
         registry.announce("behind", seen=time.time() - 3600 + turn)
         await registry.hear("ahead", seen=time.time() + 3600 + turn)
         clock.advance(HEARTBEAT_TTL_S / 2)
     assert {t.id for t in registry.list_ready("svc")} == {"behind", "ahead"}
-
-
-async def test_records_that_are_old_or_none_are_passed_over_and_one_that_is_taken_back_ends_its_replica(
-    registry,
-):
-    registry.announce()
-    registry.announce("r2")
-    registry.announce("old", seen=time.time() - 100)
+    for name in ("behind", "ahead"):
+        await registry.lose(name)
+    registry.announce(seen=clock.time())
+    registry.announce("r2", seen=clock.time())
+    registry.announce("old", seen=clock.time() - 100)
     registry.redis.hset(replicas_key("svc"), mapping={"bad": "{}", "worse": b"\xff"})
     await registry.poll_redis()
     assert {t.id for t in registry.list_ready("svc")} == {"r1", "r2"}

@@ -56,7 +56,7 @@ def wait(client, batch_id):
     return wait_until(lambda: (batch := client.batches.retrieve(batch_id)).status != "in_progress" and batch)
 
 
-def test_files_are_kept_listed_read_and_deleted(client):
+def test_files_are_kept_listed_read_and_deleted_and_a_batch_answers_each_request_in_one(client):
     stored = upload(client, line("a"))
     assert (stored.purpose, stored.filename) == ("batch", "requests.jsonl")
     assert client.files.content(stored.id).read() == jsonl(line("a"))
@@ -65,9 +65,6 @@ def test_files_are_kept_listed_read_and_deleted(client):
     assert client.files.delete(stored.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(stored.id)
-
-
-def test_a_batch_answers_each_request_in_a_file(client):
     stored = upload(client, line("one"), line("two"))
     batch = create(client, stored.id, metadata={"a": "b"})
     assert batch.request_counts.total == 2
@@ -147,8 +144,8 @@ def test_bad_calls_are_refused_before_a_job_is_queued(stage, client):
     assert httpx2.get(f"{stage.url}/v1/files/..%2F..%2Fkeys/content").status_code == 404
 
 
-def test_files_hold_so_many_bytes_and_more_when_some_are_deleted(tmp_path):
-    store = FileStore(ObjectStore.open(tmp_path.as_uri()), 10_000)
+async def test_files_hold_so_many_bytes_and_beyond_them_answers_are_kept_but_no_batch_begins(tmp_path):
+    store = FileStore(ObjectStore.open((tmp_path / "files").as_uri()), 10_000)
     large = store.add("a", "x", "batch", b"1" * 9_000)
     with pytest.raises(RateLimited, match="10,000") as caught:
         store.add("a", "y", "batch", b"1" * 9_000)
@@ -157,6 +154,14 @@ def test_files_hold_so_many_bytes_and_more_when_some_are_deleted(tmp_path):
     store.delete("a", large.id)
     assert [file.id for file in store.list_files("a")] == []
     store.add("a", "y", "batch", b"1" * 9_000)
+    gateways = Gateways(tmp_path, 700)
+    batch = await gateways.create("a", "b")
+    await gateways.wait_for_jobs()
+    end = await gateways.read(gateways.two, batch)
+    assert gateways.files[0].read("ann", end.output_file_id)
+    with pytest.raises(RateLimited):
+        await gateways.begin(end.input_file_id)
+    assert len(gateways.queue.jobs) == 2
 
 
 class Gateways:
@@ -185,7 +190,7 @@ class Gateways:
         await asyncio.gather(*self.queue.tasks.values(), return_exceptions=True)
 
 
-async def test_a_batch_of_one_gateway_ends_once_on_another(tmp_path):
+async def test_a_batch_of_one_gateway_ends_once_on_another_and_a_line_that_was_read_outlives_its_job(tmp_path):
     gateways = Gateways(tmp_path)
     batch = await gateways.create("a", "b")
     assert [one.id for one in (await gateways.two.list_batches("ann", 10)).data] == [batch.id]
@@ -200,16 +205,12 @@ async def test_a_batch_of_one_gateway_ends_once_on_another(tmp_path):
     rows = gateways.files[1].read("ann", ends[0].output_file_id).splitlines()
     assert [json.loads(row)["custom_id"] for row in rows] == ["a", "b"]
     assert (await gateways.read(gateways.two, batch)).request_counts.completed == 2
-
-
-async def test_a_line_that_one_gateway_has_read_outlives_its_job(tmp_path):
-    gateways = Gateways(tmp_path)
     batch = await gateways.create("a", "b")
     await gateways.wait_for_jobs()
-    held = gateways.queue.jobs["job-2"]
-    gateways.queue.jobs["job-2"] = held.model_copy(update={"status": "running"})
+    held = gateways.queue.jobs["job-4"]
+    gateways.queue.jobs["job-4"] = held.model_copy(update={"status": "running"})
     assert (await gateways.read(gateways.one, batch)).request_counts.completed == 1
-    gateways.queue.jobs = {"job-2": held}
+    gateways.queue.jobs = {"job-4": held}
     end = await gateways.read(gateways.two, batch)
     assert (end.status, end.request_counts.completed) == ("completed", 2)
 
@@ -226,18 +227,15 @@ async def test_a_batch_that_one_gateway_cancels_is_cancelled_for_the_other(tmp_p
         await gateways.two.cancel("ann", batch.id, gateways.queue)
 
 
-async def test_answers_are_kept_beyond_the_quota_but_no_batch_begins_then(tmp_path):
-    gateways = Gateways(tmp_path, 700)
-    batch = await gateways.create("a", "b")
+async def test_the_oldest_batches_make_room_and_one_that_can_not_be_stored_leaves_no_job_running(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_records, "MAX_BATCHES", 2)
+    gateways = Gateways(tmp_path)
+    made = [await gateways.create("a") for _ in range(3)]
+    kept = await gateways.one.list_batches("ann", 10)
+    assert [batch.id for batch in kept.data] == [made[2].id, made[1].id]
+    with pytest.raises(NotFound):
+        await gateways.read(gateways.two, made[0])
     await gateways.wait_for_jobs()
-    end = await gateways.read(gateways.two, batch)
-    assert gateways.files[0].read("ann", end.output_file_id)
-    with pytest.raises(RateLimited):
-        await gateways.begin(end.input_file_id)
-    assert len(gateways.queue.jobs) == 2
-
-
-async def test_a_batch_that_can_not_be_stored_leaves_no_job_running(tmp_path, monkeypatch):
     gateways = Gateways(tmp_path)
 
     def refuse(*_):
@@ -250,35 +248,19 @@ async def test_a_batch_that_can_not_be_stored_leaves_no_job_running(tmp_path, mo
     assert sum(gateways.admitted) == 0, "what is not run is given back to the quota"
 
 
-@pytest.mark.parametrize(("more", "path"), [
-    ({}, "/v1/chat/completions"), ({"interventions": [{}]}, "/v1/chat/completions"),
-    ({"capture": [{}]}, "/v1/chat/completions"), ({}, "/v1/steering-vectors"),
-])  # fmt: skip
-async def test_a_batch_that_steers_is_audited(tmp_path, more, path):
-    gateways, audited = Gateways(tmp_path), []
-    stored = gateways.files[0].add("ann", "x", "batch", jsonl(line("a", {"prompt": "x", **more}, url=path)))
-    await gateways.begin(stored.id, path, audit=lambda: audited.append("queued"))
-    assert audited == ["queued"] * (bool(more) or "steering" in path)
-
-
-async def test_the_oldest_batches_make_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(batch_records, "MAX_BATCHES", 2)
-    gateways = Gateways(tmp_path)
-    made = [await gateways.create("a") for _ in range(3)]
-    kept = await gateways.one.list_batches("ann", 10)
-    assert [batch.id for batch in kept.data] == [made[2].id, made[1].id]
-    with pytest.raises(NotFound):
-        await gateways.read(gateways.two, made[0])
-    await gateways.wait_for_jobs()
-
-
-async def test_each_line_goes_to_the_service_that_has_its_model(tmp_path):
+async def test_each_line_goes_to_the_service_that_has_its_model_and_a_batch_that_steers_is_audited(tmp_path):
     gateways, bodies = Gateways(tmp_path), [{"model": "a"}, {"model": "b"}, {}, {"model": 3}]
     stored = gateways.files[0].add(
         "ann", "x", "batch", jsonl(*(line(str(n), {"x": 1} | b) for n, b in enumerate(bodies)))
     )
     await gateways.begin(stored.id, models={"a": "stub", "b": "other"})
     assert [each.service for each in gateways.queue.payloads.values()] == ["stub", "other", "stub", "stub"]
+    gateways, audited, chat = Gateways(tmp_path), [], "/v1/chat/completions"
+    steering = ({"interventions": [{}]}, chat), ({"capture": [{}]}, chat), ({}, "/v1/steering-vectors")
+    for more, path in (({}, chat), *steering):
+        stored = gateways.files[0].add("ann", "x", "batch", jsonl(line("a", {"prompt": "x", **more}, url=path)))
+        await gateways.begin(stored.id, path, audit=lambda more=more, path=path: audited.append((more, path)))
+    assert audited == [*steering]
 
 
 async def test_the_lines_of_a_batch_are_counted_together_against_rate_and_quota_before_one_is_queued(served, ring):

@@ -32,8 +32,9 @@ from shared.telemetry import REQUESTS
 from tests.harness.waiting import free_port, until
 
 
-async def test_a_message_passes_untouched_to_the_model_that_it_names(fronted, replica):
+async def test_a_message_passes_untouched_and_by_no_proxy_to_the_model_that_it_names(fronted, replica, monkeypatch):
     scene, channel = await fronted()
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")  # of the environment
     _, other, _ = await replica("two")
     scene.announce("http://127.0.0.1:1", service="b", name="b", grpc=other, models=("other",))
     metadata = (("x-mine", "1"), ("authorization", "Bearer secret"), ("x-fovea-tenant", "someone"))
@@ -48,12 +49,6 @@ async def test_a_message_passes_untouched_to_the_model_that_it_names(fronted, re
     assert (await call(channel, "ModelMetadata", by_name)).startswith(b"two|")
 
 
-async def test_replicas_are_reached_without_the_proxy_of_the_environment(fronted, monkeypatch):
-    _, channel = await fronted()
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-    assert await call(channel, "ModelInfer", INFER) == ANSWER
-
-
 async def test_an_unknown_model_is_told_with_those_there_are_and_bytes_that_are_no_request_are_the_callers_fault(front):
     scene, channel = await front()
     scene.announce("http://127.0.0.1:1", grpc="127.0.0.1:1")
@@ -66,7 +61,8 @@ async def test_an_unknown_model_is_told_with_those_there_are_and_bytes_that_are_
         assert (await refused(call(channel, "RepositoryIndex", message))).code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_each_message_of_a_stream_counts(fronted, ring):
+async def test_each_message_of_a_stream_counts_and_one_tenant_has_so_many_streams_open(fronted, ring, monkeypatch):
+    monkeypatch.setattr(streams, "MAX_STREAMS_PER_TENANT", 1)
     _, key = ring.add("alice", ("infer",), rate_per_minute=5)
     _, channel = await fronted(auth="keys")
     stream = open_stream(channel, key)
@@ -76,18 +72,14 @@ async def test_each_message_of_a_stream_counts(fronted, ring):
     assert [await stream.read() for _ in range(5)] == [ANSWER] * 5
     assert (await refused(stream.read())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await refused(call(channel, "ModelInfer", INFER, metadata=(("x-api-key", key),)))
-
-
-async def test_one_tenant_has_so_many_streams_open(fronted, monkeypatch):
-    monkeypatch.setattr(streams, "MAX_STREAMS_PER_TENANT", 1)
-    _, channel = await fronted()
-    first = open_stream(channel)
+    _, other = ring.add("bob", ("infer",))
+    first = open_stream(channel, other)
     assert await exchange(first) == ANSWER
-    assert (await refused(open_stream(channel).read())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await refused(open_stream(channel, other).read())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     first.cancel()
 
 
-async def test_a_replicas_error_passes_unchanged_and_memory_for_messages_is_given_back(fronted):
+async def test_a_replicas_error_passes_unchanged_calls_are_counted_and_memory_for_messages_is_given_back(fronted):
     scene, channel = await fronted()
     budget = scene.app.state.gateway.proxy.budget
     before = budget.left
@@ -100,9 +92,21 @@ async def test_a_replicas_error_passes_unchanged_and_memory_for_messages_is_give
     error = await refused(call(channel, "ModelInfer", INFER))
     assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "one does not want to.")
     assert ("retry-after", "3") in tuple(error.trailing_metadata())
+    scene, channel = await fronted()
+
+    def count(status: str) -> float:
+        return REQUESTS.labels("gateway", "", "grpc ModelInfer", status)._value.get()
+
+    before = [count(status) for status in ("OK", "NOT_FOUND", "UNAVAILABLE")]
+    await call(channel, "ModelInfer", INFER)
+    await refused(call(channel, "ModelInfer", pb.ModelInferRequest(model_name="nobody").SerializeToString()))
+    scene.replica.fails = [grpc.StatusCode.UNAVAILABLE] * 2
+    await refused(call(channel, "ModelInfer", INFER, timeout=3))
+    wanted = [one + 1 for one in before]  # a call is counted once its answer was sent
+    await until(lambda: [count(status) for status in ("OK", "NOT_FOUND", "UNAVAILABLE")] == wanted)
 
 
-async def test_the_server_speaks_for_the_whole_fleet_and_its_health_follows_readiness(front, toy):
+async def test_the_server_speaks_for_the_whole_fleet_and_so_many_calls_watch_its_health(front, toy, monkeypatch):
     scene, channel = await front()
     assert pb.ServerLiveResponse.FromString(await call(channel, "ServerLive")).live
     assert not pb.ServerReadyResponse.FromString(await call(channel, "ServerReady")).ready
@@ -119,6 +123,17 @@ async def test_the_server_speaks_for_the_whole_fleet_and_its_health_follows_read
     assert pb.ServerMetadataResponse.FromString(await call(channel, "ServerMetadata")).name == "fovea"
     index = pb.RepositoryIndexResponse.FromString(await call(channel, "RepositoryIndex"))
     assert [(m.name, m.state) for m in index.models] == [("pranet", "READY")]
+    monkeypatch.setattr(grpc_health, "MAX_WATCHES", 3)
+    scene, channel = await front()
+    stub = health_pb2_grpc.HealthStub(channel)
+    watching = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
+    kinds = health_pb2.HealthCheckResponse
+    assert {(await one.read()).status for one in watching} == {kinds.NOT_SERVING}
+    await refused(stub.Watch(health_pb2.HealthCheckRequest()).read(), "limit")
+    scene.announce("http://127.0.0.1:1")
+    assert {(await one.read()).status for one in watching} == {kinds.SERVING}
+    assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=SOON_S)).status == kinds.SERVING
+    await end(watching)
 
 
 async def test_calls_need_a_key_with_the_scope(fronted, ring):
@@ -159,21 +174,6 @@ async def test_a_replica_that_is_gone_or_not_ready_is_replaced_by_the_next_or_an
     assert (await call(channel, "ModelInfer", INFER)).startswith(b"two|")
 
 
-async def test_calls_are_counted_by_their_status(fronted):
-    scene, channel = await fronted()
-
-    def count(status: str) -> float:
-        return REQUESTS.labels("gateway", "", "grpc ModelInfer", status)._value.get()
-
-    before = [count(status) for status in ("OK", "NOT_FOUND", "UNAVAILABLE")]
-    await call(channel, "ModelInfer", INFER)
-    await refused(call(channel, "ModelInfer", pb.ModelInferRequest(model_name="nobody").SerializeToString()))
-    scene.replica.fails = [grpc.StatusCode.UNAVAILABLE] * 2
-    await refused(call(channel, "ModelInfer", INFER, timeout=3))
-    wanted = [one + 1 for one in before]  # a call is counted once its answer was sent
-    await until(lambda: [count(status) for status in ("OK", "NOT_FOUND", "UNAVAILABLE")] == wanted)
-
-
 async def test_a_call_to_a_replica_that_is_silent_and_hangs_is_answered_by_another(fronted, replica):
     scene, channel = await fronted()
     scene.replica.sleep_s = 60
@@ -203,7 +203,7 @@ async def test_calls_end_at_replicas_that_have_withdrawn_while_new_ones_are_foun
     assert {answer.partition(b"|")[0] for answer in await asyncio.gather(*running)} == {b"one", b"old"}
 
 
-async def test_no_replica_is_unavailable_and_a_deadline_is_kept(front, replica):
+async def test_no_replica_is_unavailable_a_deadline_is_kept_and_a_caller_that_leaves_stops_the_replica(front, replica):
     scene, channel = await front()
     scene.announce("http://127.0.0.1:1", ready=False, grpc="127.0.0.1:1")
     assert (await refused(call(channel, "ModelInfer", INFER))).code() is grpc.StatusCode.UNAVAILABLE
@@ -211,23 +211,20 @@ async def test_no_replica_is_unavailable_and_a_deadline_is_kept(front, replica):
     assert not pb.ModelReadyResponse.FromString(ready).ready
     slow, address, _ = await replica("slow")
     slow.sleep_s = 30
-    scene.announce("http://127.0.0.1:1", grpc=address)
+    known = scene.announce("http://127.0.0.1:1", grpc=address)
     late = await refused(call(channel, "ModelInfer", INFER, timeout=0.3))
     assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-async def test_a_caller_that_leaves_stops_the_replica(fronted):
-    scene, channel = await fronted()
-    scene.replica.sleep_s = 30
+    slow.seen.clear()
+    slow.gone.clear()
     asking = channel.unary_unary(f"/{SERVICE}/ModelInfer")(INFER)
-    await until(lambda: scene.replica.seen)
+    await until(lambda: slow.seen)
     asking.cancel()
-    await asyncio.wait_for(scene.replica.gone.wait(), 20)
-    await until(lambda: scene.known.in_flight == 0)
+    await asyncio.wait_for(slow.gone.wait(), 20)
+    await until(lambda: known.in_flight == 0)
 
 
-async def test_a_live_stream_is_not_cut_and_a_silent_one_is(fronted, monkeypatch):
-    monkeypatch.setattr("services.gateway.grpc.proxy.DEADLINE_GRACE_S", 0.1)
+async def test_a_live_stream_is_not_cut_and_a_silent_one_is_and_it_begins_where_it_can(fronted, monkeypatch):
+    monkeypatch.setattr(proxy, "DEADLINE_GRACE_S", 0.1)
     _, channel = await fronted(request_timeout_s=0.3)
     stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")()
     for _ in range(8):
@@ -235,16 +232,11 @@ async def test_a_live_stream_is_not_cut_and_a_silent_one_is(fronted, monkeypatch
         await asyncio.sleep(0.1)
     error = await refused(asyncio.wait_for(stream.read(), 5), "FOVEA_REQUEST_TIMEOUT_S")
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-async def test_a_stream_begins_on_a_replica_that_can_be_reached(fronted, monkeypatch):
     monkeypatch.setattr(proxy, "CONNECT_TIMEOUT_S", 0.3)
     scene, channel = await fronted()
     scene.announce("http://127.0.0.1:1", name="dead", grpc=f"127.0.0.1:{free_port()}")
     scene.known.in_flight = 1
-    stream = open_stream(channel)
-    assert await exchange(stream) == ANSWER
-    await stream.done_writing()
+    assert await exchange(open_stream(channel)) == ANSWER
 
 
 async def test_loading_reaches_every_replica_and_statistics_of_all_models_are_joined(fronted, replica, front):
@@ -298,31 +290,13 @@ async def test_idle_calls_without_a_key_keep_nobody_from_an_answer(front, ring, 
     await end(idle)
 
 
-async def test_so_many_calls_watch(front, monkeypatch):
-    monkeypatch.setattr(grpc_health, "MAX_WATCHES", 3)
-    scene, channel = await front()
-    stub = health_pb2_grpc.HealthStub(channel)
-    watching = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(3)]
-    kinds = health_pb2.HealthCheckResponse
-    assert {(await one.read()).status for one in watching} == {kinds.NOT_SERVING}
-    await refused(stub.Watch(health_pb2.HealthCheckRequest()).read(), "limit")
-    scene.announce("http://127.0.0.1:1")
-    assert {(await one.read()).status for one in watching} == {kinds.SERVING}
-    assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=SOON_S)).status == kinds.SERVING
-    await end(watching)
-
-
-async def test_a_message_without_a_key_has_a_name_at_most(front):
-    _, channel = await front(auth="keys")
-    await refused(channel.unary_unary(CHECK)(b"x" * 2000), "at most 1,024 bytes")
-
-
-@pytest.mark.parametrize("method", ["ServerLive", "ServerReady", "ServerMetadata"])
-async def test_a_message_that_does_not_matter_is_not_read(front, ring, method):
+async def test_a_message_without_a_key_has_a_name_at_most_and_one_that_does_not_matter_is_not_read(front, ring):
     _, key = ring.add("alice", ("infer",))
     _, channel = await front(auth="keys")
-    silent = channel.stream_stream(f"/{SERVICE}/{method}")(metadata=(("x-api-key", key),), timeout=SOON_S)
-    assert isinstance(await silent.read(), bytes)
+    await refused(channel.unary_unary(CHECK)(b"x" * 2000), "at most 1,024 bytes")
+    for method in ("ServerLive", "ServerReady", "ServerMetadata"):
+        silent = channel.stream_stream(f"/{SERVICE}/{method}")(metadata=(("x-api-key", key),), timeout=SOON_S)
+        assert isinstance(await silent.read(), bytes), method
 
 
 def build_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -374,7 +348,7 @@ async def test_streams_that_are_reset_at_once_keep_nobody_from_an_answer(gateway
     await server.stop(None)
 
 
-async def test_idle_calls_of_one_tenant_leave_another_its_turn(fronted, ring):
+async def test_idle_calls_of_one_tenant_leave_another_its_turn_and_large_ones_hold_its_memory(fronted, front, ring):
     (_, alice), (_, bob) = ring.add("alice", ("infer",)), ring.add("bob", ("infer",))
     _, channel = await fronted(auth="keys")
     idle = open_idle(channel, f"/{SERVICE}/ModelInfer", 40, metadata=(("x-api-key", alice),))
@@ -382,9 +356,6 @@ async def test_idle_calls_of_one_tenant_leave_another_its_turn(fronted, ring):
     await until_sent(idle)
     assert await call(channel, "ModelInfer", INFER, metadata=(("x-api-key", bob),), timeout=SOON_S) == ANSWER
     await end(idle)
-
-
-async def test_large_messages_for_the_gateway_itself_hold_memory_of_their_tenant(front, ring):
     _, key = ring.add("alice", ("infer",))
     scene, channel = await front(auth="keys")
     budget = scene.app.state.gateway.proxy.budget

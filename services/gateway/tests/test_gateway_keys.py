@@ -45,6 +45,10 @@ def test_a_key_names_its_tenant_scopes_and_limits_and_only_a_hash_is_kept_that_t
     caller.require_scope("infer")
     with pytest.raises(PermissionDenied, match="jobs"):
         caller.require_scope("jobs")
+    ring.add("ann", ("infer",))
+    (tmp_path / "keys.json").write_text((tmp_path / "keys.json").read_text().replace('"infer"', '"infra"'))
+    with pytest.raises(Conflict, match=r"keys\.0\.scopes\.0: Input should be 'infer'"):
+        ring.list_keys()
 
 
 async def test_a_plugins_route_outside_v1_needs_a_key_too(gateway, ring, monkeypatch):
@@ -63,28 +67,15 @@ async def test_a_plugins_route_outside_v1_needs_a_key_too(gateway, ring, monkeyp
     assert answers[-1].json() == "ann"
 
 
-def test_a_key_file_with_a_mistake_names_the_place(ring, tmp_path):
-    ring.add("ann", ("infer",))
-    (tmp_path / "keys.json").write_text((tmp_path / "keys.json").read_text().replace('"infer"', '"infra"'))
-    with pytest.raises(Conflict, match=r"keys\.0\.scopes\.0: Input should be 'infer'"):
-        ring.list_keys()
-
-
-def test_the_last_use_is_the_newest_that_any_gateway_saw(tmp_path):
-    one, two = KeyRing(tmp_path / "keys.json"), KeyRing(tmp_path / "keys.json")
-    key, text = one.add("ann", ("infer",))
-    one.authenticate(text)
-    two.authenticate(text)
-    assert one.read_last_used() == two.read_last_used() == {key.id: two._used[key.id]}
-
-
 def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it_and_a_broken_file_keeps_the_others_in_force(
     ring, tmp_path, clock
 ):
     clock.govern(auth)
     serving = KeyRing(tmp_path / "keys.json")
     key, text = ring.add("ann", ("infer",))
+    ring.authenticate(text)
     assert serving.authenticate(text).tenant == "ann"
+    assert ring.read_last_used() == serving.read_last_used() == {key.id: serving._used[key.id]}, "the newest use"
     ring.revoke(key.id)
     clock.advance(auth.RELOAD_INTERVAL_S)
     with pytest.raises(Unauthenticated):
@@ -158,6 +149,8 @@ async def test_calls_need_a_key_with_the_scope_of_their_door_and_pages_do_not(se
     without = {scope: ring.add("ann", tuple(one for one in scopes if one != scope))[1] for scope in scopes}
     only = {scope: ring.add("ann", (scope,))[1] for scope in scopes}
     scene = await served(auth="keys")
+    probes = ("/v1/probe", "/v1/probe/activations", "/v1/probe/models")
+    scene.announce(scene.upstream.url, name="p", service="probe", routes=probes)
     for path in ("/livez", "/docs", "/docs/style.css", "/docs/search.js", "/openapi.json", "/v2/health/live"):
         assert (await scene.client.get(path)).status_code == 200, path
     assert (await scene.client.get("/")).headers["content-type"].startswith("text/html")
@@ -175,6 +168,8 @@ async def test_calls_need_a_key_with_the_scope_of_their_door_and_pages_do_not(se
         ("GET", "/metrics", "metrics"), ("POST", "/v2/repository/models/pranet/unload", "admin"),
         ("POST", "/v2/repository/index", "infer"), ("GET", "/v2", "infer"),
         ("GET", "/v1/steering-vectors", "interventions"), ("POST", "/v1/steering-vectors", "interventions"),
+        ("POST", "/v1/probe", "interventions"), ("POST", "/v1/probe/activations", "interventions"),
+        ("GET", "/v1/probe/models", "infer"), ("POST", "/v1/probes", "infer"),
     ):  # fmt: skip
         refused = await scene.client.request(method, path, headers={"x-api-key": without[scope]})
         assert (refused.status_code, scope in refused.text) == (403, True), path
@@ -214,7 +209,7 @@ def test_the_verb_prints_a_secret_once_and_lists_without_it_with_whole_ids_and_u
     assert run("list", "--json").stdout == ""
 
 
-def test_rotating_says_when_the_old_key_ends_and_makes_none_that_has_expired(run, tmp_path):
+def test_rotating_says_when_the_old_key_ends_and_makes_none_that_has_expired_and_mistakes_are_told(run, tmp_path):
     run("add", "ann", "--expires", "2090-01-31")
     ring = KeyRing(tmp_path / "keys.json")
     (key,) = ring.list_keys()
@@ -222,17 +217,13 @@ def test_rotating_says_when_the_old_key_ends_and_makes_none_that_has_expired(run
     ring.update(key.id, {"expires": datetime(2026, 1, 31, tzinfo=UTC)})
     refused = run("rotate", key.id).exception
     assert (type(refused), "expired at 2026-01-31" in refused.detail) == (Conflict, True)
+    for words, told, code in (
+        (("add", "an n"), "not a valid tenant", 2), (("add", "ann", "--scope", "root"), "root", 2),
+        (("add", "ann", "--expires", "soon"), "soon", 2), (("revoke", "12345678"), "12345678", 4),
+    ):  # fmt: skip
+        refused = run(*words).exception
+        assert (told in refused.detail, choose_exit_code(refused)) == (True, code)
     assert len(ring.list_keys()) == 2
-
-
-@pytest.mark.parametrize(("words", "told", "code"), [
-    (("add", "an n"), "not a valid tenant", 2), (("add", "ann", "--scope", "root"), "root", 2),
-    (("add", "ann", "--expires", "soon"), "soon", 2), (("revoke", "12345678"), "12345678", 4),
-])  # fmt: skip
-def test_the_verb_says_what_is_wrong(run, words, told, code):
-    refused = run(*words).exception
-    assert told in refused.detail
-    assert choose_exit_code(refused) == code
 
 
 @pytest.fixture
@@ -259,23 +250,18 @@ def full_disk(monkeypatch):
     return begin
 
 
-def test_keys_are_revoked_where_nothing_can_be_allocated(tmp_path, full_disk):
-    ring = KeyRing(tmp_path / "keys.json")
-    made = [ring.add("alice", ("infer",)) for _ in range(3)]
-    full_disk()
-    for key, text in made[:2]:
-        ring.revoke(key.id)
-        with pytest.raises(Unauthenticated):
-            ring.authenticate(text)
-    assert ring.authenticate(made[2][1]).tenant == "alice"
-
-
-def test_keys_of_a_file_without_a_spare_are_revoked_in_place(tmp_path, full_disk):
-    ring = KeyRing(tmp_path / "keys.json")
+def test_keys_are_revoked_where_nothing_can_be_allocated_and_without_a_spare_in_place(tmp_path, full_disk):
+    whole, ring = KeyRing(tmp_path / "other.json"), KeyRing(tmp_path / "keys.json")
+    made = [whole.add("alice", ("infer",)) for _ in range(3)]
     (key, text), (_, other) = ring.add("alice", ("infer",)), ring.add("bob", ("infer",))
     (tmp_path / "keys.json").write_text((tmp_path / "keys.json").read_text().rstrip())
     (tmp_path / "keys.json.spare").unlink()
     full_disk()
+    for each, secret in made[:2]:
+        whole.revoke(each.id)
+        with pytest.raises(Unauthenticated):
+            whole.authenticate(secret)
+    assert whole.authenticate(made[2][1]).tenant == "alice"
     ring.revoke(key.id)
     assert [key.tenant for key in ring.list_keys()] == ["bob"]
     with pytest.raises(Unauthenticated):
@@ -286,24 +272,17 @@ def test_keys_of_a_file_without_a_spare_are_revoked_in_place(tmp_path, full_disk
     assert ring.list_keys()[0].tenant == "bob"
 
 
-@pytest.mark.parametrize("sizes", [(10, 5000, 3, 20_000, 1), (4096, 4097, 8192)])
-def test_a_reserved_file_holds_what_was_written_last(tmp_path, sizes):
+def test_a_reserved_file_holds_what_was_written_last_also_where_there_are_no_links(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
-    for number, size in enumerate(sizes):
+    for number, size in enumerate((10, 5000, 3, 20_000, 1, 4096, 4097, 8192)):
         replace_reserved(path, json.dumps([number] * size).encode())
         assert json.loads(path.read_text()) == [number] * size
     assert {each.name for each in tmp_path.iterdir()} == {"file.json", "file.json.spare"}
     assert {each.stat().st_mode & 0o777 for each in tmp_path.iterdir()} == {0o600}
-
-
-def test_a_reserved_file_is_replaced_where_there_are_no_links(tmp_path, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(reserved_file.os, "link", refuse)
+    monkeypatch.setattr(reserved_file.os, "link", Mock(side_effect=OSError(errno.EPERM, "Operation not permitted")))
     for number in range(3):
-        replace_reserved(tmp_path / "file.json", b"%d" % number)
-        assert json.loads((tmp_path / "file.json").read_text()) == number
+        replace_reserved(path, b"%d" % number)
+        assert json.loads(path.read_text()) == number
 
 
 def test_an_act_that_the_audit_log_has_no_room_for_is_not_undone(tmp_path, full_disk):
@@ -338,7 +317,7 @@ async def ask(served, issuer):
     return send
 
 
-async def test_a_token_names_tenant_and_scopes_and_a_forged_one_is_refused(ask, issuer):
+async def test_a_token_names_tenant_and_scopes_and_forged_and_odd_ones_are_refused(ask, issuer):
     status, seen = await ask(issuer.token())
     assert status == 200
     assert seen["headers"]["x-fovea-tenant"] == "alice"
@@ -352,9 +331,6 @@ async def test_a_token_names_tenant_and_scopes_and_a_forged_one_is_refused(ask, 
     none = base64.urlsafe_b64encode(json.dumps({"alg": "none"}).encode()).decode().rstrip("=")
     for forged in (f"{head}.{other}.{signature}", f"{none}.{body}.", f"{head}.{body}.", "a.b.c", "..", f"{good}x"):
         assert (await ask(forged))[0] == 401
-
-
-async def test_tokens_with_other_claims_or_odd_headers_are_refused(ask, issuer):
     others = (
         {"exp": 1_700_000_000}, {"nbf": 9_999_999_999}, {"iss": "http://evil.example"}, {"aud": "another"},
         {"tenant": ""}, {"tenant": "../alice"}, {"kid": "unknown"}, {"tenant": "local"}, {"exp": math.inf},
@@ -397,7 +373,13 @@ async def test_the_issuer_may_rotate_its_key(ask, issuer, monkeypatch):
     assert issuer.fetches <= before + 1
 
 
-async def test_an_issuer_outside_is_reached_through_the_proxy_of_the_environment(monkeypatch):
+async def test_an_issuer_that_is_away_refuses_no_keys_and_one_outside_is_reached_by_proxy(served, issuer, monkeypatch):
+    scene = await served(auth="keys", oidc_issuer="http://127.0.0.1:9")
+    text = scene.app.state.gateway.keys.add("bob", ("infer",))[1]
+    for _ in range(2):  # the second time nothing is fetched, as that has just failed
+        answer = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {issuer.token()}"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert (await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {text}"})).status_code == 200
     asked = []
 
     async def serve(reader, _writer):
@@ -411,18 +393,9 @@ async def test_an_issuer_outside_is_reached_through_the_proxy_of_the_environment
     assert asked[0].startswith(b"CONNECT issuer.example:443")
 
 
-async def test_an_issuer_that_is_away_is_no_reason_to_refuse_keys(served, issuer):
-    scene = await served(auth="keys", oidc_issuer="http://127.0.0.1:9")
-    text = scene.app.state.gateway.keys.add("bob", ("infer",))[1]
-    for _ in range(2):  # the second time nothing is fetched, as that has just failed
-        answer = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {issuer.token()}"})
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    assert (await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {text}"})).status_code == 200
-
-
-@pytest.mark.parametrize("lack", [KeyError("getpwuid(): uid not found: 65532"), OSError("No username set")])
-def test_a_user_without_a_name_as_in_a_container_gets_its_key(run, tmp_path, monkeypatch, lack):
-    monkeypatch.setattr("getpass.getuser", Mock(side_effect=lack))
-    made = run("add", "acme")
-    assert (made.exit_code, made.output.startswith("fovea_")) == (0, True)
-    assert f'"command/{os.getuid()}"' in (tmp_path / "audit.jsonl").read_text()
+def test_a_user_without_a_name_as_in_a_container_gets_its_key(run, tmp_path, monkeypatch):
+    for number, lack in enumerate((KeyError("getpwuid(): uid not found: 65532"), OSError("No username set")), 1):
+        monkeypatch.setattr("getpass.getuser", Mock(side_effect=lack))
+        made = run("add", "acme")
+        assert (made.exit_code, made.output.startswith("fovea_")) == (0, True)
+        assert (tmp_path / "audit.jsonl").read_text().count(f'"command/{os.getuid()}"') == number

@@ -84,7 +84,7 @@ async def test_adapters_are_listed_for_their_tenant_alone(scene):
     ]  # fmt: skip
 
 
-async def test_readiness_names_who_is_not_ready(scene):
+async def test_readiness_names_who_is_not_ready_and_every_answer_has_security_headers_and_a_request_id(scene):
     good = await scene.client.get("/readyz")
     assert (good.status_code, good.json()["not_ready"], good.json()["redis"]) == (200, [], "none")
     scene.announce("http://127.0.0.1:1", service="detection", name="d", ready=False)
@@ -95,7 +95,10 @@ async def test_readiness_names_who_is_not_ready(scene):
     assert bad.json()["reasons"] == {"detection": "its replicas are still loading"}
     in_oip = await scene.client.get("/v2/health/ready")
     assert (in_oip.status_code, in_oip.json()) == (503, {"error": "Not ready: detection."})
-    assert (await scene.client.get("/livez")).status_code == 200
+    for path in ("/livez", "/docs", "/v1/models", "/nowhere", "/v1/models/pranet"):
+        answer = await scene.client.get(path)
+        told = [answer.headers.get(name) for name in ("x-content-type-options", "x-frame-options", "server")]
+        assert (told, bool(answer.headers["x-request-id"])) == (["nosniff", "DENY", None], True)
 
 
 async def test_open_inference_speaks_for_the_whole_fleet(scene):
@@ -154,7 +157,17 @@ async def test_the_reference_page_shows_every_operation_without_other_hosts_or_i
         assert (await scene.client.get(f"/docs/{file}")).headers["content-type"].startswith(kind)
 
 
-def test_the_page_survives_schemas_that_refer_to_themselves():
+def test_an_example_is_a_curl_command_that_can_be_typed_and_schemas_may_refer_to_themselves():
+    for method, operation, wanted in (
+        ("get", {"parameters": [{"name": "id", "in": "path", "example": "7"}]}, 'curl "$FOVEA_URL/v1/a/7"'),
+        ("delete", {"parameters": [{"name": "k", "in": "query", "example": 2}]}, '/v1/a/{id}?k=2" \\\n  -X DELETE'),
+        ("post", json_body({"n": 1}), SENT + " '{\"n\": 1}'"),
+        ("post", json_body({"text": "it's"}), SENT + " @request.json"),
+        ("post", PICTURE, "-F image=@image.jpg \\\n  -F area=1"),
+        ("post", FILM, "--data-binary @drive.mp4"),
+    ):
+        whole = {"paths": {"/v1/a/{id}": {method: {"responses": {}, **operation}}}}
+        assert wanted in group_operations(whole)[0].operations[0].curl
     ref = {"$ref": "#/components/schemas/Tree"}
     tree = {"type": "object", "properties": {"children": {"type": "array", "items": ref}}}
     post = {"requestBody": {"content": {"application/json": {"schema": ref}}}, "responses": {"200": {}}}
@@ -175,32 +188,7 @@ PICTURE = json_body({"image": "x" * 90, "area": 1}, **{"multipart/form-data": MA
 FILM = {"requestBody": {"content": {"video/mp4": {"example": "@drive.mp4"}}}}
 
 
-@pytest.mark.parametrize(
-    ("method", "operation", "wanted"),
-    [
-        ("get", {"parameters": [{"name": "id", "in": "path", "example": "7"}]}, 'curl "$FOVEA_URL/v1/a/7"'),
-        ("delete", {"parameters": [{"name": "k", "in": "query", "example": 2}]}, '/v1/a/{id}?k=2" \\\n  -X DELETE'),
-        ("post", json_body({"n": 1}), SENT + " '{\"n\": 1}'"),
-        ("post", json_body({"text": "it's"}), SENT + " @request.json"),
-        ("post", PICTURE, "-F image=@image.jpg \\\n  -F area=1"),
-        ("post", FILM, "--data-binary @drive.mp4"),
-    ],
-)
-def test_an_example_is_a_curl_command_that_can_be_typed(method, operation, wanted):
-    whole = {"paths": {"/v1/a/{id}": {method: {"responses": {}, **operation}}}}
-    assert wanted in group_operations(whole)[0].operations[0].curl
-
-
-async def test_every_answer_has_security_headers_and_a_request_id(scene):
-    for path in ("/livez", "/docs", "/v1/models", "/nowhere", "/v1/models/pranet"):
-        answer = await scene.client.get(path)
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["x-frame-options"] == "DENY"
-        assert answer.headers["x-request-id"]
-        assert "server" not in answer.headers
-
-
-async def test_the_document_and_the_page_are_made_once(scene, monkeypatch):
+async def test_the_document_and_the_page_are_made_once_compressed_and_known_by_their_etag(scene, monkeypatch):
     made = []
     join = openapi.join_documents
     monkeypatch.setattr(openapi, "join_documents", lambda *given, **more: made.append(0) or join(*given, **more))
@@ -208,26 +196,23 @@ async def test_the_document_and_the_page_are_made_once(scene, monkeypatch):
     pages = [await scene.client.get(path) for path in ("/openapi.json", "/docs") * 3]
     assert len(made) == 1
     assert len({answer.content for answer in pages[::2]}) == 1
+    for path in ("/openapi.json", "/docs"):
+        plain = await scene.client.get(path, headers={"accept-encoding": "identity"})
+        packed = await scene.client.get(path, headers={"accept-encoding": "br;q=1.0, gzip;q=0.8"})
+        assert (plain.headers.get("content-encoding"), packed.headers["content-encoding"]) == (None, "gzip")
+        assert packed.content == plain.content
+        assert int(packed.headers["content-length"]) < len(plain.content) / 2
+        assert "gzip" not in (await scene.client.get(path, headers={"accept-encoding": "gzip;q=0"})).headers.values()
+        tag = plain.headers["etag"]
+        assert packed.headers["etag"] == tag
+        same = await scene.client.get(path, headers={"if-none-match": f'"old", W/{tag}'})
+        assert (same.status_code, same.content) == (304, b"")
+        assert (await scene.client.get(path, headers={"if-none-match": '"old"'})).status_code == 200
     scene.seg.documents["openapi"] = document("/v1/other", "Mask", "number")
     changed = await scene.client.get("/openapi.json")
     assert "/v1/other" in changed.json()["paths"]
     assert "/v1/other" in (await scene.client.get("/docs")).text
     assert len(made) == 2
-
-
-@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
-async def test_documents_are_compressed_and_known_by_their_etag(scene, path):
-    plain = await scene.client.get(path, headers={"accept-encoding": "identity"})
-    packed = await scene.client.get(path, headers={"accept-encoding": "br;q=1.0, gzip;q=0.8"})
-    assert (plain.headers.get("content-encoding"), packed.headers["content-encoding"]) == (None, "gzip")
-    assert packed.content == plain.content
-    assert int(packed.headers["content-length"]) < len(plain.content) / 2
-    assert "gzip" not in (await scene.client.get(path, headers={"accept-encoding": "gzip;q=0"})).headers.values()
-    tag = plain.headers["etag"]
-    assert packed.headers["etag"] == tag
-    same = await scene.client.get(path, headers={"if-none-match": f'"old", W/{tag}'})
-    assert (same.status_code, same.content) == (304, b"")
-    assert (await scene.client.get(path, headers={"if-none-match": '"old"'})).status_code == 200
 
 
 async def test_a_service_without_a_document_is_not_asked_at_every_request(scene):

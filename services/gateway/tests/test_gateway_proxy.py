@@ -80,7 +80,7 @@ async def test_a_caller_that_leaves_in_a_stream_or_before_the_answer_stops_the_r
     assert scene.known.in_flight == 0
 
 
-async def test_a_deadline_of_the_caller_is_passed_on_and_kept_and_refused_where_it_is_no_number(served):
+async def test_a_deadline_of_the_caller_is_passed_on_and_kept_and_refused_where_it_is_no_number(served, toy):
     scene = await served()
     for sent, longest, stream in ((None, 120_000, 0), ("700", 700, 700), ("500000", 120_000, 500_000)):
         await scene.client.post("/v1/echo", content=b"x", headers={"x-fovea-deadline-ms": sent} if sent else {})
@@ -93,19 +93,14 @@ async def test_a_deadline_of_the_caller_is_passed_on_and_kept_and_refused_where_
     for text in ("0", "-5", "soon", "1e3", "9" * 40):
         answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": text})
         assert (answer.status_code, answer.json()["field"]) == (422, "x-fovea-deadline-ms"), text
-
-
-async def test_loading_reaches_every_replica(gateway, toy):
-    first, second = await toy(name="a"), await toy(name="b")
-    scene = await gateway()
-    scene.announce(first.url, name="a")
+    first, second = scene.upstream, await toy(name="b")
     scene.announce(second.url, name="b")
-    answer = await scene.client.post("/v2/repository/models/pranet/load", content=b"{}")
-    assert answer.status_code == 200
-    assert len(first.seen) == len(second.seen) == 1
+    first.seen.clear()
+    assert (await scene.client.post("/v2/repository/models/pranet/load", content=b"{}")).status_code == 200
+    assert len(first.seen) == len(second.seen) == 1, "loading reaches every replica"
 
 
-async def test_requests_are_counted_under_their_route_and_head_is_answered_as_get(served):
+async def test_requests_are_counted_by_their_route_head_is_as_get_and_what_is_read_here_is_not_compressed(served):
     scene = await served()
     await scene.client.post("/v1/echo")
     await scene.client.post("/v2/models/pranet/infer")
@@ -120,10 +115,6 @@ async def test_requests_are_counted_under_their_route_and_head_is_answered_as_ge
         answer = await scene.client.head(path)
         assert (answer.status_code, answer.content) == (200, b""), path
     assert (await scene.client.head("/nowhere")).status_code == 404
-
-
-async def test_what_is_read_here_must_not_be_compressed(gateway):
-    scene = await gateway()
     answer = await scene.client.post("/v1/admin/keys", content=b"x", headers={"content-encoding": "gzip"})
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media")
 
@@ -254,16 +245,13 @@ async def test_packed_answers_are_not_unpacked_and_one_that_breaks_off_is_not_pa
     assert not answer.endswith(b"0\r\n\r\n")
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"not http at all\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", b"\x00" * 100]
-)
-async def test_an_upstream_that_speaks_no_http_is_not_ready(before, garbage):
-    scene = await before(answering(garbage))
-    answer = await scene.client.post("/v1/echo", content=b"x")
-    assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+async def test_an_upstream_that_speaks_no_http_is_not_ready(before):
+    for garbage in (b"not http at all\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", b"\x00" * 100):
+        answer = await (await before(answering(garbage))).client.post("/v1/echo", content=b"x")
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
 
 
-async def test_connections_to_replicas_are_used_again(before):
+async def test_connections_to_replicas_are_used_again_and_one_that_was_closed_costs_no_request(before):
     count = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -277,8 +265,6 @@ async def test_connections_to_replicas_are_used_again(before):
     await scene.app.state.gateway.client.stop()
     assert count == 1
 
-
-async def test_a_connection_that_the_replica_closed_meanwhile_costs_no_request(before):
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(2):
             await request(reader)
@@ -303,7 +289,7 @@ async def test_an_answer_may_come_before_the_body_is_through(before):
         assert (await request(reader))[1] == b"why"
 
 
-async def test_a_caller_that_hangs_up_while_sending_stops_the_upload(before):
+async def test_a_caller_that_hangs_up_while_sending_stops_the_upload_and_a_slow_one_the_replica(before):
     over = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -320,9 +306,6 @@ async def test_a_caller_that_hangs_up_while_sending_stops_the_upload(before):
     await asyncio.wait_for(over.wait(), 3)
     await asyncio.sleep(0.05)
     assert (scene.replica.in_flight, scene.app.state.gateway.proxy.budget.left) == (0, 8 * 64 * 2**20)
-
-
-async def test_a_fast_replica_waits_for_a_slow_reader(before):
     sent = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import time
 import types
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -56,7 +57,9 @@ async def test_a_keys_own_rate_wins_over_the_common_one_and_nothing_is_limited_u
     assert RateLimiter(Settings(redis_url="redis://127.0.0.1:1"))._shared is None
 
 
-async def test_gateways_agree_through_redis(redis_url):
+async def test_gateways_agree_through_redis_whose_counters_have_a_prefix_and_end_by_themselves(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        others = client.info("clients")["connected_clients"]
     one, two = (RateLimiter(Settings(auth="keys", redis_url=redis_url)) for _ in range(2))
     first, second = await one.count(ANN), await two.count(ANN)
     assert first is not None
@@ -67,6 +70,12 @@ async def test_gateways_agree_through_redis(redis_url):
     assert await spend(one, ANN) == 1
     await one.stop()
     await two.stop()
+    with redis.Redis.from_url(redis_url) as client:
+        (key,) = client.keys()
+        assert key.decode().startswith("fovea:limits")
+        assert b"key/k1" in key
+        assert 55 < client.ttl(key) <= 60
+        assert client.info("clients")["connected_clients"] <= others
 
 
 @pytest.mark.timed("Only a clock tells that no request waits for the connection to a dead Redis.")
@@ -197,16 +206,12 @@ MINUTE = RateLimitItemPerMinute(9)
 KEY = MINUTE.key_for("key/k1")
 
 
-async def test_a_window_ends_after_its_minute_and_begins_anew(clock):
+async def test_a_window_ends_after_its_minute_and_a_refusal_says_what_is_spent_and_when_it_is_back(clock):
     limits = RateLimiter(Settings(auth="keys"))
-    assert await limits.count(ANN) == RateLimitStatus(3, 1, 1060.0)
-    clock.seconds = 1059.9
-    assert await limits.count(ANN) == RateLimitStatus(3, 2, 1060.0)
-    clock.seconds = 1060.0
-    assert await limits.count(ANN) == RateLimitStatus(3, 1, 1120.0)
-
-
-async def test_a_refusal_says_what_is_spent_and_when_it_is_back(clock):
+    for seconds, used, end in ((1000.0, 1, 1060.0), (1059.9, 2, 1060.0), (1060.0, 1, 1120.0)):
+        clock.seconds = seconds
+        assert await limits.count(ANN) == RateLimitStatus(3, used, end)
+    clock.seconds = 1000.0
     limits = RateLimiter(Settings(auth="keys"))
     for _ in range(3):
         await limits.count(ANN)
@@ -298,19 +303,6 @@ async def test_ended_windows_are_dropped_once_there_are_many(clock, monkeypatch)
     assert len(limits._windows) == 3
 
 
-async def test_counters_in_redis_have_a_prefix_and_end_by_themselves(redis_url):
-    with redis.Redis.from_url(redis_url) as client:
-        others = client.info("clients")["connected_clients"]
-        limits = RateLimiter(Settings(auth="keys", redis_url=redis_url))
-        await limits.count(ANN)
-        await limits.stop()
-        (key,) = client.keys()
-        assert key.decode().startswith("fovea:limits")
-        assert b"key/k1" in key
-        assert 55 < client.ttl(key) <= 60
-        assert client.info("clients")["connected_clients"] <= others
-
-
 LONGCTX = {"kv_bytes": 4096, "cached_tokens": 3}
 ANSWER = {
     "model": "smol",
@@ -319,25 +311,33 @@ ANSWER = {
 }
 
 
+def streaming(pieces: Iterable[bytes], pause_s: float = 0) -> Route:
+    async def stream(_request: Any) -> StreamingResponse:
+        async def parts() -> Any:
+            for piece in pieces:
+                yield piece
+                if pause_s:
+                    await asyncio.sleep(pause_s)
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    return Route("/v1/stream", stream, methods=["POST"])
+
+
+def write_event(content: object) -> bytes:
+    return f"data: {json.dumps({'model': 'smol', 'choices': [{'delta': {'content': str(content)}}]})}\n\n".encode()
+
+
 def chatting() -> list[Route]:
     async def chat(_request: Any) -> JSONResponse:
         return JSONResponse(ANSWER, headers={USAGE_HEADER: json.dumps({"pictures": 2, "cpu_seconds": 0.25, "x": 1})})
 
-    async def stream(_request: Any) -> StreamingResponse:
-        events = [{"model": "smol", "choices": [{"delta": {"content": str(i)}}]} for i in range(4)]
-        text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
-        pieces = [text[i : i + 7].encode() for i in range(0, len(text), 7)]
-
-        async def parts() -> Any:
-            for piece in pieces:
-                yield piece
-
-        return StreamingResponse(parts(), media_type="text/event-stream")
-
     async def drawn(_request: Any) -> Response:
         return Response(b"\x89PNG", headers={USAGE_HEADER: '{"model": "smol"}'}, media_type="image/png")
 
-    return [Route(f"/v1/{each.__name__}", each, methods=["POST"]) for each in (chat, stream, drawn)]
+    text = b"".join(map(write_event, range(4))) + b"data: [DONE]\n\n"
+    stream = streaming([text[i : i + 7] for i in range(0, len(text), 7)])
+    return [stream, *(Route(f"/v1/{each.__name__}", each, methods=["POST"]) for each in (chat, drawn))]
 
 
 async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
@@ -388,41 +388,22 @@ async def test_tokens_are_counted_against_the_key(gateway, toy, ring):
     assert (limit["unit"], limit["used"]) == ("tokens per minute", 12)
 
 
-async def test_a_stream_without_usage_counts_its_prompt_and_its_tokens(gateway, toy, ring):
+async def test_a_stream_without_usage_counts_its_prompt_and_its_tokens_also_if_it_is_left(gateway, toy, ring):
     event = b'data: {"choices": [{"delta": {"content": "several tokens"}}]}\n\n'
     comments = [b': usage {"tokens_in": 900.0}\n\n', b': usage {"tokens_in": 900.0, "tokens_out": 7.0}\n\n']
-
-    async def stream(_request: Any) -> StreamingResponse:
-        async def parts() -> Any:
-            for piece in (event + comments[0], event, comments[1] + b"data: [DONE]\n\n"):
-                yield piece
-                await asyncio.sleep(0.02)
-
-        return StreamingResponse(parts(), media_type="text/event-stream")
-
+    stream = streaming((event + comments[0], event, comments[1] + b"data: [DONE]\n\n"), 0.02)
     key = ring.add("alice", ("infer",), tokens_per_day=1000)[1]
     scene = await gateway(auth="keys")
-    scene.announce((await toy(extra=[Route("/v1/stream", stream, methods=["POST"])])).url, routes=("/v1/stream",))
+    scene.announce((await toy(extra=[stream])).url, routes=("/v1/stream",))
     scene.client.headers["x-api-key"] = key
     answers = [await scene.client.post("/v1/stream") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert answers[0].content == event * 2 + b"data: [DONE]\n\n"
     (record,) = (await scene.client.get("/v1/usage")).json()["usage"]
     assert (record["tokens_in"], record["tokens_out"]) == (1800, 14)
-
-
-async def test_what_a_caller_read_before_it_hung_up_counts_too(gateway, toy, ring):
-    async def stream(_request: Any) -> StreamingResponse:
-        async def parts() -> Any:
-            for i in range(1000):
-                yield f"data: {json.dumps({'model': 'smol', 'choices': [{'delta': {'content': str(i)}}]})}\n\n".encode()
-                await asyncio.sleep(0.01)
-
-        return StreamingResponse(parts(), media_type="text/event-stream")
-
     key = ring.add("alice", ("infer",), tokens_per_day=2)[1]
     scene = await gateway(auth="keys")
-    upstream = await toy(extra=[Route("/v1/stream", stream, methods=["POST"])])
+    upstream = await toy(extra=[streaming(map(write_event, range(1000)), 0.01)])
     scene.announce(upstream.url, routes=("/v1/stream",))
     scene.client.headers["x-api-key"] = key
     async with scene.client.stream("POST", "/v1/stream") as answer:

@@ -76,7 +76,9 @@ async def test_what_leaves_something_behind_or_took_too_much_memory_is_not_sent_
     assert "retry-after" not in answer.headers
 
 
-async def test_a_refused_connection_or_a_replica_that_is_not_ready_sends_us_to_the_next(gateway, toy, served):
+async def test_a_refused_connection_or_a_replica_that_is_not_or_says_not_ready_sends_us_to_the_next(
+    gateway, toy, served
+):
     upstream = await toy(name="good")
     scene = await gateway()
     dead = scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
@@ -89,6 +91,15 @@ async def test_a_refused_connection_or_a_replica_that_is_not_ready_sends_us_to_t
     assert (answer.status_code, answer.content, len(scene.upstream.seen)) == (503, b"why", 1)
     scene.announce((await toy(name="good")).url, name="good").in_flight = 1
     assert (await scene.client.post("/v1/echo")).headers["x-replica"] == "good"
+
+    async def readyz(_request: Any) -> JSONResponse:
+        return JSONResponse({"service": "svc"})
+
+    scene = await gateway()
+    known = scene.announce((await toy(extra=[Route("/readyz", readyz)])).url)
+    assert await scene.registry.ask(known)
+    for http, service in ((known.record.http, "other"), (f"http://127.0.0.1:{free_port()}", "svc")):
+        assert not await scene.registry.ask(scene.announce(http, service=service))
 
 
 async def test_a_request_that_kills_every_replica_is_given_up_and_others_there_may_send_again(gateway):
@@ -103,18 +114,9 @@ async def test_a_request_that_kills_every_replica_is_given_up_and_others_there_m
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
-async def test_a_request_waits_for_the_next_replica_of_a_service_that_lost_its_last(gateway, toy):
-    upstream = await toy(name="new")
-    scene = await gateway()
-    scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
-    asking = asyncio.create_task(scene.client.post("/v1/echo", content=b"picture"))
-    await asyncio.sleep(0.4)
-    assert not asking.done()
-    scene.announce(upstream.url, name="new")
-    assert (await asking).headers["x-replica"] == "new"
-
-
-async def test_nobody_waits_longer_than_the_deadline_or_for_a_service_that_never_was_ready(gateway):
+async def test_who_lost_its_last_replica_waits_for_the_next_until_the_deadline_and_nobody_for_what_never_was_ready(
+    gateway, toy
+):
     scene = await gateway()
     scene.announce("http://127.0.0.1:1", name="r", ready=False)
     answer = await scene.client.post("/v1/echo", timeout=2)
@@ -123,6 +125,11 @@ async def test_nobody_waits_longer_than_the_deadline_or_for_a_service_that_never
     scene.announce(f"http://127.0.0.1:{free_port()}", name="r")
     answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "300"})
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+    asking = asyncio.create_task(scene.client.post("/v1/echo", content=b"picture"))
+    await asyncio.sleep(0.4)
+    assert not asking.done()
+    scene.announce((await toy(name="new")).url, name="r")
+    assert (await asking).headers["x-replica"] == "new"
 
 
 async def test_replicas_are_read_again_after_a_plugins_policy_has_failed(monkeypatch):
@@ -154,17 +161,6 @@ async def test_requests_under_way_to_a_replica_that_is_silent_and_hangs_are_answ
         scene.registry._abort_hung()
         answers = await asyncio.gather(*asking)
     assert [(answer.status_code, answer.content) for answer in answers] == [(200, b"0"), (200, b"1"), (200, b"2")]
-
-
-async def test_a_replica_that_is_asked_whether_it_serves_on_says_so_itself(gateway, toy, monkeypatch):
-    async def readyz(_request: Any) -> JSONResponse:
-        return JSONResponse({"service": "svc"})
-
-    scene = await gateway()
-    known = scene.announce((await toy(extra=[Route("/readyz", readyz)])).url)
-    assert await scene.registry.ask(known)
-    for http, service in ((known.record.http, "other"), (f"http://127.0.0.1:{free_port()}", "svc")):
-        assert not await scene.registry.ask(scene.announce(http, service=service))
 
 
 MODELS = {"data": [{"id": "pranet", "task": "segment", "ready": True, "service": "svc", "object": "model"}]}
@@ -228,9 +224,13 @@ async def test_a_service_without_replicas_is_ready_and_lists_its_models(asleep, 
         assert (entry["id"], entry["task"], entry["ready"]) == ("pranet", "segment", True)
 
 
-async def test_a_request_is_held_starts_a_replica_and_is_answered_by_it(asleep, announced):
+async def test_a_request_is_held_starts_a_replica_and_is_answered_by_it_or_told_when_to_retry(asleep, announced):
     scene, upstream = asleep
     assert not announced.is_wanted()
+    answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "400"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert answer.json()["detail"] == "No replica of svc is ready: one is being started."
+    assert announced.is_wanted()
     asking = [asyncio.create_task(scene.client.post("/v1/echo", content=b"picture %d" % n)) for n in range(3)]
     await until(announced.is_wanted, 5, "the service is wanted")
     assert 0 < announced.link.ttl(wanted_key("svc")) <= WANTED_S
@@ -241,14 +241,6 @@ async def test_a_request_is_held_starts_a_replica_and_is_answered_by_it(asleep, 
     announced.start(upstream.url)
     assert [(await task).content for task in asking] == [b"picture 0", b"picture 1", b"picture 2"]
     assert 'fovea_waiting_requests{service="svc"} 0.0' in (await scene.client.get("/metrics")).text
-
-
-async def test_a_request_whose_replica_is_late_gets_503_and_when_to_retry(asleep, announced):
-    scene, _ = asleep
-    answer = await scene.client.post("/v1/echo", headers={"x-fovea-deadline-ms": "400"})
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    assert answer.json()["detail"] == "No replica of svc is ready: one is being started."
-    assert announced.is_wanted()
 
 
 async def test_more_requests_of_a_tenant_than_may_wait_are_refused_at_once(start, toy, announced):
