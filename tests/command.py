@@ -14,7 +14,7 @@ from fovea.cli.main import main
 Command = Callable[..., tuple[int, str, str]]
 """Words of a command, and its `stdin`, to its exit code, what it wrote and its standard error."""
 
-# Every command reads the sources of all plug-ins, 0.1 s of a processor; here it does so once, but those of a test's own.
+# Every command reads the sources of all plug-ins, 0.1 s of a processor; here it does so once, except for a test's own.
 _read, _read_once = plugins.read_first_line, functools.cache(plugins.read_first_line)
 plugins.read_first_line = lambda point: (_read_once if point.dist else _read)(point)
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -48,7 +47,7 @@ def answer(status: int, body: Any = None, **headers: str) -> httpx2.Response:
     return httpx2.Response(status, content=content, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
-def test_unset_options_stay_behind_and_turns_of_a_chat_may_be_mixed():
+def test_unset_options_stay_behind_turns_of_a_chat_may_be_mixed_and_a_text_alone_is_one_entry_and_not_its_letters():
     request = sent(endpoints.chat_stream("Hi", system="Be brief.", temperature=0, seed=None).call)
     assert request.url.path == "/v1/chat/completions"
     assert json.loads(request.content) == {
@@ -57,11 +56,11 @@ def test_unset_options_stay_behind_and_turns_of_a_chat_may_be_mixed():
     }  # fmt: skip
     turns = [ChatMessage(role="user", content="a"), {"role": "assistant", "content": "b"}]
     assert build_messages(turns) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-
-
-def test_a_task_that_is_asked_to_stream_is_answered_by_bytes():
     events = httpx2.Response(200, content=b"data: {}\n\n")
     assert endpoints.allow_job(endpoints.task("chat", {"stream": True}, {})).parse(events) == events.content
+    assert endpoints.sweep("a b", " Mary").json["tokens"] == [" Mary"]
+    made = steering.create_vector("calm", "a quiet text", ["a", "b"]).json
+    assert (made["positive"], made["negative"]) == (["a quiet text"], ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -97,6 +96,7 @@ def both(client: Client) -> None:
 """
 
 
+@pytest.mark.release  # it reads the types of every library that the client imports
 def test_tasks_groups_and_closed_streams_pass_a_strict_type_check(tmp_path):
     (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\nfollow_imports = silent\n")
     (tmp_path / "user.py").write_text(TYPED)
@@ -106,21 +106,7 @@ def test_tasks_groups_and_closed_streams_pass_a_strict_type_check(tmp_path):
     assert checked.returncode == 0, checked.stdout
 
 
-def test_numbers_that_json_does_not_know_are_refused_with_and_without_a_picture():
-    with Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(200))) as client:
-        for pictures in ({}, {"image": b"x"}):
-            with pytest.raises(errors.Malformed, match="not JSON serializable"):
-                client.run("classify", {"top_k": np.int64(3)}, pictures=pictures)
-
-
-def test_a_card_that_was_written_as_json_is_read_again_with_its_schemas():
-    facts = {"id": "a", "task": "t", "service": "s", "ready": True, "created": 1}
-    card = ModelCard.model_validate({**facts, "schema": {"type": "object"}})
-    for written in (card.model_dump_json(), card.model_dump_json(by_alias=True)):
-        assert ModelCard.model_validate_json(written).request_schema == {"type": "object"}
-
-
-def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_odd_names_are_quoted(tmp_path):
+def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_one_that_is_none_says_so(tmp_path):
     png = b"\x89PNG\r\n\x1a\n\x00\xff"
     request = sent(endpoints.as_job(endpoints.segment(png), "once"))
     assert (request.headers["prefer"], request.headers["idempotency-key"]) == ("respond-async", "once")
@@ -129,6 +115,24 @@ def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_odd_names_
     assert sent(endpoints.job("a/../b")).url.raw_path == b"/v1/jobs/a%2F..%2Fb"
     (tmp_path / "caf\udce9.png").write_bytes(b"x")
     assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
+    kinds = {
+        b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff\xe0": "image/jpeg", b"II*\x00": "image/tiff",
+        b"MM\x00*": "image/tiff", b"BM": "image/bmp", b"RIFF....WEBP": "image/webp",
+        b"RIFF....WAVE": "application/octet-stream", b"": "application/octet-stream",
+    }  # fmt: skip
+    assert {start: detect_media_type(start) for start in kinds} == kinds
+    with pytest.raises(errors.NotFound, match="no file"):
+        read_picture(tmp_path / "none.png")
+    with pytest.raises(errors.NotFound, match="can't be read"):
+        read_picture(tmp_path)
+    with pytest.raises(errors.UnsupportedMedia, match="it is 'str'"):
+        read_picture(io.StringIO("x"))  # type: ignore[arg-type]
+    with pytest.raises(errors.UnsupportedMedia, match="it is 'ndarray'"):
+        read_picture(np.zeros((8, 8, 3), np.uint8))  # type: ignore[arg-type]
+    (tmp_path / "adapter_config.json").write_text("{")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
+        with pytest.raises(errors.NotFound, match="no folder of an adapter"):
+            add_adapter(path)
 
 
 def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy_and_an_authority(monkeypatch, tmp_path):
@@ -145,33 +149,31 @@ def test_keys_are_bearer_tokens_and_this_machine_has_no_proxy_and_an_authority(m
     httpx2.Client(**build_client_options("http://127.0.0.1"))
     with pytest.raises(FileNotFoundError):  # it is read, also for an authority of this machine
         httpx2.Client(**build_client_options("https://127.0.0.1"))
+    for none in ("", None, "nonsense", "ftp://host", "http://", "127.0.0.1:8080"):
+        with pytest.raises(errors.Malformed, match="not the address"):
+            build_client_options(none)
 
 
-@pytest.mark.parametrize("url", ["", None, "nonsense", "ftp://host", "http://", "127.0.0.1:8080"])
-def test_an_address_that_is_none_is_refused_before_anything_is_sent(url):
-    with pytest.raises(errors.Malformed, match="not the address"):
-        build_client_options(url)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_problem_becomes_the_class_it_was(kind):
-    error = parse_error(answer(kind.status, problem(kind("why", hint="try", field="threshold")).model_dump()))
-    assert (error.status, error.detail, error.hint, error.field) == (kind.status, "why", "try", "threshold")
-
-
-def test_openais_and_open_inferences_forms_become_the_same_classes():
+def test_each_class_has_a_status_and_a_code_of_grpc_and_is_read_again_from_a_problem_and_the_forms_of_others():
+    for kind in KINDS:
+        error = parse_error(answer(kind.status, problem(kind("why", hint="try", field="threshold")).model_dump()))
+        assert (error.status, error.detail, error.hint, error.field) == (kind.status, "why", "try", "threshold")
     told = errors.NotFound("no such model", field="model")
     openai = parse_error(answer(404, openai_error(told)))
     oip = parse_error(answer(404, oip_error(told)))
     assert [type(openai), type(oip)] == [errors.NotFound, errors.NotFound]
     assert (openai.detail, openai.field, oip.detail) == ("no such model", "model", "no such model")
-
-
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"error": 3}', b"\xff\xfe", b'{"detail": {"a": 1}}'])
-def test_an_error_in_no_known_form_still_says_its_status(body):
-    error = parse_error(answer(502, body))
-    assert isinstance(error, errors.Fault)
-    assert "502" in error.detail
+    for body in (b"", b"<html>", b"[]", b'{"error": 3}', b"\xff\xfe", b'{"detail": {"a": 1}}'):
+        error = parse_error(answer(502, body))
+        assert (type(error), "502" in error.detail) == (errors.Fault, True), body
+    for cls in [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.FoveaError)]:
+        assert (400 <= cls.status < 600, cls.grpc in grpc.StatusCode.__members__) == (True, True), cls
+    body = openai_error(InvalidOption("top_p is 3.", hint="Use 0 to 1.", field="top_p"), "r1")["error"]
+    assert (body["param"], body["message"]) == ("top_p", "top_p is 3. Use 0 to 1.")
+    assert body["type"] == "invalid_request_error"
+    assert oip_error(InvalidOption("bad shape.")) == {"error": "bad shape."}
+    assert by_status(418).status == 400
+    assert by_status(599).status == 500
 
 
 def test_nonsense_is_a_fault_a_gateway_that_moved_names_its_address_and_unnamed_facts_ride_along():
@@ -182,13 +184,11 @@ def test_nonsense_is_a_fault_a_gateway_that_moved_names_its_address_and_unnamed_
         endpoints.models().parse(answer(200, {"data": "x"}))
     with pytest.raises(errors.Fault, match="can't be read"):
         Call("GET", "/", read_json).parse(answer(200, b"<html>"))
-    card = ModelCard.model_validate(
-        {
-            "id": "m", "created": 1, "task": "t", "service": "s", "ready": True, "paper": {"year": 2020},
-            "schema": {"a": 1},
-        }
-    )  # fmt: skip
+    facts = {"id": "m", "created": 1, "task": "t", "service": "s", "ready": True, "paper": {"year": 2020}}
+    card = ModelCard.model_validate({**facts, "schema": {"a": 1}})
     assert (card.request_schema, card.model_extra) == ({"a": 1}, {"paper": {"year": 2020}})
+    for written in (card.model_dump_json(), card.model_dump_json(by_alias=True)):
+        assert ModelCard.model_validate_json(written) == card
 
 
 @given(st.binary(max_size=60), st.integers(300, 599))
@@ -204,16 +204,16 @@ def chunk(**fields: Any) -> str:
     return json.dumps({"id": "1", "created": 1, "model": "m", "choices": [], **fields})
 
 
-@pytest.mark.parametrize("told", [
-    {"error": {"message": "lost", "code": "fault"}}, {"error": {"detail": "lost", "status": 503}},
-    {"error": "lost"}, {"problem": {"detail": "lost", "status": 503}},
-])  # fmt: skip
-def test_an_event_that_says_the_answer_broke_off_is_raised(told):
-    with pytest.raises(errors.FoveaError, match="lost"):
-        StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(json.dumps(told)))
-
-
-def test_a_job_result_is_typed_a_failed_job_an_event_like_any_other_and_a_piece_says_what_it_adds():
+def test_an_event_that_says_the_answer_broke_off_is_raised_and_a_failed_job_is_one_like_any_other():
+    lost = {"detail": "lost", "status": 503}
+    for told in (
+        {"error": {"message": "lost", "code": "fault"}},
+        {"error": lost},
+        {"error": "lost"},
+        {"problem": lost},
+    ):
+        with pytest.raises(errors.FoveaError, match="lost"):
+            StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(json.dumps(told)))
     job = Job(id="1", service="s", path="/", status="failed", error={"detail": "x"}, created=datetime.now(UTC))
     assert parse_stream_error(json.loads(job.model_dump_json())) is None
     assert StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(job.model_dump_json())) == job
@@ -228,7 +228,7 @@ def test_a_job_result_is_typed_a_failed_job_an_event_like_any_other_and_a_piece_
     assert stream.is_end(event("[DONE]"))
 
 
-def test_seconds_and_dates_of_retry_after_are_both_read_and_pauses_end_with_the_deadline():
+def test_only_busy_and_not_ready_are_waited_for_as_seconds_or_a_date_say_and_given_up_after_some_tries():
     assert read_retry_after(answer(429, retry_after="2.5")) == 2.5
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     assert read_retry_after(answer(429, retry_after=soon)) == pytest.approx(60, abs=2)
@@ -238,16 +238,12 @@ def test_seconds_and_dates_of_retry_after_are_both_read_and_pauses_end_with_the_
     assert next(iterate_pauses(None)) == 0.05
     with pytest.raises(errors.DeadlineExceeded, match="0 s"):
         next(iterate_pauses(0))
-
-
-@pytest.mark.parametrize("status", [429, 503])
-def test_only_busy_and_not_ready_are_waited_for_as_long_as_asked_and_given_up_after_some_tries(status):
     others = (200, 400, 401, 404, 409, 422, 500, 502, 504)
     assert {RetryPolicy().wait_s(1, answer(other)) for other in others} == {None}
     policy = RetryPolicy(tries=3, longest=10)
-    assert policy.wait_s(1, answer(status, retry_after="7")) == 7
-    assert policy.wait_s(2, answer(status, retry_after="11")) is None
-    assert policy.wait_s(3, answer(status, retry_after="1")) is None
+    for status in (429, 503):
+        asked = ((1, "7"), (2, "11"), (3, "1"))
+        assert [policy.wait_s(n, answer(status, retry_after=text)) for n, text in asked] == [7, None, None]
 
 
 @given(st.integers(1, 20))
@@ -265,54 +261,24 @@ def test_a_key_from_a_file_has_a_line_break_and_what_can_not_be_a_key_is_not_sho
         assert "s3cret" not in str(refused.value)
 
 
-def test_media_type_is_what_the_first_bytes_say():
-    kinds = {
-        b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff\xe0": "image/jpeg", b"II*\x00": "image/tiff",
-        b"MM\x00*": "image/tiff", b"BM": "image/bmp", b"RIFF....WEBP": "image/webp",
-        b"RIFF....WAVE": "application/octet-stream", b"": "application/octet-stream",
-    }  # fmt: skip
-    assert {start: detect_media_type(start) for start in kinds} == kinds
-
-
-def test_a_picture_or_an_adapter_that_is_none_says_so(tmp_path):
-    with pytest.raises(errors.NotFound, match="no file"):
-        read_picture(tmp_path / "none.png")
-    with pytest.raises(errors.NotFound, match="can't be read"):
-        read_picture(tmp_path)
-    with pytest.raises(errors.UnsupportedMedia, match="it is 'str'"):
-        read_picture(io.StringIO("x"))  # type: ignore[arg-type]
-    with pytest.raises(errors.UnsupportedMedia, match="it is 'ndarray'"):
-        read_picture(np.zeros((8, 8, 3), np.uint8))  # type: ignore[arg-type]
-    (tmp_path / "adapter_config.json").write_text("{")
-    for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
-        with pytest.raises(errors.NotFound, match="no folder of an adapter"):
-            add_adapter(path)
-
-
-def test_a_text_alone_is_one_entry_and_not_its_letters():
-    assert endpoints.sweep("a b", " Mary").json["tokens"] == [" Mary"]
-    made = steering.create_vector("calm", "a quiet text", ["a", "b"]).json
-    assert (made["positive"], made["negative"]) == (["a quiet text"], ["a", "b"])
-
-
-@pytest.mark.parametrize(
-    ("raised", "kind", "words"),
-    [
+def test_a_broken_connection_is_an_error_of_ours():
+    for raised, kind, words in (
         (httpx2.ConnectError("refused"), errors.NotReady, "No gateway answers at http://gateway: refused. Start"),
-        (httpx2.ConnectError("[SSL: VERIFY_FAILED] x"), errors.NotReady, r"VERIFY_FAILED\] x\. Set SSL_CERT_FILE"),
+        (httpx2.ConnectError("[SSL: VERIFY_FAILED] x"), errors.NotReady, "VERIFY_FAILED] x. Set SSL_CERT_FILE"),
         (httpx2.ConnectTimeout(""), errors.NotReady, "No gateway answers at http://gateway: ConnectTimeout"),
         (httpx2.ReadTimeout("slow"), errors.DeadlineExceeded, "in time"),
         (httpx2.ReadError(""), errors.NotReady, "broke: ReadError"),
         (httpx2.RemoteProtocolError("cut"), errors.NotReady, "broke: cut"),
-    ],
-)
-def test_a_broken_connection_is_an_error_of_ours(raised, kind, words):
-    with pytest.raises(kind) as caught, translate_errors("http://gateway"):
-        raise raised
-    assert re.search(words, f"{caught.value.detail} {caught.value.hint}")
+    ):
+        with pytest.raises(kind) as caught, translate_errors("http://gateway"):
+            raise raised
+        assert words in f"{caught.value.detail} {caught.value.hint}"
 
 
 def test_a_text_in_another_encoding_and_a_number_that_json_lacks_are_refused_before_they_are_sent():
+    for pictures in ({}, {"image": b"x"}):
+        with pytest.raises(errors.Malformed, match="not JSON serializable"), Client() as client:
+            client.run("classify", {"top_k": np.int64(3)}, pictures=pictures)
     with pytest.raises(errors.Malformed, match="udce9"), translate_errors("http://gateway"):
         sent(endpoints.chat("caf\udce9"))
     with pytest.raises(errors.Malformed, match="JSON"), Client() as client:
@@ -323,31 +289,21 @@ def test_a_text_in_another_encoding_and_a_number_that_json_lacks_are_refused_bef
 
 
 def test_the_default_of_a_task_is_the_first_that_is_ready_or_loading():
-    served = [
-        ("a", "segment", "failed"),
-        ("b", "segment", "ready"),
-        ("c", "chat", "failed"),
-        ("d", "detect", "loading"),
-    ]
+    served = {
+        "a": "segment failed",
+        "b": "segment ready",
+        "c": "chat failed",
+        "d": "detect loading",
+        "e": "detect ready",
+    }
     entries = [
         ModelEntry(id=name, created=1, task=task, service="s", ready=state == "ready", state=state)
-        for name, task, state in (*served, ("e", "detect", "ready"))
+        for name, (task, state) in ((name, text.split()) for name, text in served.items())
     ]
     assert [endpoints.pick_default_model(task, entries) for task in ("segment", "chat", "detect")] == ["b", "c", "d"]
     with pytest.raises(errors.NotFound, match="paint") as caught:
         endpoints.pick_default_model("paint", entries)
     assert "chat, segment" in (caught.value.hint or "")
-
-
-def test_each_class_has_a_status_and_a_code_of_grpc_and_other_bodies_are_one_sentence():
-    for cls in [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.FoveaError)]:
-        assert (400 <= cls.status < 600, cls.grpc in grpc.StatusCode.__members__) == (True, True), cls
-    body = openai_error(InvalidOption("top_p is 3.", hint="Use 0 to 1.", field="top_p"), "r1")["error"]
-    assert (body["param"], body["message"]) == ("top_p", "top_p is 3. Use 0 to 1.")
-    assert body["type"] == "invalid_request_error"
-    assert oip_error(InvalidOption("bad shape.")) == {"error": "bad shape."}
-    assert by_status(418).status == 400
-    assert by_status(599).status == 500
 
 
 HEAVY = (
@@ -372,8 +328,6 @@ def probe(module: str) -> tuple[float, str]:
 
 
 def test_the_client_and_the_command_load_nothing_heavy():
-    attempts = [probe("fovea") for _ in range(3)]
-    assert {loaded for _, loaded in attempts} == {""}
-    # The best of three, with room for a busy machine; a torch import alone takes longer.
-    assert min(seconds for seconds, _ in attempts) < 1.0
-    assert probe("fovea.cli.main")[1] == ""
+    assert {probe(module)[1] for module in ("fovea", "fovea.cli.main")} == {""}
+    # One of three, for a busy machine; a torch import alone takes longer.
+    assert any(probe("fovea")[0] < 1.0 for _ in range(3))

@@ -69,7 +69,7 @@ def test_no_command_line_breaks_the_reader(words):
         assert len(plain) + len(texts) <= len(words)
 
 
-def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest():
+def test_a_text_becomes_what_the_schema_asks_for_a_list_entry_by_entry_and_an_unknown_option_is_refused():
     for name, text, value in (
         ("threshold", "0.4", 0.4), ("top_k", "3", 3), ("keep", "true", True), ("mode", "slow", "slow"),
         ("words", "a, b", ["a", "b"]), ("words", '["a, b"]', ["a, b"]), ("point", '{"x": 1}', {"x": 1}),
@@ -79,9 +79,6 @@ def test_a_text_becomes_what_the_schema_asks_for_and_the_gateway_checks_the_rest
         ("words", "3", ["3"]), ("words", "true", ["true"]), ("words", '"a"', ["a"]), ("words", "a", ["a"]),
     ):  # fmt: skip
         assert parse_options([(name, text)], SCHEMA) == {name: value}
-
-
-def test_a_list_is_given_entry_by_entry_and_an_option_without_its_value_or_unknown_is_refused():
     pairs = [("words", "a"), ("threshold", "0.1"), ("words", "b, c"), ("threshold", "0.2"), ("words", '["d, e"]')]
     assert parse_options(pairs, SCHEMA) == {"words": ["a", "b", "c", "d, e"], "threshold": 0.2}
     with pytest.raises(InvalidOption, match="--prompt has no value"):
@@ -93,9 +90,6 @@ def test_a_list_is_given_entry_by_entry_and_an_option_without_its_value_or_unkno
         parse_options([("zzz", "1")], SCHEMA)
     assert "--top-k" in (caught.value.hint or "")
     assert "--image" not in (caught.value.hint or "")
-
-
-def test_pictures_are_found_behind_null_and_a_model_without_a_schema_takes_anything():
     assert parse_options([("anything", "3")], {}) == {"anything": 3}
     assert list_picture_fields(SCHEMA) == ["image", "others"]
     assert list_picture_fields(SegmentIn.model_json_schema()) == ["image"]
@@ -111,7 +105,7 @@ class Colour:
     depth: Annotated[int, typer.Option(min=1)] = 2
 
 
-def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
+def test_a_group_s_options_arrive_as_one_and_a_task_s_own_command_runs_it_with_those_of_the_model(monkeypatch):
     seen = []
 
     @expand_options
@@ -127,9 +121,6 @@ def test_a_group_s_options_are_where_the_group_is_and_arrive_as_one():
     assert seen == [("north", Colour("dark", 2), 1, GatewayOptions(key="k", json_lines=True))]
     assert CliRunner().invoke(app, ["north"]).exit_code == 2
     assert CliRunner().invoke(app, ["north", "-s", "dark", "--depth", "0"]).exit_code == 2
-
-
-def test_a_task_s_own_command_runs_it_with_the_options_of_the_model(monkeypatch):
     app, told = run.make_task_app("anything", "Do it."), []
     monkeypatch.setattr(run, "run", lambda **given: told.append(given))
     assert CliRunner().invoke(app, ["a.npz", "--size", "3", "--model", "m"]).exit_code == 0
@@ -148,6 +139,8 @@ def test_options_are_described_with_choices_and_handed_on_where_given(verb):
     _, _, out = verb("--help")
     for words in ("--threshold", "Where to cut.", "0<=x<=1", "fast|slow", "--keep", "--no-keep", " mask, box "):
         assert words in out
+    for words in ("--threshold 1.5", "--threshold x", "--top-k 0", "--mode odd", "--image x"):
+        assert verb("x", *words.split())[:2] == (2, {}), "bounds are checked before anything is sent"
 
 
 @pytest.fixture
@@ -168,14 +161,6 @@ def verb():
         return ran.exit_code, dict(called), ran.output
 
     return run
-
-
-@pytest.mark.parametrize(
-    "words", [["--threshold", "1.5"], ["--threshold", "x"], ["--top-k", "0"], ["--mode", "odd"], ["--image", "x"]]
-)
-def test_the_wire_types_bounds_are_checked_before_anything_is_sent(verb, words):
-    code, called, _ = verb("x", *words)
-    assert (code, called) == (2, {})
 
 
 def test_folders_are_spelled_out_in_order_stems_safe_and_a_name_with_a_bracket_is_first_a_file(tmp_path):
@@ -202,7 +187,7 @@ def test_nothing_that_is_written_overwrites_anything_else(names):
     assert len(stems) == len(set(stems)) == len(names)
 
 
-def test_errors_are_one_line_or_one_object_and_what_a_model_says_is_never_markup(capsys):
+def test_errors_are_one_line_or_one_object_nothing_is_markup_and_a_record_without_a_name_is_refused(capsys):
     error = TooLarge("It has [3] bytes.", hint="Send fewer.", field="image")
     Screen().error(error, about="a[b].png")
     Screen(as_json=True).error(error, about="a[b].png")
@@ -218,6 +203,11 @@ def test_errors_are_one_line_or_one_object_and_what_a_model_says_is_never_markup
     assert "[red]name" in out
     assert "[blink]value" in out
     assert "empty" not in out
+    for record in ({"id": "a", "name": "b"}, {"name": "a", "file": "b"}, {"file": "a"}, {"judge": "a", "kappa": 0.1}):
+        Screen("name").line(record)
+    assert capsys.readouterr().out == "a\n" * 4
+    with pytest.raises(InvalidOption, match="no field 'id'"):
+        Screen("name").line({"grade": 2})
 
 
 PLUGIN = '''"""A module that is heavy to import."""
@@ -295,7 +285,7 @@ def test_plug_ins_are_named_with_their_first_line_and_not_loaded(fovea, plug_in)
     assert "plugin_was_loaded" not in sys.modules
 
 
-def test_a_plug_in_function_or_app_is_a_command(fovea, plug_in):
+def test_a_plug_in_function_or_app_is_a_command_that_the_shell_completes(fovea, plug_in, monkeypatch):
     plug_in(("dig", "hole_digger.verbs:dig"))
     assert fovea("dig", "--depth", "3")[:2] == (0, "dug 3")
     assert "--depth" in fovea("dig", "--help")[1]
@@ -306,6 +296,12 @@ def test_a_plug_in_function_or_app_is_a_command(fovea, plug_in):
     plug_in(("judge.dig", "hole_digger.verbs:dig"))
     assert fovea("judge", "dig", "--depth", "3")[:2] == (0, "dug 3")
     assert ["Dig a hole." in fovea(*words, "--help")[1] for words in (["judge"], [])] == [True, False]
+    plug_in(("many", "hole_digger.verbs:app"))
+    monkeypatch.setenv("_FOVEA_COMPLETE", "complete_bash")
+    for typed, wanted in (("fovea jo", "jobs"), ("fovea jobs wa", "watch"), ("fovea many o", "one")):
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+        assert fovea()[1] == wanted
 
 
 def test_a_plug_in_cannot_take_the_place_of_a_verb_and_one_that_lacks_a_library_says_what_to_install(fovea, plug_in):
@@ -325,33 +321,12 @@ def test_a_plug_in_cannot_take_the_place_of_a_verb_and_one_that_lacks_a_library_
     assert "fovea-platform" not in fovea("dig")[2]
 
 
-@pytest.mark.parametrize(
-    ("attr", "imports", "told"),
-    [
-        ("dog", "", "has no attribute 'dog'"),
-        ("dig", "def broken(:", "SyntaxError"),
-        ("dig", "import hole_digger.vebs", "No module named 'hole_digger.vebs'"),
-    ],
-)
+@pytest.mark.parametrize(("attr", "imports", "told"), [
+    ("dog", "", "has no attribute 'dog'"), ("dig", "def broken(:", "SyntaxError"),
+    ("dig", "import hole_digger.vebs", "No module named 'hole_digger.vebs'"),
+])  # fmt: skip
 def test_a_broken_plug_in_is_told_of_and_leaves_other_commands_alone(fovea, plug_in, attr, imports, told):
     plug_in(("dig", f"hole_digger.verbs:{attr}"), imports=imports)
     assert fovea("models", "--help")[0] == 0
     code, _, err = fovea("dig")
     assert (code, told in err, "can't be loaded" in err) == (8, True, True)
-
-
-def test_the_shell_completes_commands_and_those_of_plug_ins(fovea, plug_in, monkeypatch):
-    plug_in(("many", "hole_digger.verbs:app"))
-    monkeypatch.setenv("_FOVEA_COMPLETE", "complete_bash")
-    for typed, wanted in (("fovea jo", "jobs"), ("fovea jobs wa", "watch"), ("fovea many o", "one")):
-        monkeypatch.setenv("COMP_WORDS", typed)
-        monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
-        assert fovea()[1] == wanted
-
-
-def test_a_record_s_name_is_its_id_name_file_or_judge_and_one_without_is_refused(capsys):
-    for record in ({"id": "a", "name": "b"}, {"name": "a", "file": "b"}, {"file": "a"}, {"judge": "a", "kappa": 0.1}):
-        Screen("name").line(record)
-    assert capsys.readouterr().out == "a\n" * 4
-    with pytest.raises(InvalidOption, match="no field 'id'"):
-        Screen("name").line({"grade": 2})

@@ -85,7 +85,7 @@ def study(monkeypatch, capfdbinary):
     return lambda *words, verb="probe": (*run(verb, *words), client)
 
 
-def test_experiments_are_listed_and_a_study_told_with_its_warnings(study):
+def test_experiments_are_listed_and_a_study_told_with_its_warnings_or_as_json_lines(study):
     code, out, _, _ = study()
     assert (code, out.splitlines()[0]) == (0, "retrieval-heads\tStudies retrieval-heads.")
     code, _, err, client = study("retrieval-head")
@@ -95,46 +95,43 @@ def test_experiments_are_listed_and_a_study_told_with_its_warnings(study):
     assert (code, client.asked) == (0, [("probe", {"model": "retrieval-heads", "lm": "tiny", "samples": 4})])
     assert "1-0" in out
     assert "Few samples." in err
+    assert json.loads(study("retrieval-heads", "--json")[1])["title"] == "Retrieval heads"
+    for words in (["-O", "samples"], ["--then", "duo", "--lengths", "many"]):
+        code, _, err, _ = study("retrieval-heads", *words)
+        assert (code, bool(err)) == (2, True)
 
 
-def test_a_long_table_says_how_much_is_shown_and_a_pipe_gets_all(study, monkeypatch):
+def test_a_long_table_says_how_much_is_shown_and_a_pipe_gets_all_with_all_digits(study, monkeypatch):
     rows = [[f"{n}-0", n / 100] for n in range(100)]
     monkeypatch.setitem(HEADS, "tables", [{"name": "top", "columns": ["head", "score"], "rows": rows}])
     _, out, err, _ = study("retrieval-heads", "--format", "table")
     assert ("59-0" in out, "60-0" in out, "60 of 100 rows" in err) == (True, False, True)
     assert len(study("retrieval-heads")[1].splitlines()) == 104  # a title, two numbers, a head and the rows
+    monkeypatch.setitem(HEADS, "scalars", {"edges": {"value": 32491.0, "unit": "", "note": ""}})
+    monkeypatch.setitem(HEADS, "tables", [{"name": "top", "columns": ["score"], "rows": [[0.123456789], [2048.0]]}])
+    for form, told in (("table", ["32491", "0.123", "2048"]), ("csv", ["32491", "0.123456789", "2048"])):
+        words = study("retrieval-heads", "--format", form)[1].replace(",", " ").split()
+        assert [word for word in words if word[0].isdigit()] == told
 
 
-def test_a_stored_report_is_fetched_as_page_and_figure(study, monkeypatch, tmp_path):
-    monkeypatch.setitem(HEADS, "manifest", {"report": "abc"})
-    study("retrieval-heads", "-o", tmp_path)
-    assert (tmp_path / "retrieval-heads.html").read_text() == "/v1/probe/reports/abc as html"
+GONE = NotFound("There is no job.", hint="Jobs are kept for a day.")
+LOST = NotReady("The connection broke.", hint="Try again.")
 
 
-@pytest.mark.parametrize("error", [NotReady("The connection broke.", hint="Try again."), KeyboardInterrupt()])
-def test_a_lost_connection_names_the_job_and_how_to_go_on(study, monkeypatch, error):
+@pytest.mark.parametrize(("error", "wanted"), [(LOST, 6), (KeyboardInterrupt(), 130), (GONE, 4)])
+def test_a_lost_connection_names_the_job_and_how_to_go_on_unless_it_is_gone(study, monkeypatch, error, wanted):
     def events(self, job_id):
         yield SimpleNamespace(progress=0.5, note="1 of 2 cells", status="running")
         raise error
 
     monkeypatch.setattr(FakeClient, "events", events)
     code, _, err, _ = study("retrieval-heads")
-    assert code == (130 if isinstance(error, KeyboardInterrupt) else 6)
-    assert "The job retrieval-heads goes on. Follow it: fovea jobs watch retrieval-heads." in err
-    assert "fovea jobs result retrieval-heads -o FILE" in err
+    assert (code, "goes on" in err, "Jobs are kept for a day." in err) == (wanted, error is not GONE, error is GONE)
+    assert ("goes on. Follow it: fovea jobs watch retrieval-heads." in err) is (error is not GONE)
+    assert ("fovea jobs result retrieval-heads -o FILE" in err) is (error is not GONE)
 
 
-def test_a_job_that_is_gone_does_not_go_on(study, monkeypatch):
-    def events(self, job_id):
-        yield SimpleNamespace(progress=0.5, note="1 of 2 cells", status="running")
-        raise NotFound("There is no job.", hint="Jobs are kept for a day.")
-
-    monkeypatch.setattr(FakeClient, "events", events)
-    code, _, err, _ = study("retrieval-heads")
-    assert (code, "goes on" in err, "Jobs are kept for a day." in err) == (4, False, True)
-
-
-def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(study, tmp_path):
+def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(study, tmp_path, monkeypatch):
     code, out, _, client = study("retrieval-heads", "--then", "duo", "--lengths", "350", "-o", str(tmp_path / "out"))
     assert code == 0
     methods = [request.get("longctx") for _, request in client.asked]
@@ -147,6 +144,9 @@ def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(study, tmp_path)
         *(f"{name}.{kind}" for name in ("retrieval-heads", "needle-dense", "needle-duo") for kind in kinds),
     }  # fmt: skip
     assert (tmp_path / "out" / "needle-duo.svg").read_text() == "needle-grid as image/svg+xml"
+    monkeypatch.setitem(HEADS, "manifest", {"report": "abc"})  # a stored report is fetched as page and figure
+    study("retrieval-heads", "-o", tmp_path)
+    assert (tmp_path / "retrieval-heads.html").read_text() == "/v1/probe/reports/abc as html"
 
 
 def test_a_study_without_a_plan_or_without_heads_ends_in_words(study, monkeypatch):
@@ -160,23 +160,9 @@ def test_a_study_without_a_plan_or_without_heads_ends_in_words(study, monkeypatc
     assert "no retrieval heads" in err
 
 
-@pytest.mark.parametrize("words", [["-O", "samples"], ["--then", "duo", "--lengths", "many"]])
-def test_bad_words_are_told(study, words):
-    code, _, err, _ = study("retrieval-heads", *words)
-    assert code == 2
-    assert err
-
-
-def test_programs_get_json_lines_and_other_kinds_take_the_options(study):
-    code, _, _, client = study("calibrate", "mine", "--kind", "duo", "-O", "samples=30", verb="heads")
-    assert code == 0
-    asked = {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
-    assert [request for _, request in client.asked] == [asked]
-    _, out, _, _ = study("retrieval-heads", "--json")
-    assert json.loads(out)["title"] == "Retrieval heads"
-
-
-def test_a_plan_by_name_is_made_of_what_retrieval_finds(study, tmp_path):
+def test_a_plan_by_name_is_made_of_what_retrieval_finds_or_of_another_kind_and_told_once_it_is(
+    study, tmp_path, monkeypatch
+):
     words = ("calibrate", "mine", "--lm", "tiny", "-O", "samples=4", "--share", "0.25", "-o", str(tmp_path))
     code, _, err, client = study(*words, verb="heads")
     assert code == 0
@@ -186,29 +172,17 @@ def test_a_plan_by_name_is_made_of_what_retrieval_finds(study, tmp_path):
     ]
     assert '"plan": "mine"' in err
     assert (tmp_path / "head-plan.json").exists()
-
-
-def test_a_plan_that_was_not_made_is_not_advised(study, monkeypatch):
+    client.asked.clear()
+    assert study("calibrate", "mine", "--kind", "duo", "-O", "samples=30", verb="heads")[0] == 0
+    asked = {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
+    assert [request for _, request in client.asked] == [asked]
     monkeypatch.setitem(HEADS, "artefacts", [])
     code, _, err, _ = study("calibrate", "mine", "--kind", "act", verb="heads")
     assert (code, '"plan"' in err) == (0, False)
 
 
-def test_binary_artefacts_are_written_as_they_are(tmp_path):
-    artefact = {"name": "edges.npz", "content": base64.b64encode(b"PK\x00\xff").decode(), "encoding": "base64"}
-    probe.save_report({**HEADS, "artefacts": [artefact]}, "edges", tmp_path, Screen(as_json=False))
-    assert (tmp_path / "edges.npz").read_bytes() == b"PK\x00\xff"
-
-
-def test_counts_stay_whole_and_a_pipe_gets_all_digits(study, monkeypatch):
-    monkeypatch.setitem(HEADS, "scalars", {"edges": {"value": 32491.0, "unit": "", "note": ""}})
-    monkeypatch.setitem(HEADS, "tables", [{"name": "top", "columns": ["score"], "rows": [[0.123456789], [2048.0]]}])
-    for form, told in (("table", ["32491", "0.123", "2048"]), ("csv", ["32491", "0.123456789", "2048"])):
-        words = study("retrieval-heads", "--format", form)[1].replace(",", " ").split()
-        assert [word for word in words if word[0].isdigit()] == told
-
-
 SERVICE = Seeing
+BOXES = {"a.boxes.jpg": "image/jpeg", "a.csv": "text/csv", "a.crops.zip": "application/zip"}
 
 
 @pytest.fixture
@@ -218,21 +192,7 @@ def here(folder, monkeypatch):
     return folder
 
 
-def test_a_picture_is_sent_with_the_options_and_written_with_its_facts(fovea, stage, here):
-    told = fovea("restore", "a.jpg", "--variant", "paper", "-o", "out")[:2]
-    assert told == (0, "a.jpg: 320×240, paper, changed by 25.0 % of white\n")
-    assert stage.stub.seen[-1] == {"variant": "paper"}
-    assert (here / "out/a.restored.png").read_bytes() == plain(AFTER)
-    assert json.loads((here / "out/a.json").read_text())["estimate"]["tiles"] == 6
-    assert fovea("restore", "a.jpg", "--result-format", "png", "--format", "{file} {variant}") == (
-        0,
-        "a.jpg paper\n",
-        "",
-    )
-    assert stage.stub.seen[-1] == {"format": "png"}
-
-
-def test_one_failure_is_counted_and_what_takes_too_long_is_a_job(fovea, stage, here):
+def test_a_picture_is_sent_with_the_options_a_failure_counted_and_what_takes_too_long_is_a_job(fovea, stage, here):
     stage.stub.fails = [TooLarge("The picture is too large.")]
     _, _, err = fovea("restore", "a.jpg", "-o", "out")
     assert ("a.jpg: The picture is too large." in err, "1 of 1 failed." in err) == (True, True)
@@ -241,9 +201,17 @@ def test_one_failure_is_counted_and_what_takes_too_long_is_a_job(fovea, stage, h
     code, _, err = fovea("restore", "a.jpg", "-o", "out")
     assert (code, "Continues as job job-" in err) == (0, True)
     assert (here / "out/a.restored.png").exists()
+    told = fovea("restore", "a.jpg", "--variant", "paper", "-o", "out")[:2]
+    assert told == (0, "a.jpg: 320×240, paper, changed by 25.0 % of white\n")
+    assert stage.stub.seen[-1] == {"variant": "paper"}
+    assert (here / "out/a.restored.png").read_bytes() == plain(AFTER)
+    assert json.loads((here / "out/a.json").read_text())["estimate"]["tiles"] == 6
+    told = fovea("restore", "a.jpg", "--result-format", "png", "--format", "{file} {variant}")
+    assert told == (0, "a.jpg paper\n", "")
+    assert stage.stub.seen[-1] == {"format": "png"}
 
 
-def test_a_reference_goes_along_and_all_layers_that_came_are_written_with_cost_and_likeness(here):
+def test_a_reference_goes_along_and_layers_and_binary_artefacts_are_written_with_cost_and_likeness(here, tmp_path):
     sent = restore._RestoreBatch(Screen(), {"model": None}, reference=here / "a.jpg").build_call(b"x")
     assert set(sent.files) == {"image", "reference"}
     files = write_files(here, "a", restore.list_files(restored(reflection=b"r", comparison=b"c")))
@@ -253,6 +221,9 @@ def test_a_reference_goes_along_and_all_layers_that_came_are_written_with_cost_a
     assert restore.summarise(restored(restored=None)) == "320×240 in 6 tiles would take about 2.5 s and 1,234 MiB"
     before, after = ImageSimilarity(psnr=20, ssim=0.8), ImageSimilarity(psnr=None, ssim=1)
     assert restore.summarise(restored(input_likeness=before, likeness=after)).endswith("20.0 dB → equal")
+    artefact = {"name": "edges.npz", "content": base64.b64encode(b"PK\x00\xff").decode(), "encoding": "base64"}
+    probe.save_report({**HEADS, "artefacts": [artefact]}, "edges", tmp_path, Screen(as_json=False))
+    assert (tmp_path / "edges.npz").read_bytes() == b"PK\x00\xff"
 
 
 @pytest.mark.parametrize(
@@ -270,15 +241,7 @@ def test_a_picture_is_told_in_a_line_and_options_reach_the_model(fovea, stage, h
 
 
 @pytest.mark.parametrize(
-    ("verb", "also", "files"),
-    [
-        ("classify", [], {"a.classes.jpg": "image/jpeg"}),
-        (
-            "detect",
-            ["csv", "crops"],
-            {"a.boxes.jpg": "image/jpeg", "a.csv": "text/csv", "a.crops.zip": "application/zip"},
-        ),
-    ],
+    ("verb", "also", "files"), [("classify", [], {"a.classes.jpg": "image/jpeg"}), ("detect", ["csv", "crops"], BOXES)]
 )
 def test_answer_and_further_forms_are_written_where_asked(fovea, here, verb, also, files):
     _, out, _ = fovea(verb, "a.jpg", "-o", "out", "--json", *(word for form in also for word in ("--also", form)))
@@ -304,16 +267,15 @@ def test_detections_of_many_pictures_some_of_one_name_are_one_coco_file(fovea, h
     assert [row["image_id"] for row in held["annotations"]] == [1, 1, 2, 2, 3, 3]
 
 
-def test_yolo_files_come_with_the_names_of_all_classes_of_the_model(fovea, here):
+def test_yolo_files_come_with_the_names_of_all_classes_and_a_form_that_there_is_not_or_no_folder_is_refused(
+    fovea, stage, here
+):
     fovea("detect", "a.jpg", "-o", "out", "--also", "yolo")
     assert (here / "out/a.txt").read_text().startswith("a file of text/plain")
     assert (here / "out/classes.txt").read_text() == "crack\nhole\n"
-
-
-@pytest.mark.parametrize("words", [["--also", "pdf", "-o", "out"], ["--also", "csv"]])
-def test_a_form_that_there_is_not_or_no_folder_is_refused(fovea, stage, here, words):
     asked = len(stage.stub.seen)
-    assert (fovea("detect", "a.jpg", *words)[0], len(stage.stub.seen)) == (2, asked)
+    for words in (["--also", "pdf", "-o", "out"], ["--also", "csv"]):
+        assert (fovea("detect", "a.jpg", *words)[0], len(stage.stub.seen)) == (2, asked)
 
 
 def test_deeds_never_run_more_than_so_many_at_a_time():

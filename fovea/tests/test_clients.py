@@ -30,7 +30,7 @@ async def aclient(stage):
         yield made
 
 
-def test_models_are_listed_with_chat_first_and_a_card_has_all_facts(client):
+def test_models_are_listed_with_chat_first_a_card_has_all_facts_and_bytes_a_path_and_a_file_are_alike(client, tmp_path):
     assert client.models()[0].task == "chat"
     assert [entry.id for entry in client.models("segment")] == ["disc", "disc-large"]
     assert client.default_model("segment") == "disc"
@@ -38,9 +38,6 @@ def test_models_are_listed_with_chat_first_and_a_card_has_all_facts(client):
     assert card.inputs[0].shape == (-1, 3, 352, 352)
     assert "threshold" in card.request_schema["properties"]
     assert client.model("patches/tiny").task == "classify"
-
-
-def test_segments_bytes_a_path_and_a_file_alike(client, tmp_path):
     file = tmp_path / "p.jpg"
     file.write_bytes(PICTURE)
     with file.open("rb") as opened:
@@ -49,7 +46,7 @@ def test_segments_bytes_a_path_and_a_file_alike(client, tmp_path):
     assert (len({answer.area for answer in answers}), answers[0].width, answers[0].height) == (1, 320, 240)
 
 
-def test_options_arrive_forms_come_as_bytes_and_an_example_can_be_sent(client, stage):
+def test_options_arrive_forms_come_as_bytes_and_a_job_that_a_service_makes_or_a_full_queue_is_waited_for(client, stage):
     answer = client.segment(PICTURE, threshold=0.25, include=["overlay", "probability"], keep_largest=True)
     told = {"threshold": "0.25", "include": '["overlay", "probability"]', "keep_largest": "true"}
     assert (stage.stub.seen[-1]["options"], stage.stub.seen[-1]["bytes"]) == (told, len(PICTURE))
@@ -60,9 +57,6 @@ def test_options_arrive_forms_come_as_bytes_and_an_example_can_be_sent(client, s
     answer = client.run("classify", {"top_k": 1}, pictures={"image": PICTURE})
     assert [row["class_name"] for row in answer["top_k"]] == ["a"]
     assert client.run("segment", pictures={"image": PICTURE}, accept="image/png").startswith(b"\x89PNG")
-
-
-def test_what_a_service_makes_a_job_of_is_waited_for_and_answered_alike_and_so_is_a_full_queue(client, stage):
     asked = {"query": "q", "passage": "p"}
     at_once = client.run("judge", asked)
     stage.stub.long = 1
@@ -90,16 +84,13 @@ def test_chat_answers_whole_and_streamed_and_a_refused_stream_raises_first(clien
     assert client.chat("still there").text.endswith("still there")
 
 
-def test_a_job_is_followed_to_its_end_and_gives_what_the_call_gives(client):
+def test_a_job_is_followed_or_waited_for_to_its_end_and_gives_what_the_call_gives(client):
     job = client.jobs.submit("segment", {"threshold": 0.4}, pictures={"image": PICTURE})
     states = [event.status for event in client.jobs.events(job.id)]
     assert (states[-1], "running" in states) == ("succeeded", True)
     later = client.jobs.result(job.id).parse(SegmentOut)
     assert (later.mask, client.jobs.get(job.id).status) == (client.segment(PICTURE, threshold=0.4).mask, "succeeded")
     assert job.id in {kept.id for kept in client.jobs.list()}
-
-
-def test_waiting_tells_every_change_and_has_an_end(client):
     heard: list[float] = []
     job = client.jobs.submit("chat", {"messages": [{"role": "user", "content": "hi"}]})
     with pytest.raises(errors.DeadlineExceeded):
@@ -111,7 +102,7 @@ def test_waiting_tells_every_change_and_has_an_end(client):
     assert client.jobs.result(job.id).json()["choices"][0]["message"]["content"] == "You said: hi"
 
 
-def test_a_failed_job_raises_what_the_call_would_have_raised_and_can_be_retried(client):
+def test_a_failed_job_raises_what_the_call_would_have_raised_and_can_be_retried(client, stage, monkeypatch):
     job = client.jobs.submit("segment", pictures={"image": b"no picture"})
     last = client.jobs.wait(job.id, timeout=20)
     assert last.status == "failed"
@@ -119,9 +110,6 @@ def test_a_failed_job_raises_what_the_call_would_have_raised_and_can_be_retried(
     with pytest.raises(errors.BadInput, match="not a picture"):
         client.jobs.result(job.id)
     assert (client.jobs.retry(job.id).status, client.jobs.wait(job.id, timeout=20).status) == ("queued", "failed")
-
-
-def test_the_same_key_twice_is_one_job_and_a_cancelled_one_stays_cancelled(client, stage, monkeypatch):
     first, second = (client.jobs.submit("segment", pictures={"image": PICTURE}, idempotency_key="k1") for _ in range(2))
     assert first.id == second.id
     monkeypatch.setattr(stage.queue, "step_s", 60)
@@ -264,7 +252,7 @@ def test_both_clients_offer_the_same_with_the_same_parameters(one, other):
     assert deeds(one) == deeds(other)
 
 
-async def test_the_async_client_segments_runs_anything_and_chats(aclient):
+async def test_the_async_client_segments_runs_anything_also_what_a_service_makes_a_job_of_and_chats(aclient, stage):
     assert (await aclient.segment(PICTURE, model="disc", threshold=0.4, include=("mask",))).contours is None
     assert (await aclient.run("classify", pictures={"image": PICTURE}))["model"] == "patches/tiny"
     assert (await aclient.model("disc")).task == "segment"
@@ -274,6 +262,9 @@ async def test_the_async_client_segments_runs_anything_and_chats(aclient):
     assert "".join([piece.text async for piece in aclient.chat_stream("hi")]) == "You said: hi"
     with pytest.raises(errors.BadInput):
         await anext(aclient.chat_stream("hi", temperature=9))
+    stage.stub.long = 1
+    assert (await aclient.run("judge", {"query": "q", "passage": "p"}))["asked"] == {"query": "q", "passage": "p"}
+    assert [(job.path, job.status) for job in await aclient.jobs.list(1)] == [("/v1/judge", "succeeded")]
 
 
 async def test_async_client_reads_files_in_a_thread(aclient, tmp_path):
@@ -291,12 +282,6 @@ async def test_async_client_reads_files_in_a_thread(aclient, tmp_path):
     assert readers == [False] * 3
     with pytest.raises(errors.NotFound):
         await aclient.segment(tmp_path / "none.jpg")
-
-
-async def test_async_client_waits_for_what_a_service_makes_a_job_of(aclient, stage):
-    stage.stub.long = 1
-    assert (await aclient.run("judge", {"query": "q", "passage": "p"}))["asked"] == {"query": "q", "passage": "p"}
-    assert [(job.path, job.status) for job in await aclient.jobs.list(1)] == [("/v1/judge", "succeeded")]
 
 
 async def test_async_client_follows_jobs(aclient, stage, monkeypatch):

@@ -29,9 +29,6 @@ def test_rules_are_independent_and_an_invalid_record_is_the_only_finding():
     [finding] = lint(dict(GOOD[0], sparsity_global=1.4, kind=None))
     assert finding.rule == "S0"
     assert "sparsity_global" in finding.message
-
-
-def test_headline_may_not_exceed_the_measurement():
     for speedup in (1.65, float("nan")):
         assert [f.rule for f in lint(dict(GOOD[1], headline={**GOOD[1]["headline"], "speedup": speedup}))] == ["S4"]
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,8 @@ from fovea_labelstudio.label_studio import LabelStudio
 from fovea_labelstudio.predictor import Predictor
 from fovea_labelstudio.settings import LabelStudioSettings
 from fovea_labelstudio.training_run import TrainingPlan, TrainingRuns
-from services.gateway.tests.stage import fronted
+from services.gateway.tests.stage import served
 from services.medical_seg.models.pranet import PraNetSegmenter
-from shared.serving.build_app import build
-from shared.settings import Settings
 
 FRAME = Path(__file__).parents[3] / "services/medical_seg/models/frame.jpg"
 
@@ -28,13 +27,7 @@ BRUSH = """<View><Image name="img" value="$image"/>
 POLYGON = BRUSH.replace("BrushLabels", "PolygonLabels")
 
 
-@contextlib.contextmanager
-def gateway(folder: Path) -> Iterator[str]:
-    settings = Settings(_env_file=None, data_dir=folder, intra_op_threads=1)
-    with fronted(
-        build("medical-seg", servables={"pranet": PraNetSegmenter}, settings=settings), "medical-seg", folder
-    ) as (url, _, _):
-        yield url
+gateway = partial(served, "medical-seg", {"pranet": PraNetSegmenter})
 
 
 def files_of_label_studio(files: Mapping[str, Any]) -> LabelStudio:

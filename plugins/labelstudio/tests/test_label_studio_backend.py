@@ -28,6 +28,7 @@ from fovea_recipes.training.data.class_folders import find_classes
 from fovea_recipes.training.data.mask_folders import find_masks, read_mask
 from plugins.labelstudio.tests.stand import BRUSH, FRAME, POLYGON, backend, files_of_label_studio, gateway
 from shared.vision.draw import encode
+from tests.command import command_runner
 from tests.harness.models import ok
 from tests.harness.waiting import wait_until
 
@@ -137,7 +138,7 @@ def test_mistakes_are_named(client, path, body, status, says):
     assert says in answer.text
 
 
-def test_a_password_is_asked_for_and_a_web_page_or_a_deep_body_can_not_post_here(fovea, client):
+def test_others_reach_the_backend_with_a_password_only_and_a_web_page_or_a_deep_body_can_not_post_here(fovea, client):
     with backend(fovea, files_of_label_studio({}), label_studio_backend_password="p w") as locked:
         assert locked.get("/health").json()["status"] == "UP"
         wrong = base64.b64encode(b"x:wrong")
@@ -146,18 +147,10 @@ def test_a_password_is_asked_for_and_a_web_page_or_a_deep_body_can_not_post_here
         assert locked.get("/versions", auth=("anybody", "p w")).status_code == 200
     for body, kind, status in ((b'{"action":"START_TRAINING"}', "text/plain", 415), (DEEP, "application/json", 400)):
         assert client.post("/webhook", content=body, headers={"content-type": kind}).status_code == status
-
-
-@pytest.mark.parametrize(("host", "status"), [
-    ("evil.test", 403), ("evil.test:9090", 403), ("127.0.0.1.evil.test", 403), ("10.0.0.7:9090", 403),
-    ("localhost:9090", 200), ("127.0.0.1:9090", 200), ("[::1]:9090", 200),
-])  # fmt: skip
-def test_without_a_password_only_names_of_this_machine_are_answered(client, host, status):
-    for path in ("/versions", "/health"):
-        assert client.get(path, headers={"host": host}).status_code == status
-
-
-def test_others_reach_the_backend_with_a_password_only():
+    ours = ("localhost:9090", "127.0.0.1:9090", "[::1]:9090")
+    for host in ("evil.test", "evil.test:9090", "127.0.0.1.evil.test", "10.0.0.7:9090", *ours):
+        answers = {client.get(path, headers={"host": host}).status_code for path in ("/versions", "/health")}
+        assert answers == {200 if host in ours else 403}, host
     ready = LabelStudioSettings(_env_file=None, label_studio_url="http://studio.test", label_studio_token="t")
     check_access(ready, "127.0.0.1")
     with pytest.raises(InvalidOption, match="without a password"):
@@ -187,16 +180,6 @@ def test_detections_become_rectangles_and_the_first_class_that_is_a_choice_is_ch
     assert (region["value"], region["score"]) == ({"choices": ["crack"]}, 0.3)
 
 
-def test_a_class_that_was_trained_on_a_choice_is_that_choice(tmp_path):
-    control = find_control(CHOICES.replace("sound", "not / sure (yet)").replace("crack", "train"), "classify")
-    data = TrainingSet(tmp_path, control, 10_000)
-    for number, choice in enumerate(control.labels):
-        assert data.add(number, png(), [region("choices", "c", choices=[choice])])
-    names = find_classes(tmp_path)[0].names
-    assert names == ("not - sure (yet)", "train")
-    assert tuple(map(control.label_of, names)) == control.labels
-
-
 def png(width: int = 40, height: int = 20, orientation: int | None = None) -> bytes:
     out, tags = io.BytesIO(), Image.Exif()
     tags.update({274: orientation} if orientation else {})
@@ -208,7 +191,7 @@ def region(kind: str, name: str = "box", **value: Any) -> dict[str, Any]:
     return {"type": kind, "from_name": name, "value": value}
 
 
-def test_boxes_of_people_are_read_back_by_the_recipes(tmp_path):
+def test_boxes_and_choices_of_people_are_read_back_by_the_recipes(tmp_path):
     data = TrainingSet(tmp_path, find_control(BOXES, "detect"), 10_000)
     upright = {"x": 25, "y": 50, "width": 50, "height": 25, "rectanglelabels": ["Crack"]}
     turned = {"x": 50, "y": 50, "width": 25, "height": 25, "rotation": 90, "rectanglelabels": ["Pothole"]}
@@ -224,9 +207,17 @@ def test_boxes_of_people_are_read_back_by_the_recipes(tmp_path):
     assert [path.name for path in found.pictures] == ["task-000007.png", "task-000008.png", "task-000009.png"]
     upright = [[1, 10, 10, 30, 15]]  # as people saw the second picture
     assert [rows.tolist() for rows in found.rows] == [[*upright, [0, 15, 10, 20, 20]], upright, []]
+    control = find_control(CHOICES.replace("sound", "not / sure (yet)").replace("crack", "train"), "classify")
+    folder = tmp_path / "choices"
+    data = TrainingSet(folder, control, 10_000)
+    for number, choice in enumerate(control.labels):
+        assert data.add(number, png(), [region("choices", "c", choices=[choice])])
+    names = find_classes(folder)[0].names
+    assert names == ("not - sure (yet)", "train")
+    assert tuple(map(control.label_of, names)) == control.labels
 
 
-def test_outlines_and_brushes_become_masks_and_choices_folders(tmp_path):
+def test_outlines_and_brushes_become_masks_choices_folders_and_what_can_not_be_read_is_left_out(tmp_path):
     drawn = np.zeros((20, 40), bool)
     drawn[2:9, 3:30] = True
     data = TrainingSet(tmp_path / "a", find_control(BRUSH, "segment"), 10_000)
@@ -247,13 +238,10 @@ def test_outlines_and_brushes_become_masks_and_choices_folders(tmp_path):
     assert folders.add(1, png(), [region("choices", "c", choices=["crack"])])
     assert not folders.add(2, png(), [region("choices", "c", choices=["unheard of"])])
     assert find_classes(tmp_path / "b")[0].names == ("crack",)
-
-
-@pytest.mark.parametrize("value", [{"points": [[1, "x"]]}, {"points": [[1]]}, {"points": [[float("nan"), 1]] * 3}, "x"])
-def test_a_region_that_can_not_be_read_leaves_its_task_out(tmp_path, value):
     data = TrainingSet(tmp_path, find_control(BRUSH, "segment"), 10_000)
-    with pytest.raises(Malformed):
-        data.add(1, png(), [{"from_name": "tag", "value": value}])
+    for value in (*({"points": points} for points in ([[1, "x"]], [[1]], [[float("nan"), 1]] * 3)), "x"):
+        with pytest.raises(Malformed):
+            data.add(1, png(), [{"from_name": "tag", "value": value}])
     assert not data.pictures
 
 
@@ -268,18 +256,6 @@ def test_the_ground_truth_counts_else_the_newest_and_never_a_skipped_one():
     assert picked(skipped) is None
 
 
-async def test_label_studio_says_no_and_nothing_of_elsewhere_is_fetched():
-    studio = files_of_label_studio({"/data/big": bytes(2**20 + 1)})
-    with pytest.raises(TooLarge):
-        await studio.fetch_picture("/data/big")
-    for elsewhere in ("http://169.254.169.254/latest", "//evil.test/a", "http://studio.test:9/a", "file:///etc/passwd"):
-        with pytest.raises(InvalidOption):
-            await studio.fetch_picture(elsewhere)
-    studio._token = "wrong"
-    with pytest.raises(PermissionDenied, match="token"):
-        await studio.fetch_picture("http://studio.test:8080/data/big")
-
-
 def asked_studio(url: str = "http://studio.test:8080") -> tuple[LabelStudio, list[httpx2.URL]]:
     asked: list[httpx2.URL] = []
 
@@ -290,7 +266,7 @@ def asked_studio(url: str = "http://studio.test:8080") -> tuple[LabelStudio, lis
     return LabelStudio(url, "t", limit=9, transport=httpx2.MockTransport(answer)), asked
 
 
-async def test_files_of_tasks_are_fetched_from_label_studio():
+async def test_files_of_tasks_are_fetched_from_label_studio_also_below_a_path():
     studio, asked = asked_studio()
     for address in (
         "/data/upload/1/a%20b.jpg", "/data/local-files/?d=roads/a.jpg",
@@ -299,24 +275,6 @@ async def test_files_of_tasks_are_fetched_from_label_studio():
     ):  # fmt: skip
         assert await studio.fetch_picture(address) == b"{}"
     assert [(url.host, url.port) for url in asked] == [("studio.test", 8080)] * 6
-
-
-@pytest.mark.parametrize("address", [
-    "http://[", "/a\x00b", "/" + "a" * 70_000,
-    "/http://evil.test/a", "http://studio.test:8080/http://evil.test/a", "////evil.test/a", "/\\evil.test/a",
-    "/api/current-user/token", "/api/projects/1/export?exportType=JSON", "/user/account", "/", "/data",
-    "/database.sqlite", "/data/../api/current-user/token", "/data/%2e%2e/api/current-user/token",
-    "/data/%2E./api/current-user/token", "/data/..\\api", "/data//evil.test", "//data/upload/1/a.jpg",
-    "/tasks/7/annotations/", "/tasks/x/resolve/?fileuri=a", "/tasks/7/resolve/../../../api/users",
-])  # fmt: skip
-async def test_what_is_no_file_of_a_task_is_not_fetched(address):
-    studio, asked = asked_studio()
-    with pytest.raises(InvalidOption):
-        await studio.fetch_picture(address)
-    assert not asked
-
-
-async def test_a_label_studio_below_a_path_is_asked_for_its_files_there():
     studio, asked = asked_studio("http://studio.test/label")
     for address in ("/label/data/a.png", "http://studio.test/label/data/a.png"):
         await studio.fetch_picture(address)
@@ -324,6 +282,30 @@ async def test_a_label_studio_below_a_path_is_asked_for_its_files_there():
         await studio.fetch_picture("/data/a.png")
     await studio.label_config(3)
     assert [url.path for url in asked] == ["/label/data/a.png", "/label/data/a.png", "/label/api/projects/3"]
+
+
+async def test_what_is_no_file_of_a_task_or_of_elsewhere_is_not_fetched_and_label_studio_says_no():
+    studio, asked = asked_studio()
+    for address in (
+        "http://[", "/a\x00b", "/" + "a" * 70_000,
+        "/http://evil.test/a", "http://studio.test:8080/http://evil.test/a", "////evil.test/a", "/\\evil.test/a",
+        "/api/current-user/token", "/api/projects/1/export?exportType=JSON", "/user/account", "/", "/data",
+        "/database.sqlite", "/data/../api/current-user/token", "/data/%2e%2e/api/current-user/token",
+        "/data/%2E./api/current-user/token", "/data/..\\api", "/data//evil.test", "//data/upload/1/a.jpg",
+        "/tasks/7/annotations/", "/tasks/x/resolve/?fileuri=a", "/tasks/7/resolve/../../../api/users",
+    ):  # fmt: skip
+        with pytest.raises(InvalidOption):
+            await studio.fetch_picture(address)
+    assert not asked
+    studio = files_of_label_studio({"/data/big": bytes(2**20 + 1)})
+    with pytest.raises(TooLarge):
+        await studio.fetch_picture("/data/big")
+    for elsewhere in ("http://169.254.169.254/latest", "//evil.test/a", "http://studio.test:9/a", "file:///etc/passwd"):
+        with pytest.raises(InvalidOption):
+            await studio.fetch_picture(elsewhere)
+    studio._token = "wrong"
+    with pytest.raises(PermissionDenied, match="token"):
+        await studio.fetch_picture("http://studio.test:8080/data/big")
 
 
 def draw_disc(number: int) -> tuple[bytes, np.ndarray]:
@@ -368,12 +350,18 @@ def test_labels_are_trained_on_by_fovea_train(fovea, tmp_path, monkeypatch):
     assert (tmp_path / "data/weights/pranet-annotated.safetensors").exists()
 
 
-async def test_a_training_that_can_not_be_says_why(tmp_path):
+async def test_a_training_that_can_not_be_says_why(tmp_path, monkeypatch, capfdbinary):
+    program = tmp_path / "python"  # says its words; below they are those of a command that fails alike
+    program.write_text('#!/bin/sh\necho "$@"\nexit 4\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
     plan = TrainingPlan("segment", "no-such-recipe", "x", tmp_path / "runs", 10_000)
     runs = TrainingRuns(files_of_label_studio(project(1)), plan)
     runs.start(3)
     state = await asyncio.wait_for(runs.wait(), 120)
     assert (state.status, "ended with 4" in state.detail) == ("failed", True), state.detail
-    assert "no-such-recipe" in (tmp_path / "runs/project-3.log").read_text()
+    start, name, *words = (tmp_path / "runs/project-3.log").read_text().split()
+    code, _, err = command_runner(monkeypatch, capfdbinary)(*words)
+    assert (start, name, code, "no-such-recipe" in err) == ("-m", "fovea", 4, True), err
     runs.start(4)
     assert (await runs.wait()).detail == "Label Studio answered 404."

@@ -58,12 +58,16 @@ DOCUMENT = {
 }
 
 
-@pytest.fixture
-async def scene(gateway, toy):
-    upstream = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT})
-    scene = await gateway()
+async def open_scene(gateway, toy, **facts):
+    upstream, scene = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT}), await gateway(**facts)
     scene.announce(upstream.url, models=("smollm2", "pranet"), routes=tuple(DOCUMENT["paths"]))
     scene.upstream = upstream
+    return scene
+
+
+@pytest.fixture
+async def scene(gateway, toy):
+    scene = await open_scene(gateway, toy)
 
     async def ask(method, params):
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
@@ -94,32 +98,23 @@ async def test_tasks_are_tools_with_whole_schemas_which_are_run_and_whose_errors
     assert (await scene.ask("tools/call", {"name": "chat", "arguments": [1]}))["error"]["code"] == -32602
 
 
-async def test_a_call_of_a_tool_counts_once_against_its_key(gateway, toy, ring):
-    upstream, scene = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT}), await gateway(auth="keys")
-    scene.announce(upstream.url, models=("smollm2", "pranet"), routes=tuple(DOCUMENT["paths"]))
-    headers = {"x-api-key": ring.add("ann", ("infer",), rate_per_minute=3)[1]}
-    params = {"name": "chat", "arguments": {"messages": "hi"}}
-    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-    answers = [await scene.client.post("/v1/mcp", json=body, headers=headers) for _ in range(4)]
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
-    assert [answer.json()["result"]["isError"] for answer in answers[:3]] == [False] * 3
-
-
-async def test_a_call_of_a_tool_that_its_key_may_not_use_counts_too(gateway, toy, ring):
-    upstream, scene = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT}), await gateway(auth="keys")
-    scene.announce(upstream.url, models=("smollm2", "pranet"), routes=tuple(DOCUMENT["paths"]))
-    headers = {"x-api-key": ring.add("ann", ("infer",), rate_per_minute=3)[1]}
-    params = {"name": "job", "arguments": {"id": "7"}}
-    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-    answers = [await scene.client.post("/v1/mcp", json=body, headers=headers) for _ in range(4)]
-    assert "jobs" in answers[0].json()["result"]["content"][0]["text"]
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+async def test_a_call_of_a_tool_counts_once_against_its_key_also_of_one_that_it_may_not_use(gateway, toy, ring):
+    scene = await open_scene(gateway, toy, auth="keys")
+    for params, is_error in (
+        ({"name": "chat", "arguments": {"messages": "hi"}}, False), ({"name": "job", "arguments": {"id": "7"}}, True),
+    ):  # fmt: skip
+        headers = {"x-api-key": ring.add("ann", ("infer",), rate_per_minute=3)[1]}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        answers = [await scene.client.post("/v1/mcp", json=body, headers=headers) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        results = [answer.json()["result"] for answer in answers[:3]]
+        assert [result["isError"] for result in results] == [is_error] * 3
+        assert ("jobs" in results[0]["content"][0]["text"]) is is_error
 
 
 async def test_a_job_that_a_tool_began_is_fetched_by_the_tool_job(gateway, toy):
-    upstream, queue = await toy(documents={"models": {"data": MODELS}, "openapi": DOCUMENT}), HeldQueue(None)
-    scene = await gateway(queue=queue)
-    scene.announce(upstream.url, models=("smollm2", "pranet"), routes=tuple(DOCUMENT["paths"]))
+    queue = HeldQueue(None)
+    scene = await open_scene(gateway, toy, queue=queue)
     job = (await scene.client.post("/v1/segment", json={"a": 1}, headers={"prefer": "respond-async"})).json()["id"]
 
     async def fetch(name):
@@ -147,15 +142,10 @@ async def test_a_caller_that_leaves_stops_its_tool(gateway, toy):
     await asyncio.wait_for(upstream.gone.wait(), 3)
 
 
-@pytest.mark.parametrize(
-    ("method", "params", "code"),
-    [("tools/call", {"name": "nothing"}, -32602), ("resources/list", {}, -32601), ("tools/list", [1], -32602)],
-)
-def test_what_is_not_there_is_a_json_rpc_error(stage, method, params, code):
-    assert call(stage.url, method, params).json()["error"]["code"] == code
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"jsonrpc": "1.0"}'])
-def test_what_is_no_message_is_400(stage, content):
-    answer = httpx2.post(f"{stage.url}/v1/mcp", content=content, headers={"content-type": "application/json"})
-    assert answer.status_code == 400
+def test_what_is_not_there_is_a_json_rpc_error_and_what_is_no_message_400(stage):
+    wrong = (("tools/call", {"name": "nothing"}), ("resources/list", {}), ("tools/list", [1]))
+    codes = [call(stage.url, *each).json()["error"]["code"] for each in wrong]
+    assert codes == [-32602, -32601, -32602]
+    for content in (b"", b"{", b"[]", b'{"jsonrpc": "1.0"}'):
+        answer = httpx2.post(f"{stage.url}/v1/mcp", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 400, content

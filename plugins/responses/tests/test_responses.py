@@ -39,7 +39,7 @@ def client(server):
     return server.client
 
 
-def test_a_text_is_answered_like_the_same_chat(client):
+def test_a_text_is_answered_like_the_same_chat_also_in_events_and_what_only_chats_have_is_ignored(client):
     answer = client.responses.create(model=MODEL, input="Hello", instructions="Be brief.", max_output_tokens=12)
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     chat = say(client, messages=turns, max_tokens=12)
@@ -47,6 +47,22 @@ def test_a_text_is_answered_like_the_same_chat(client):
     assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (chat.usage.prompt_tokens, 12)
     assert answer.id.startswith("resp_")
+    plain, more = (
+        client.responses.create(model=MODEL, input="Hello", max_output_tokens=6, temperature=0, extra_body=extra)
+        for extra in ({}, {"n": 2, "logprobs": True})
+    )
+    assert (more.output_text, more.usage.output_tokens) == (plain.output_text, 6)
+    assert [warning.split("'")[1] for warning in more.warnings] == ["n", "logprobs"]
+    whole = client.responses.create(model=MODEL, input="Hello", max_output_tokens=12)
+    with client.responses.stream(model=MODEL, input="Hello", max_output_tokens=12) as stream:
+        events = list(stream)
+    kinds = [event.type for event in events]
+    assert kinds[:4] == [
+        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"
+    ]  # fmt: skip
+    assert kinds[-1] == "response.incomplete"
+    assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
 
 
 def test_a_turn_with_several_calls_is_one_message_as_in_its_chat(client):
@@ -61,28 +77,6 @@ def test_a_turn_with_several_calls_is_one_message_as_in_its_chat(client):
     chat = say(client, messages=turns, max_tokens=6)
     assert answer.usage.input_tokens == chat.usage.prompt_tokens
     assert answer.output_text == chat.choices[0].message.content
-
-
-def test_what_only_chats_have_is_ignored_as_the_warning_says(client):
-    plain, more = (
-        client.responses.create(model=MODEL, input="Hello", max_output_tokens=6, temperature=0, extra_body=extra)
-        for extra in ({}, {"n": 2, "logprobs": True})
-    )
-    assert (more.output_text, more.usage.output_tokens) == (plain.output_text, 6)
-    assert [warning.split("'")[1] for warning in more.warnings] == ["n", "logprobs"]
-
-
-def test_the_events_of_a_stream_make_the_same_response(client):
-    whole = client.responses.create(model=MODEL, input="Hello", max_output_tokens=12)
-    with client.responses.stream(model=MODEL, input="Hello", max_output_tokens=12) as stream:
-        events = list(stream)
-    kinds = [event.type for event in events]
-    assert kinds[:4] == [
-        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"
-    ]  # fmt: skip
-    assert kinds[-1] == "response.incomplete"
-    assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
-    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
 
 
 def test_a_forced_function_is_called_and_its_result_goes_on(client):
@@ -149,23 +143,16 @@ def test_the_oldest_stored_responses_of_a_tenant_make_room(server, monkeypatch):
     assert server.http.get(others, headers={"x-fovea-tenant": "others"}).status_code == 200
 
 
-def test_ids_of_items_that_are_no_text_are_given_anew(client, server):
+def test_ids_of_items_that_are_no_text_are_given_anew_and_halves_of_characters_refused(client, server):
     body = {"model": MODEL, "max_output_tokens": 2, "store": True}
     body["input"] = [{"id": 5, "role": "user", "content": "Hello"}, {"id": "mine", "role": "user", "content": "!"}]
-    stored = server.http.post("/v1/responses", json=body).json()
+    stored = server.http.post(URL, json=body).json()
     first, second = client.responses.input_items.list(stored["id"]).data
-    assert first.id.startswith("msg_")
-    assert second.id == "mine"
-
-
-@pytest.mark.parametrize("field", ["metadata", "tool_choice", "extra"])
-def test_halves_of_characters_are_no_fault_of_the_server(server, field):
-    given = {"metadata": {"a": "HALF"}, "tool_choice": {"a": "HALF"}, "extra": "HALF"}[field]
-    body = json.dumps({"input": "Hello", "max_output_tokens": 2, "store": True, field: given})
-    headers = {"content-type": "application/json"}
-    answer = server.http.post("/v1/responses", content=body.replace("HALF", "\\ud800"), headers=headers, timeout=60)
-    assert answer.status_code == 400, answer.text
-    assert "surrogate" in answer.json()["error"]["message"]
+    assert (first.id[:4], second.id) == ("msg_", "mine")
+    for field, given in (("metadata", {"a": "\ud800"}), ("tool_choice", {"a": "\ud800"}), ("extra", "\ud800")):
+        sent = {"content": json.dumps(body | {field: given}), "headers": {"content-type": "application/json"}}
+        answer = server.http.post(URL, **sent, timeout=60)
+        assert (answer.status_code, "surrogate" in answer.json()["error"]["message"]) == (400, True), field
 
 
 def test_what_is_not_to_be_stored_is_not_and_a_stream_is_stored_before_it_says_that_it_is_complete(client):
@@ -217,10 +204,6 @@ def test_a_response_is_steered_looked_into_streamed_and_stored_as_its_chat_is(cl
     assert respond(client, previous_response_id=kept.id).captured is None
 
 
-def test_a_key_without_the_scope_is_refused_and_audit_is_told(server):
-    check_scopes(server, URL, BODY)
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(server, monkeypatch, stream):
     body = {"input": "a", "max_output_tokens": 20}
@@ -248,8 +231,10 @@ def test_bad_options_are_400_and_name_their_field(server, case):
     check_refused(server, URL, BODY | {"stream": True}, case)
 
 
-def test_broken_bodies_are_400(server):
+def test_broken_bodies_are_400_a_key_needs_the_scope_and_a_session_stays_with_its_replica(server):
     check_broken(server, URL)
+    check_scopes(server, URL, BODY)
+    assert fields_of(routes)["affine"] == (URL,)
 
 
 def test_fields_of_openai_and_vllm_are_served_refused_or_named(client):
@@ -272,10 +257,6 @@ def test_unknown_fields_of_nested_objects_are_named_too_also_in_a_stream(client)
     answer = client.responses.create(model=MODEL, input="Hi", max_output_tokens=2)
     told = [{"role": "user", "content": "Hi"}, *(one.model_dump() for one in answer.output), *HELLO]
     assert client.responses.create(model=MODEL, input=told, max_output_tokens=2).warnings is None
-
-
-def test_requests_with_a_session_stay_with_its_replica():
-    assert fields_of(routes)["affine"] == (URL,)
 
 
 def test_the_first_event_names_the_model_that_answers_where_none_was_asked_for_and_an_error_is_numbered():

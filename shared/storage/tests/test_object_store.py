@@ -6,7 +6,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from shared.storage import ExpiringObjects, ObjectLock, ObjectStore, object_lock
 from shared.storage.tests.small_disk import make_read_only, mount_small_disk
 
 
-def test_what_was_put_is_there_until_it_is_deleted(store):
+def test_what_was_put_is_there_until_it_is_deleted_and_files_go_up_and_come_down(store, tmp_path):
     assert store.get("a/b") is None
     assert store.head("a/b") is None
     store.put("a/b", b"\0\xff" * 1000)
@@ -28,19 +31,31 @@ def test_what_was_put_is_there_until_it_is_deleted(store):
     assert store.get("a/b") == b""
     store.delete("a/b", "a/other")
     assert store.get("a/b") is None
+    file, copy = tmp_path / "file", tmp_path / "deep" / "copy"
+    file.write_bytes(os.urandom(12_000_000))
+    store.upload("large", file)
+    assert store.download("large", copy)
+    assert copy.read_bytes() == file.read_bytes()
+    assert not store.download("nothing", copy)
+    assert sorted(copy.parent.iterdir()) == [copy]
 
 
-def test_of_many_creators_one_wins_and_nothing_is_replaced(store):
-    won: list[int] = []
-    threads = [
-        threading.Thread(target=lambda n=n: store.create("x", str(n).encode()) and won.append(n)) for n in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    assert store.get("x") == str(won[0]).encode()
+def run_at_once(*deeds: Callable[[], Any]) -> list[Any]:
+    with ThreadPoolExecutor(len(deeds)) as threads:
+        return [deed.result(30) for deed in [threads.submit(deed) for deed in deeds]]
+
+
+def test_of_many_creators_one_wins_and_readers_never_see_half_an_object(store):
+    won = run_at_once(*(partial(store.create, "x", str(n).encode()) for n in range(8)))
+    assert won.count(True) == 1
+    assert store.get("x") == str(won.index(True)).encode()
+    contents = {bytes([n]) * 200_000 for n in range(4)}
+    store.put("x", next(iter(contents)))
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(lambda: [store.put("x", content) for content in [*contents] * 3])
+        while not writing.done():
+            assert store.get("x") in contents
+        writing.result()
 
 
 def test_a_store_below_another_or_of_a_tenant_sees_its_own_objects_alone(store):
@@ -65,33 +80,6 @@ def test_what_is_no_path_is_refused(store, path):
     for call in (store.get, store.delete, store.head, store.under, lambda p: store.put(p, b"x")):
         with pytest.raises(ValueError, match="not the path"):
             call(path)
-
-
-def test_files_go_up_and_come_down(store, tmp_path):
-    file, copy = tmp_path / "file", tmp_path / "deep" / "copy"
-    file.write_bytes(os.urandom(12_000_000))
-    store.upload("large", file)
-    assert store.download("large", copy)
-    assert copy.read_bytes() == file.read_bytes()
-    assert not store.download("nothing", copy)
-    assert sorted(copy.parent.iterdir()) == [copy]
-
-
-def test_readers_never_see_half_an_object(store):
-    contents = {bytes([n]) * 200_000 for n in range(4)}
-    store.put("x", next(iter(contents)))
-    is_done = threading.Event()
-
-    def write() -> None:
-        for content in [*contents] * 3:
-            store.put("x", content)
-        is_done.set()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    while not is_done.is_set():
-        assert store.get("x") in contents
-    writer.join()
 
 
 def test_a_folder_is_private_and_empty_ones_go_and_what_another_writer_removes_at_once_was_stored(
@@ -149,7 +137,7 @@ def write(objects: ExpiringObjects, tmp_path: Path, ages_h: dict[str, float], si
         os.utime(tmp_path / name, (then, then))
 
 
-def test_what_is_too_old_is_gone_even_before_the_next_comes(tmp_path):
+def test_what_is_too_old_is_gone_even_before_the_next_comes_and_the_oldest_make_room_by_number_and_by_bytes(tmp_path):
     objects = ExpiringObjects(ObjectStore.open(tmp_path.as_uri()), DAY, count=9, nbytes=1000)
     write(objects, tmp_path, {"old": 25, "young": 23})
     assert objects.get("old") is None
@@ -157,10 +145,8 @@ def test_what_is_too_old_is_gone_even_before_the_next_comes(tmp_path):
     assert objects.get("none") is None
     objects.put("new", b"")
     assert objects.objects.list_names() == ["new", "young"]
-
-
-def test_the_oldest_make_room_by_number_and_by_bytes(tmp_path):
-    few = ExpiringObjects(ObjectStore.open(tmp_path.as_uri()), DAY, count=2, nbytes=1000)
+    few = ExpiringObjects(objects.objects, DAY, count=2, nbytes=1000)
+    few.delete("new")
     write(few, tmp_path, {"a": 3, "b": 2, "c": 1})
     assert few.objects.list_names() == ["b", "c"]
     small = ExpiringObjects(few.objects, DAY, count=9, nbytes=25)
@@ -179,19 +165,13 @@ def _hold(store: ObjectStore, log: list[str], name: str) -> None:
         log.append(f"{name} out")
 
 
-def test_holders_follow_one_another(store):
+def test_holders_follow_one_another_and_whoever_waits_may_give_up(store):
     log: list[str] = []
-    threads = [threading.Thread(target=_hold, args=(store, log, str(n))) for n in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    run_at_once(*(partial(_hold, store, log, str(n)) for n in range(6)))
     assert len(log) == 12
     assert all(first.split()[0] == second.split()[0] for first, second in zip(log[::2], log[1::2], strict=True))
     assert len(store.list_names()) == 1, "numbers of the past are removed"
 
-
-def test_whoever_waits_may_give_up(store):
     def give_up() -> None:
         detail = "enough"
         raise Cancelled(detail)
