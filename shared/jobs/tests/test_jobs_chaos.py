@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -147,3 +148,31 @@ async def test_a_cancel_reaches_another_process_within_a_second(far_queue, start
     await far_queue.cancel(job.id, "local")
     await until(lambda: lines(ledger, "stop") == [job.id])
     assert time.monotonic() - asked < 1.0
+
+
+async def test_what_was_accepted_while_redis_dies_again_and_again_is_done(far_queue, own_redis, start_worker, ledger):
+    start_worker()
+    accepted: dict[str, Job] = {}
+
+    async def submit(n: int) -> None:
+        async with asyncio.timeout(90):
+            while n not in numbers:
+                with suppress(NotReady):
+                    job, _ = await far_queue.submit(work(0.01), f"key {n}")
+                    accepted[job.id] = job
+                    numbers.add(n)
+                await asyncio.sleep(0.02)
+
+    numbers: set[int] = set()
+    submitting = asyncio.gather(*(submit(n) for n in range(60)))
+    for _ in range(3):
+        await asyncio.sleep(0.15)
+        own_redis.kill()
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(own_redis.start)
+    await submitting
+    assert len(accepted) == 60, "a key is one job, also where its answer got lost"
+    for job in accepted.values():
+        assert (await ended(far_queue, job)).status == "succeeded"
+    assert (await far_queue.counts("svc")).waiting == 0
+    assert len(await far_queue.recent("local", 1000)) == 60
