@@ -142,7 +142,8 @@ def test_what_is_no_pattern_is_refused(bad):
 
 def test_claims_of_any_network_are_complete_but_for_quality_and_masked_dense_is_called_so(context):
     study = SparsityStudy.load(context)
-    spec = study.In.model_validate({**study.card.example, "patterns": ["0.5", "2:4"], "runs": 30})
+    options = {"lm": "fovea-landmark-recall", "patterns": ["0.5", "2:4"], "runs": 30}
+    spec = study.In.model_validate({**study.card.example, **options})
     (report,) = study.predict([spec], CallContext())
     rows = {row[0]: row for row in report.tables[1].rows}
     claims = {name: SparsityClaim.model_validate_json(row[-1]) for name, row in rows.items()}
@@ -150,15 +151,14 @@ def test_claims_of_any_network_are_complete_but_for_quality_and_masked_dense_is_
     assert claims["0.5"].sparsity_global == pytest.approx(0.5, abs=0.001)
     assert claims["2:4"].nm_verified
     assert not any(claim.measured.kernel_sparse for claim in claims.values())
-    served = [weight for weight in study.load_model("pranet").model.parameters() if weight.dim() >= 2]
+    served = [weight for weight in study.load_model("fovea-landmark-recall").model.parameters() if weight.dim() >= 2]
     assert all(pruning.sparsity_of(weight) < 0.4 for weight in served)
     options = {"lm": "fasternet", "patterns": ["0.9", "2:4", "5:11"]}
     (report,) = study.predict([study.In.model_validate({**study.card.example, **options})], CallContext())
     assert [(row[0], row[4]) for row in report.tables[0].rows] == [("0.9", None), ("2:4", True), ("5:11", False)]
     assert report.tables[0].rows[0][1] == pytest.approx(0.9, abs=0.01)
-    (refused,) = study.predict(
-        [study.In.model_validate({**study.card.example, "patterns": ["0.99999999"]})], CallContext()
-    )
+    options = {"lm": "fovea-landmark-recall", "patterns": ["0.99999999"]}
+    (refused,) = study.predict([study.In.model_validate({**study.card.example, **options})], CallContext())
     assert "leaves no weight" in str(refused)
 
 

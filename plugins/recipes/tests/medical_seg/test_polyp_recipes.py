@@ -28,7 +28,6 @@ from fovea_recipes.training.cli import configure_recipe, train
 from fovea_recipes.training.data.mask_folders import find_masks
 from fovea_recipes.training.data.synthetic import draw_split
 from fovea_recipes.training.progress_report import ProgressReport, format_time
-from fovea_recipes.training.publish import publish
 from fovea_recipes.training.recalibrate import recalibrate
 from fovea_recipes.training.recipe import MultiScale, Schedule, recipe_named, recipes
 from fovea_recipes.training.trainer import FitProgress, fit
@@ -224,24 +223,6 @@ def test_samples_without_a_polyp_come_from_frames_with_one_and_too_few_are_refus
         recipe(tmp_path / "data", held_out="00|04").prepare(tmp_path)
 
 
-def test_warnings_are_learnt_anew_from_coco_masks_without_files_in_the_working_folder(tmp_path, monkeypatch):
-    data, square = frames(tmp_path / "data", 20), [9, 9, 40, 9, 40, 40, 9, 40]
-    shutil.rmtree(data / "masks")
-    labels = [{"image_id": index, "category_id": 1, "segmentation": [square]} for index in range(20) if index % 4]
-    images = [{"id": index, "file_name": f"{index:02}.png"} for index in range(20)]
-    kinds = [{"id": 1, "name": "disc"}]
-    (data / "coco.json").write_text(json.dumps({"images": images, "annotations": labels, "categories": kinds}))
-    made = recipe(data)
-    assert "false_warnings_crops" in publish(made, fit(made, tmp_path / "run"), tmp_path / "out").metrics
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    learnt = recalibrate(tmp_path / "out" / "pranet.safetensors", data).metrics
-    assert ("false_warnings" in learnt, "false_warnings_crops" in learnt) == (True, False), (
-        "what was not measured again"
-    )
-    assert not list(Path.cwd().iterdir())
-
-
 DOC = Path(__file__).parents[4] / "docs" / "09-your-own-data.md"
 cli = CommandApp()
 cli.command()(train)
@@ -289,16 +270,25 @@ def home(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "fovea"))
     settings.cache_clear()
-    frames(tmp_path / "discs", 20)
+    frames(tmp_path / "discs", 12)
     yield tmp_path
     settings.cache_clear()
 
 
-def test_a_folder_becomes_a_served_model(home):
+def test_a_folder_with_coco_masks_becomes_a_served_model_and_learns_its_warnings_anew(home, monkeypatch):
+    shutil.rmtree(home / "discs" / "masks")
+    labels = [
+        {"image_id": index, "category_id": 1, "segmentation": [[9, 9, 60, 9, 60, 60, 9, 60]]}
+        for index in range(12)
+        if index % 4
+    ]
+    images = [{"id": index, "file_name": f"{index:02}.png"} for index in range(12)]
+    coco = {"images": images, "annotations": labels, "categories": [{"id": 1, "name": "disc"}]}
+    (home / "discs" / "coco.json").write_text(json.dumps(coco))
     args = [*command(), *(part for knob in SHORT for part in ("--set", knob))]
     ran = CliRunner().invoke(cli, args, catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
-    assert "17 pictures to train on, 3 held out" in ran.output
+    assert "10 pictures to train on, 2 held out" in ran.output
     assert "dice_at_half" in ran.output
     frame = (home / "discs" / "images" / "01.png").read_bytes()
     with ready_client(build("medical-seg", settings=Settings(preload="my-discs"))) as client:
@@ -309,8 +299,16 @@ def test_a_folder_becomes_a_served_model(home):
         assert answer.json()["model"] == "my-discs"
         card = client.get("/v1/models/my-discs").json()
         (dice,) = [metric for metric in card["metrics"] if metric["name"] == "dice_at_half"]
-        assert dice["data"] == "the folder discs (real), 3 held-out pictures"
+        assert dice["data"] == "the folder discs (real), 2 held-out pictures"
         assert "95 % interval" in dice["note"]
+    (home / "empty").mkdir()
+    monkeypatch.chdir(home / "empty")
+    file = home / "fovea" / "weights" / "my-discs.safetensors"
+    assert "false_warnings_crops" in json.loads(file.with_suffix(".json").read_text())["metrics"]
+    learnt = recalibrate(file, home / "discs").metrics
+    assert "false_warnings" in learnt
+    assert "false_warnings_crops" not in learnt, "what was not measured again"
+    assert not list(Path.cwd().iterdir())
 
 
 def test_a_run_that_was_stopped_leaves_nothing_to_serve(home):
