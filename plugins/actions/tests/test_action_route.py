@@ -9,10 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from fovea.cli import main
-from fovea.cli.schema_options import list_picture_fields
 from fovea.errors import FoveaError, InvalidOption, Malformed, TooLarge, UnsupportedMedia
 from fovea_actions.action_detector import _list_proposals, resample
 from fovea_actions.models.bmn import BmnActionDetector, BmnCsaActionDetector
@@ -166,7 +163,7 @@ def test_every_form_of_features_gives_the_same_answer(client, held, form):
     assert wanted.proposals[0].label is not None
 
 
-def test_times_follow_duration_or_fps_and_a_shown_score_asks_again(client, held):
+def test_times_follow_duration_or_fps_what_has_no_effect_is_noted_and_a_shown_score_asks_again(client, held):
     rows = held.features[0].tolist()
     seconds = [
         answered(client.post("/v1/actions", json={"model": "bmn", "features": rows, **more}), ActionsOut)
@@ -176,6 +173,10 @@ def test_times_follow_duration_or_fps_and_a_shown_score_asks_again(client, held)
     assert seconds[0].proposals == seconds[1].proposals
     assert seconds[2].notes
     assert seconds[0].proposals[0].end == pytest.approx(2 * seconds[2].proposals[0].end)
+    idle = {"semantics": [[1.0] * 32] * 8}, {"class_names": ["a"]}
+    for more, told in zip(idle, ("bmn does not look at semantics.", "class_names name"), strict=True):
+        body = {"model": "bmn", "features": rows, "duration": 32, **more}
+        assert answered(client.post("/v1/actions", json=body), ActionsOut).notes[0].startswith(told)
     request = ActionsIn.model_construct(min_score=0.123457, max_proposals=10, class_names=())
     video = SimpleNamespace(request=request, duration=10.0, classes=None)
     kept = (np.array([0.0, 0.2]), np.array([0.1, 0.5]), np.array([0.1234567, 0.1234561]))
@@ -237,20 +238,3 @@ def test_any_number_of_steps_is_resampled_and_keeps_its_mean_and_straight_lines(
     line = np.arange(8, dtype=np.float32)[None]
     np.testing.assert_allclose(resample(line, 16)[0, 1:-1], (np.arange(1, 15) + 0.5) / 2 - 0.5, atol=1e-6)
     assert resample(matrix, 77) is matrix
-
-
-def test_the_command_takes_the_files_of_the_request():
-    assert "FILE holds its features" in CliRunner().invoke(main.app, ["actions", "--help"]).stdout
-    assert list_picture_fields(ActionsIn.model_json_schema()) == ["features", "semantics", "class_scores"]
-
-
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        ({"semantics": [[1.0] * 32] * 8}, "bmn does not look at semantics."),
-        ({"class_names": ["a"]}, "class_names name"),
-    ],
-)
-def test_what_has_no_effect_is_noted(client, held, more, told):
-    body = {"model": "bmn", "features": held.features[0].tolist(), "duration": 32, **more}
-    assert answered(client.post("/v1/actions", json=body), ActionsOut).notes[0].startswith(told)

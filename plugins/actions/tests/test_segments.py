@@ -85,7 +85,7 @@ def test_class_scores_of_cells_and_of_a_whole_video_reach_proposals():
 SMALL = {"features": 12, "length": 10, "hidden": (8, 6, 10)}
 
 
-def test_the_mask_of_samples_is_never_stored():
+def test_the_mask_of_samples_is_never_stored_flat_semantics_have_a_gradient_and_other_lengths_are_refused():
     net = network("bmn", **SMALL)
     assert not {"sample_mask", "sampling", "places"} & set(net.state_dict())
     state = {**net.state_dict(), "sample_mask": torch.zeros(10, 3200)}
@@ -93,6 +93,15 @@ def test_the_mask_of_samples_is_never_stored():
     assert "sample_mask" in state  # the caller's own dict stays whole
     holder = nn.ModuleDict({"net": network("bmn", **SMALL)})
     holder.load_state_dict({f"net.{key}": value for key, value in state.items()})
+    net = network("bmn-csa", **SMALL, semantics=5)
+    r = torch.zeros(1, 5, 10, requires_grad=True)
+    net(torch.randn(1, 12, 10), r)[0].sum().backward()
+    assert r.grad is not None
+    assert r.grad.isfinite().all()
+    with pytest.raises(InvalidOption, match=r"x must be \(batch, 12, 10\)"):
+        network("bmn", **SMALL)(torch.randn(1, 12, 11))
+    with pytest.raises(InvalidOption, match=r"r must be \(batch, 5, 10\)"):
+        network("bmn-csa", **SMALL, semantics=5)(torch.randn(1, 12, 10), torch.randn(1, 4, 10))
 
 
 def test_attention_is_f_plus_weighed_f_or_exactly_bmn():
@@ -107,15 +116,3 @@ def test_attention_is_f_plus_weighed_f_or_exactly_bmn():
     channel = torch.sigmoid(net.csa.channel(pooled))[:, :, None]
     time = torch.sigmoid(net.csa.time(r))
     torch.testing.assert_close(net.csa(seen, r), seen + seen * channel + seen * time)
-
-
-def test_flat_semantics_have_a_finite_gradient_and_other_lengths_are_refused():
-    net = network("bmn-csa", **SMALL, semantics=5)
-    r = torch.zeros(1, 5, 10, requires_grad=True)
-    net(torch.randn(1, 12, 10), r)[0].sum().backward()
-    assert r.grad is not None
-    assert r.grad.isfinite().all()
-    with pytest.raises(InvalidOption, match=r"x must be \(batch, 12, 10\)"):
-        network("bmn", **SMALL)(torch.randn(1, 12, 11))
-    with pytest.raises(InvalidOption, match=r"r must be \(batch, 5, 10\)"):
-        network("bmn-csa", **SMALL, semantics=5)(torch.randn(1, 12, 10), torch.randn(1, 4, 10))

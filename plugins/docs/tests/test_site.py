@@ -49,14 +49,12 @@ def test_links_between_pages_lead_to_their_place_in_the_site():
     assert staging._rewrite("[r](../README.md)", "docs/a.md", pages, staging.find_checkout()) == "[r](../index.md)"
 
 
-@pytest.mark.parametrize("link", ["nowhere.md", "b.md#no-such-heading"])
-def test_a_link_that_leads_nowhere_fails_the_build(tmp_path, monkeypatch, link):
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(f"# A\n\n[x]({link})\n")
+def test_links_that_lead_nowhere_fail_the_build(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("# A\n\n[x](nowhere.md) [y](b.md#no-such-heading)\n")
     (tmp_path / "b.md").write_text("# B\n")
     monkeypatch.setattr(site, "find_checkout", lambda: tmp_path)
     monkeypatch.setattr(site, "read_sections", lambda _: [("All", ["README.md", "b.md"])])
-    with pytest.raises(Fault, match="can't be built"):
+    with pytest.raises(Fault, match=r"can't be built(?s:.*)nowhere(?s:.*)no-such-heading"):
         site.build_site(tmp_path / "out")
 
 
@@ -81,9 +79,9 @@ def test_versions_stand_beside_each_other_and_are_listed_newest_first(tmp_path, 
     (tmp_path / "README.md").write_text("# A\n")
     monkeypatch.setattr(site, "find_checkout", lambda: tmp_path)
     monkeypatch.setattr(site, "read_sections", lambda _: [("All", ["README.md"])])
-    for version in ("0.1", "0.2"):
-        site.build_site(tmp_path, version)
-        assert "<h1" in (tmp_path / version / "index.html").read_text("utf8")
+    site._add_version(tmp_path / "versions.json", "0.1")
+    site.build_site(tmp_path, "0.2")
+    assert "<h1" in (tmp_path / "0.2" / "index.html").read_text("utf8")
     site._add_version(tmp_path / "versions.json", "0.1")
     listed = json.loads((tmp_path / "versions.json").read_text("utf8"))
     assert [(one["version"], one["aliases"]) for one in listed] == [("0.1", ["latest"]), ("0.2", [])]

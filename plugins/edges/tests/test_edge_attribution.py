@@ -89,7 +89,7 @@ def everything(model):
     return graph, graph.exists, list(graph.edges_of(graph.exists))
 
 
-def test_graph_counts_its_edges(golden):
+def test_graph_counts_its_edges_of_which_every_beginning_of_the_order_reaches_the_answer(golden):
     graph = EdgeGraph(golden.model.config)
     L, H, G = 3, 4, golden.model.config.kv_heads
     below = [1 + l * (H + 1) for l in range(L)]
@@ -98,6 +98,14 @@ def test_graph_counts_its_edges(golden):
     assert graph.readers(EdgeSource(1, "head", 3)) == [
         graph.targets.index(EdgeTarget(1, *part)) for part in (("q", 3), ("k", 3 // (H // G)), ("v", 3 // (H // G)))
     ]
+    ordered = circuit_search.order_edges(graph, circuit_search.random_scores(graph, 3, 1))
+    assert len(set(ordered)) == len(ordered) == graph.edges
+    reached = {len(graph.targets) - 1}
+    for row, column in ordered:
+        assert row in reached
+        reached |= set(graph.readers(graph.sources[column]))
+    assert np.isnan(circuit_search.faithfulness(1.0, 2.0, 2.0))
+    assert np.isnan(circuit_search.rank_agreement(np.ones((1, 2)), np.ones((1, 2), bool)))
 
 
 @pytest.mark.parametrize("kind", ["golden", "family"])
@@ -208,18 +216,6 @@ def test_attribution_is_patching_for_a_counterfactual_close_by(golden):
     assert np.corrcoef(exact, estimated)[0, 1] > 0.9999
 
 
-def test_every_beginning_of_the_order_reaches_the_answer_and_no_difference_no_faithfulness(golden):
-    graph = EdgeGraph(golden.model.config)
-    ordered = circuit_search.order_edges(graph, circuit_search.random_scores(graph, 3, 1))
-    assert len(set(ordered)) == len(ordered) == graph.edges
-    reached = {len(graph.targets) - 1}
-    for row, column in ordered:
-        assert row in reached
-        reached |= set(graph.readers(graph.sources[column]))
-    assert np.isnan(circuit_search.faithfulness(1.0, 2.0, 2.0))
-    assert np.isnan(circuit_search.rank_agreement(np.ones((1, 2)), np.ones((1, 2), bool)))
-
-
 TEXT, WHOLE, NUMBER = {"type": "string"}, {"type": ["integer", "null"]}, {"type": ["number", "null"]}
 
 
@@ -252,7 +248,7 @@ def edges(tmp_path_factory):
     return ask(EdgeAttribution, LoadContext(cache=folder, weights=folder, threads=1))
 
 
-def test_a_curve_goes_to_the_whole_model_and_its_minimal_circuit_is_faithful_and_small(edges):
+def test_a_curve_goes_to_the_whole_model_and_its_minimal_circuit_is_faithful_small_and_of_this_code(edges):
     rows = edges.tables[0].rows
     assert (rows[0][:3], rows[-1][2]) == ([0, 0.0, 0.0], pytest.approx(1, abs=1e-4))
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
@@ -263,9 +259,6 @@ def test_a_curve_goes_to_the_whole_model_and_its_minimal_circuit_is_faithful_and
     assert size < edges.scalars["edges"].value / 2
     assert len(json.loads(artefact(edges, "circuit.json").content)) == size
     assert {edge.target for edge in edges.graphs[0].edges} <= {n.id for n in edges.graphs[0].nodes} | {"output"}
-
-
-def test_a_report_depends_on_the_code_of_the_plug_in_too(edges):
     assert edges.manifest.code == code_digest("fovea_edges.report") != code_digest()
 
 

@@ -18,7 +18,7 @@ TEXTS = {
 }
 
 
-def test_sentences_keep_their_citations_and_what_is_said_twice_is_kept_once():
+def test_sentences_keep_their_citations_are_kept_once_and_covered_by_their_source_alone():
     text = "The moon makes tides. [1] The sun helps, by 46 % [2, m3]. Dr. Who said so! Is it 3.5 m high?"
     found = claims.split_sentences(text)
     assert (found[0], claims.read_citations(found[1])) == ("The moon makes tides. [1]", ["2", "m3"])
@@ -33,9 +33,6 @@ def test_sentences_keep_their_citations_and_what_is_said_twice_is_kept_once():
     assert len(claims.split_sentences("Das gilt u. a. für ältere Dämme, и т. д. ниже.")) == 1
     said = ["The moon causes tides.", "Yeast makes dough rise.", "Tides are caused by the moon."]
     assert claims.drop_repetitions(said) == [0, 1]
-
-
-def test_a_claim_is_covered_by_its_source_and_not_by_another_nor_with_another_number():
     sources = [
         "High water comes about every twelve hours, because the moon's gravity stretches the oceans. Ships wait.",
         "Bread rises because yeast makes gas in warm dough.",
@@ -85,7 +82,7 @@ def preferences(first: float, length: float = 0, truth: float = 0, count: int = 
     return found
 
 
-def test_judges_that_lean_to_the_first_or_to_length_are_found_out():
+def test_judges_that_lean_to_the_first_or_to_length_are_found_out_and_both_orders_are_more_accurate():
     found = measure_order_bias(preferences(first=1.0))
     assert found.shown_first.share == 1
     assert found.shown_first.p < 1e-6
@@ -96,9 +93,6 @@ def test_judges_that_lean_to_the_first_or_to_length_are_found_out():
     assert "longer" in biased.statement
     assert fair.longer.interval[0] < 0.5 < fair.longer.interval[1]
     assert "longer" not in fair.statement
-
-
-def test_asking_in_both_orders_is_more_accurate_than_in_one():
     found = measure_order_bias(preferences(first=1.5, truth=1.0, count=300))
     assert found.accuracy.share > found.single_order_accuracy.share + 0.2
     assert measure_order_bias([]).consistent is None

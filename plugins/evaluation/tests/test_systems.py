@@ -66,7 +66,7 @@ def test_correlations_match_the_oracle_and_are_none_where_undefined():
     assert compare({"a": 1.0}, {"a": 2.0, "b": 1.0}).tau_b is None
 
 
-def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_does_not_count():
+def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_or_a_judged_passage_does_not_count():
     labels = {("q1", "a"): 0, ("q2", "a"): 3}
     found = evaluate({"q1": {"a": 1.0}}, labels, measures=["ndcg", "map", "recall_5"])
     assert found == {"q1": {"ndcg": 0.0, "map": 0.0, "recall_5": 0.0}}
@@ -75,9 +75,6 @@ def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_do
     assert system_scores(runs, labels, measure="P_1") == {"whole": 0.5, "part": 1.0}
     assert system_scores(runs, labels, measure="P_1", missing="zero") == {"whole": 0.5, "part": 0.5}
     assert system_scores({"none": {"9": {"a": 1.0}}}, labels, missing="zero") == {"none": 0.0}
-
-
-def test_what_nobody_judged_is_not_relevant_even_where_grade_zero_is():
     run = {"q": {"new": 3.0, "a": 2.0, "other": 1.0}}
     found = evaluate(run, {("q", "a"): 0}, measures=["map", "recall_3", "recip_rank", "P_1"], relevance_level=0)
     assert found == {"q": {"map": 0.5, "recall_3": 1.0, "recip_rank": 0.5, "P_1": 0.0}}
@@ -95,7 +92,7 @@ PAIR = {"query": "q", "first": "a", "second": "b"}
 RUNS = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("bm25", "overlap", "query-likelihood"))
 
 
-def test_systems_are_compared_with_a_sentence_each(client):
+def test_systems_are_compared_with_a_sentence_each_that_names_the_interval_asked_for(client):
     found = post(client, "significance", {"labels": FIRST, "runs": RUNS, "draws": 1000})
     assert found["systems"] == pytest.approx(system_scores(parse_runs(RUNS), MINI.labels, missing="zero"))
     assert len(found["comparisons"]) == 3
@@ -109,9 +106,6 @@ def test_systems_are_compared_with_a_sentence_each(client):
     for row in found["comparisons"]:  # the baseline is better, so that differences are negative
         low, high = row["interval"]
         assert f"interval {-high:+.4f} to {-low:+.4f}" in row["statement"]
-
-
-def test_sentences_name_the_interval_that_was_asked_for(client):
     found = post(client, "significance", {"labels": FIRST, "runs": RUNS, "draws": 100, "level": 0.001})
     assert "(99.9% interval" in found["comparisons"][0]["statement"]
     human = format_qrels({pair: grade for pair, grade in MINI.labels.items() if pair[0] != "1"})
@@ -153,7 +147,7 @@ def test_a_biased_judge_is_corrected_by_a_human_sample(client):
     assert str(plan["with_judge"]) in plan["statement"]
 
 
-def test_rankings_come_with_kappa_beside_them_and_shifts_per_system(client):
+def test_rankings_come_with_kappa_beside_them_shifts_per_system_and_ranks_that_tied_ones_share(client):
     runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
     runs += "".join(f"{q} Q0 {p} 0 {3 - grade} turned\n" for (q, p), grade in MINI.labels.items())
     runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
@@ -168,9 +162,6 @@ def test_rankings_come_with_kappa_beside_them_and_shifts_per_system(client):
     assert {row["system"]: row["judge"] for row in found["systems"]}["turned"] == pytest.approx(1.0)
     assert found["systems"][0]["shift"] < 0
     assert sum(row["shift"] for row in found["systems"]) == 0
-
-
-def test_tied_systems_share_their_rank_in_whatever_order_they_come(client):
     lines = {
         tag: f"1 Q0 m01-1 0 {first} {tag}\n1 Q0 m01-4 0 1 {tag}\n" for tag, first in zip("abc", "202", strict=True)
     }
@@ -276,23 +267,17 @@ def test_json_lines_tell_cost_time_and_invalid_answers(client):
     assert (row["seconds"], row["pairs"]) == (pytest.approx(19.2), 144)
 
 
-def test_a_table_is_kept_by_name_and_sorted_anew(client):
+def test_a_table_is_kept_by_name_and_sorted_anew_with_rows_without_a_value_last(client, released):
     made = client.post("/v1/judge/leaderboard", json=_board_body(name="passes")).json()
     assert (made["version"], client.get("/v1/judge/leaderboard?name=passes").json()["rows"]) == (1, made["rows"])
     again = client.get("/v1/judge/leaderboard?name=passes@1&sort=judge").json()
     assert [row["judge"] for row in again["rows"]] == ["one grade", "second pass", "turned"]
+    for query, status in (("name=nope", 404), ("sort=beauty", 422)):
+        assert client.get(f"/v1/judge/leaderboard?{query}").status_code == status
     for bad in ({"name": "mini"}, {"measure": "bpref"}):
         assert client.post("/v1/judge/leaderboard", json=_board_body(**bad)).status_code == 422
-
-
-def test_rows_without_a_value_come_last(released):
     reference = released("Olz-gpt4o")
     entries = [LeaderboardEntry(judge=n, labels=LabelSet(released(n))) for n in ("willia-umbrela1", "RMITIR-GPT4o")]
     found = build_leaderboard(reference, entries, {}, draws=20, sort="cost")
     assert [row.cost for row in found.rows] == [None, None]
     assert found.kappa_with_tau is None
-
-
-@pytest.mark.parametrize(("query", "status"), [("name=nope", 404), ("sort=beauty", 422)])
-def test_a_table_that_is_not_kept_or_has_no_such_column_is_refused(client, query, status):
-    assert client.get(f"/v1/judge/leaderboard?{query}").status_code == status

@@ -23,6 +23,7 @@ from services.interpretability.tests.conftest import ask
 from services.llm_longctx.serving.local_models import make_local_model
 from shared.lm.niah_prompts import build_haystack
 from shared.registry import CallContext, LoadContext
+from tests.harness.waiting import wait_until
 
 fidelity, needle = expand_options(cli.fidelity), expand_options(cli.needle)
 
@@ -70,10 +71,12 @@ def test_a_grid_is_drawn_as_a_picture():
 def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     needle(model=str(folder), lengths="150", depths="0,100", steps=3, out=tmp_path / "needle.json")
-    power = '{"method": "power", "block": 16}'
-    fidelity(model=str(folder), longctx=power, lengths="48", steps=4, out=tmp_path / "f.json")
     out, err = capsys.readouterr()
-    assert ("recall, mean" in err, "top-1" in out) == (True, True)
+    assert (out.splitlines()[0], "recall, mean" in err) == ("depth \\ tokens\t150", True)
+    fidelity(model=str(folder), longctx='{"method": "power", "block": 16}', lengths="48", steps=4)
+    assert "top-1" in capsys.readouterr().out
+    fidelity(model=str(folder), method="power", knob=["block=16"], lengths="150", steps=2, json_lines=True)
+    assert json.loads(capsys.readouterr().out)["rows"][0]["length"] == 150
     assert json.loads((tmp_path / "needle.json").read_text())["lengths"] == [150]
     assert (tmp_path / "needle.png").read_bytes().startswith(b"\x89PNG")
     for verb, options, told in (
@@ -103,6 +106,23 @@ def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):
     assert [one.stats.cached_tokens for one in requests] == [0, 64]
 
 
+def test_a_grid_is_told_step_by_step_and_frees_its_pages_when_it_is_cancelled(model):
+    told: list[tuple[float, str | None]] = []
+    spec = NeedleRequest(lengths=[150, 170], depths=[0, 100], steps=3)
+    run_needle(model.adapter, spec, CallContext(report=lambda *news: told.append(news)))
+    shares = [share for share, _ in told]
+    assert (shares, told[-1]) == (sorted(shares), (1.0, "170 tokens, depth 0 %"))
+    told.clear()
+    run = CallContext(report=lambda *news: [told.append(news), run.cancel()])
+    with pytest.raises(Cancelled):
+        run_needle(model.adapter, spec, run)
+    assert max(share for share, _ in told) < 1
+    scheduler, engine = model.adapter.scheduler, model.adapter.engine
+    wait_until(lambda: not scheduler.in_flight and not scheduler.backend.background_tasks, 10, "the end of its work")
+    engine.prefix_cache.clear()
+    assert engine.pool.held == 0
+
+
 def test_cached_prefixes_give_way_to_a_comparison(model, folder, tmp_path, monkeypatch):
     room = model.adapter.engine.dense_bytes(400)
     monkeypatch.setattr("services.llm_longctx.serving.decoder_model.choose_room", lambda *_: (room, 4))
@@ -125,16 +145,7 @@ def test_a_comparison_is_given_up_before_its_turn_or_at_its_deadline(model, monk
         run_fidelity(model.adapter, FidelityRequest(lengths=[40], steps=5), soon)
 
 
-def test_knobs_of_a_method_are_options(folder, capsys):
-    asked = {"model": str(folder), "method": "power", "knob": ["block=16"], "lengths": "150", "steps": 2}
-    needle(**asked, depths="0")
-    out, err = capsys.readouterr()
-    assert (out.splitlines()[0], "recall, mean" in err) == ("depth \\ tokens\t150", True)
-    fidelity(**asked, json_lines=True)
-    assert json.loads(capsys.readouterr().out)["rows"][0]["length"] == 150
-
-
-def test_hidden_heads_change_what_comes_back_and_a_length_over_the_window_is_refused(context):
+def test_hidden_heads_change_a_grid_and_lengths_and_depths_that_no_prompt_has_are_refused(context):
     plain = ask(NeedleGrid, context)
     hidden = ask(NeedleGrid, context, heads=[[l, h] for l in range(3) for h in range(4)])
     assert np.array(plain.grid("needle").values).shape == (2, 2)
@@ -142,9 +153,6 @@ def test_hidden_heads_change_what_comes_back_and_a_length_over_the_window_is_ref
     with pytest.raises(TooLarge) as caught:
         ask(NeedleGrid, context, lengths=[3000])
     assert caught.value.field == "lengths"
-
-
-def test_a_length_or_depth_that_no_prompt_has_gets_no_place_in_the_map(context):
     for options, told in (
         ({"lengths": [250, 700]}, "of 250 tokens has no room"),
         ({"lengths": [700], "corpus": "Too short. " * 9}, "The haystack has"),

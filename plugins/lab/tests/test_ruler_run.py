@@ -55,11 +55,13 @@ def test_scores_are_the_published_ones_and_chains_resolved():
     for case in cases["batches"]:
         match = string_match_all if case["metric"] == "all" else string_match_part
         assert match(case["predictions"], case["references"]) == pytest.approx(case["percent"], abs=1e-8)
+        with pytest.raises(InvalidOption, match="no answers"):
+            match([], [])
     for case in golden("chains"):
         assert resolve(case["text"], case["value"]) == case["variables"], case["why"]
 
 
-def test_counts_and_places_are_the_published_ones():
+def test_counts_places_and_fits_are_the_published_ones():
     cases = golden("frequencies")
     assert list(DEPTHS) == cases["depths"]
     for case in cases["fwe"]:
@@ -81,6 +83,7 @@ def test_counts_and_places_are_the_published_ones():
         else:
             assert fit(measure, case["most"], first=case["first"]) == case["units"]
             assert len(calls) <= 2 * case["units"].bit_length() + 6
+    assert [fit(lambda units: 10 * units, most, first=0) for most in (5, 10, 35)] == [0, 1, 3]
 
 
 def test_intervals_are_the_published_ones():
@@ -139,17 +142,14 @@ def test_needles_are_the_same_at_every_length_and_several_questions_share_a_cont
     samples = generate("niah_multikey_1", codec, length=3000, n=6, questions=4)
     assert [sample.group for sample in samples] == [0, 0, 0, 0, 1, 1]
     assert (len({sample.context for sample in samples}), len({sample.question for sample in samples[:4]})) == (2, 4)
-    with pytest.raises(InvalidOption, match="4 question"):
-        generate("niah_multikey_1", codec, length=3000, n=6, questions=5)
-
-
-@pytest.mark.parametrize(("task", "length", "told"), [
-    ("niah_single_1", 200, "smallest prompt"), ("niah_single_9", 2000, "no RULER-form task"),
-    ("qa_1", 2000, "file of questions"),
-])  # fmt: skip
-def test_what_can_not_be_made_is_refused(codec, task, length, told):
-    with pytest.raises(InvalidOption, match=told):
-        generate(task, codec, length=length, n=1)
+    for task, options, told in (
+        ("niah_multikey_1", {"length": 3000, "questions": 5}, "4 question"),
+        ("niah_single_1", {"length": 200}, "smallest prompt"),
+        ("niah_single_9", {"length": 2000}, "no RULER-form task"),
+        ("qa_1", {"length": 2000}, "file of questions"),
+    ):
+        with pytest.raises(InvalidOption, match=told):
+            generate(task, codec, n=6, **options)
 
 
 def test_questions_of_a_file_stand_among_other_documents(codec, tmp_path):
@@ -401,19 +401,30 @@ def test_pages_decide_how_many_full_heads_a_budget_buys(page, recent, full):
     assert policy.pages(960, 0, page) * engine.pool.page_bytes <= 0.25 * engine.dense_bytes(960)
 
 
-def test_it_is_served_as_json_and_picture(saved, tmp_path):
-    app = app_of(saved, tmp_path)
-    body = FEW | {"n": 1, "methods": [{"method": "streamingllm"}], "budgets": [0.5]}
-    with Server(app) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
+def test_it_is_served_as_json_and_picture_and_a_tenant_compares_by_its_own_head_plans_alone(saved, tmp_path):
+    store = ObjectStore.open(tmp_path.as_uri()).of_tenant("team")
+    save_plan(HeadPlan.parse(TINY_PLAN), store, "tiny-llama", "ours")
+    duo = {"method": "duo", "plan": "ours", "sink": 2, "recent": 8}
+    body, told = FEW | {"n": 1, "methods": [{"method": "streamingllm"}], "budgets": [0.5]}, {}
+    with Server(app_of(saved, tmp_path)) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
         report = http.post("/v1/longctx/ruler", json=body).json()
         assert report["schema"] == "ruler-report/1"
         assert {c["method"] for c in report["cells"]} == {"dense", "empty", "truncate", "streamingllm"}
         drawn = http.post("/v1/longctx/ruler", json=body, headers={"accept": "image/png"})
         assert drawn.headers["content-type"] == "image/png"
+        grid = {"lengths": [150, 170], "depths": [0, 100], "steps": 3}
+        assert http.post("/v1/longctx/needle", json=grid).json()["lengths"] == [150, 170]
+        drawn = http.post("/v1/longctx/needle", json=grid, headers={"accept": "image/png"})
+        assert Image.open(io.BytesIO(drawn.content)).format == "PNG"
         assert http.post("/v1/longctx/ruler", json=body | {"tasks": ["cats"]}).status_code == 422
         assert http.post("/v1/longctx/ruler", json=body | {"n": 0}).status_code == 422
         tasks = http.get("/v1/longctx/ruler/tasks").json()
         assert [t["name"] for t in tasks if not t["offline"]] == ["qa_1", "qa_2"]
+        body |= {"methods": [duo], "budgets": [0.9]}
+        for tenant in ("team", "local"):
+            told[tenant] = http.post("/v1/longctx/ruler", json=body, headers={"x-fovea-tenant": tenant}).text
+    assert "no head plan" not in told["team"]
+    assert "no head plan 'ours'" in told["local"]
 
 
 def test_the_command_writes_report_predictions_and_picture(saved, tmp_path, capsys):
@@ -455,39 +466,6 @@ def test_a_plot_shows_the_best_of_the_methods_measured_at_most_budgets():
     ]
     assert plots.list_best(shown) == ["b", "a", "once"]
     assert plots.list_best(shown, 1) == ["b"]
-
-
-def test_a_tenant_compares_by_its_own_head_plans_and_by_nobody_elses(saved, tmp_path):
-    store = ObjectStore.open(tmp_path.as_uri()).of_tenant("team")
-    save_plan(HeadPlan.parse(TINY_PLAN), store, "tiny-llama", "ours")
-    duo = {"method": "duo", "plan": "ours", "sink": 2, "recent": 8}
-    body, told = FEW | {"n": 1, "methods": [duo], "budgets": [0.9]}, {}
-    with Server(app_of(saved, tmp_path)) as server, httpx2.Client(base_url=server.url, timeout=120) as http:
-        for tenant in ("team", "local"):
-            told[tenant] = http.post("/v1/longctx/ruler", json=body, headers={"x-fovea-tenant": tenant}).text
-    assert "no head plan" not in told["team"]
-    assert "no head plan 'ours'" in told["local"]
-
-
-def test_its_public_names_are_found_at_the_package():
-    from fovea_lab import ruler
-
-    names = "TASKS OFFLINE DEPTHS clean score string_match_all string_match_part fwe_counts place cwe_rule resolve fit"
-    names += " generate render bootstrap paired"
-    assert [name for name in names.split() if not hasattr(ruler, name)] == []
-    assert (ruler.TASKS, ruler.paired) == (TASKS, paired)
-    with pytest.raises(AttributeError):
-        ruler.unheard_of  # noqa: B018
-
-
-@pytest.mark.parametrize("match", [string_match_all, string_match_part])
-def test_no_answers_are_refused_by_name(match):
-    with pytest.raises(InvalidOption, match="no answers"):
-        match([], [])
-
-
-def test_fitting_ends_where_no_unit_is_the_least():
-    assert [fit(lambda units: 10 * units, most, first=0) for most in (5, 10, 35)] == [0, 1, 3]
 
 
 def test_models_that_think_are_told_not_to(tmp_path):

@@ -45,7 +45,7 @@ def test_a_jittered_grid_is_found_again(rows, columns, random):
     assert [cells[item] for item in shelf.ids] == sorted(cells)
 
 
-def test_crops_lie_inside_their_boxes_and_on_a_grid_that_holds_them():
+def test_crops_lie_inside_their_boxes_and_on_a_grid_a_page_holds_them_and_the_path_is_drawn():
     assert object_layout.layout_from_grid(6, (2, 3), (48, 32)).layout == [[0, 1, 2], [3, 4, 5]]
     for grid in ((2, 2), (0, 6), (3, 3)):
         with pytest.raises(InvalidOption):
@@ -56,15 +56,6 @@ def test_crops_lie_inside_their_boxes_and_on_a_grid_that_holds_them():
     assert found.shape == (2, 48, 32, 3)
     np.testing.assert_allclose(found[0, 2:-2, 2:-2], np.broadcast_to([1, 0, 0], (44, 28, 3)), atol=1e-6)
     assert not found[1].any()
-
-
-@pytest.mark.parametrize("box", [(10, 10, 10, 40), (200, 200, 300, 300), (50, 50, 20, 20)])
-def test_boxes_without_a_pixel_are_refused(box):
-    with pytest.raises(InvalidOption, match="Box 0"):
-        object_layout.crop_objects(np.zeros((100, 100, 3), np.uint8), [box], (48, 32))
-
-
-def test_a_page_holds_its_crops_and_the_path_is_drawn():
     crops = np.stack([np.full((4, 2, 3), value, np.float32) for value in (0.0, 0.5, 1.0)])
     page = object_layout.render_layout(crops, object_layout.layout_from_grid(3, (1, 3), (4, 2)))
     assert page[0, :, 0].tolist() == [0, 0, 128, 128, 255, 255]
@@ -74,6 +65,12 @@ def test_a_page_holds_its_crops_and_the_path_is_drawn():
     assert (drawn == (214, 40, 57)).all(2).any()
     assert (drawn == (0, 160, 90)).all(2).any()
     assert (page == 255).all()
+
+
+@pytest.mark.parametrize("box", [(10, 10, 10, 40), (200, 200, 300, 300), (50, 50, 20, 20)])
+def test_boxes_without_a_pixel_are_refused(box):
+    with pytest.raises(InvalidOption, match="Box 0"):
+        object_layout.crop_objects(np.zeros((100, 100, 3), np.uint8), [box], (48, 32))
 
 
 SHELVES = {"yogurt": (3, 9), "wine": (2, 11), "amazon": (6, 14)}
@@ -150,7 +147,7 @@ def chain(fixations: np.ndarray) -> np.ndarray:
     return logits
 
 
-def test_the_likeliest_path_ends_where_the_end_is_likeliest_but_not_at_its_first_step():
+def test_paths_end_where_the_end_is_likeliest_but_not_at_their_first_step_each_for_itself():
     (found,) = decode_scanpaths(chain, 1, 10)
     assert (found.objects, found.ended, found.probabilities.shape) == ([0, 1, 2], True, (3, 6))
     np.testing.assert_allclose(found.probabilities.sum(1), 1)
@@ -158,6 +155,15 @@ def test_the_likeliest_path_ends_where_the_end_is_likeliest_but_not_at_its_first
     assert (found.objects, found.ended) == ([2, 2, 2, 2], False)
     (found,) = decode_scanpaths(lambda fixations: np.eye(7)[[5] * len(fixations)] * 9, 1, 4)
     assert (len(found.objects), found.probabilities[0, 5]) == (1, 0)
+
+    def step(fixations: np.ndarray) -> np.ndarray:
+        logits = np.zeros((2, 7))
+        logits[0, 5 if fixations.shape[1] == 1 else 1] = 9
+        logits[1, 5 if fixations.shape[1] == 3 else 2] = 9
+        return logits
+
+    short, long = decode_scanpaths(step, 2, 6)
+    assert (short.objects, long.objects) == ([1], [2, 2, 2])
 
 
 def test_drawn_paths_follow_the_probabilities_and_the_seed():
@@ -172,17 +178,6 @@ def test_drawn_paths_follow_the_probabilities_and_the_seed():
     assert found != draw(2)
     shares = np.bincount([path[0] for path in found], minlength=3) / 2000
     assert shares == pytest.approx([0.5, 0.3, 0.2], abs=0.05)
-
-
-def test_paths_of_different_lengths_are_kept_apart():
-    def step(fixations: np.ndarray) -> np.ndarray:
-        logits = np.zeros((2, 7))
-        logits[0, 5 if fixations.shape[1] == 1 else 1] = 9
-        logits[1, 5 if fixations.shape[1] == 3 else 2] = 9
-        return logits
-
-    short, long = decode_scanpaths(step, 2, 6)
-    assert (short.objects, long.objects) == ([1], [2, 2, 2])
 
 
 CASES = read_golden(GOLDEN / "oat_metrics.json")["cases"]

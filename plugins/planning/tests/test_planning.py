@@ -9,15 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from fovea.cli import main
-from fovea.cli.schema_options import list_picture_fields
 from fovea.errors import InvalidOption
 from fovea_planning.models.planner import FoveaPlanner
 from fovea_planning.models.pointer_net import PointerNet
 from fovea_planning.plan_schema import PlanIn
-from fovea_planning.scanpath_schema import ScanpathIn
 from fovea_planning.solvers import InvalidPoints, Pointers, plan, plans
 from fovea_planning.solvers.exact import optimal_tours, tour_lengths
 from fovea_planning.solvers.geometry import area, hull, hull_successors
@@ -132,10 +128,17 @@ def test_successors_of_many_instances_follow_the_hull(n, seed):
         assert (following >= 0).sum() == len(order)
 
 
-def test_points_on_an_edge_are_no_corners_and_far_places_lose_nothing():
+def test_points_on_an_edge_are_no_corners_far_places_lose_nothing_and_of_points_at_one_place_the_first_is_named():
     square = np.array([[0, 0], [1, 0], [2, 0], [2, 2], [0, 2], [1, 1]])
     for found in (plan("hull", square), plan("hull", square + 1e6)):
         assert (found.order, found.objective) == ([0, 2, 3, 4], pytest.approx(4, rel=1e-3))
+    points = [[0, 0], [1, 1], [1, 2], [1, 0], [2, 2], [2, 0], [0, 0], [2, 2], [0, 2], [1, 0], [2, 0], [0, 2]]
+    for order in (range(12), range(11, -1, -1)):
+        turned = [points[index] for index in order]
+        corners = {turned.index(corner) for corner in ([0, 0], [2, 0], [2, 2], [0, 2])}
+        assert set(plan("hull", turned).order or ()) == corners
+        named = {index for triangle in plan("delaunay", turned).triangles or () for index in triangle}
+        assert named == {turned.index(point) for point in turned}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -208,7 +211,7 @@ class Wrong:
         return order, np.zeros((len(points), 1))
 
 
-def test_a_wrong_network_costs_nothing_but_a_note():
+def test_a_wrong_network_costs_nothing_but_a_note_and_small_tours_are_proven_too():
     wrong = Pointers(Wrong(), Wrong())  # type: ignore[arg-type]
     rng = np.random.default_rng(4)
     sets = [rng.random((8, 2)) for _ in range(5)]
@@ -221,25 +224,12 @@ def test_a_wrong_network_costs_nothing_but_a_note():
         assert found.lower_bound <= best + 1e-9 <= found.objective + 2e-9
         assert found.objective <= 1.2 * best
         assert found.certified == (found.optimality_gap < 1e-9)
-
-
-def test_small_tours_of_a_batch_are_proven_too():
     """A learned tour that its bound does not prove gives way to the exact one."""
     sets = [np.random.default_rng(seed).random((9, 2)) for seed in range(8)]
     wrong = Pointers(Wrong(), Wrong())  # type: ignore[arg-type]
     for points, found in zip(sets, plans("tsp", sets, pointers=wrong), strict=True):
         assert found.certified
         assert found.objective == pytest.approx(optimal_tours(points[None])[1][0])
-
-
-def test_of_points_at_one_place_the_first_is_named():
-    points = [[0, 0], [1, 1], [1, 2], [1, 0], [2, 2], [2, 0], [0, 0], [2, 2], [0, 2], [1, 0], [2, 0], [0, 2]]
-    for order in (range(12), range(11, -1, -1)):
-        turned = [points[index] for index in order]
-        corners = {turned.index(corner) for corner in ([0, 0], [2, 0], [2, 2], [0, 2])}
-        assert set(plan("hull", turned).order or ()) == corners
-        named = {index for triangle in plan("delaunay", turned).triangles or () for index in triangle}
-        assert named == {turned.index(point) for point in turned}
 
 
 def ready(net: PointerNet) -> PointerInference:
@@ -346,9 +336,3 @@ def test_points_are_framed_without_changing_their_shape_and_other_forms_refused(
     assert np.isfinite(normalise_points(np.ones((1, 3, 2)), stretch=True)).all()
     with pytest.raises(InvalidOption, match="points must be"):
         ready(published).decode(np.zeros((2, 5, 3), np.float32), 4)
-
-
-@pytest.mark.parametrize(("task", "asked", "pictures"), [("plan", PlanIn, 0), ("scanpath", ScanpathIn, 2)])
-def test_commands_are_those_of_the_command_line_and_only_scanpaths_take_pictures(task, asked, pictures):
-    assert f"fovea {task}" in " ".join(CliRunner().invoke(main.app, [task, "--help"], prog_name="fovea").stdout.split())
-    assert list_picture_fields(asked.model_json_schema()) == ["image", "crops"][:pictures]

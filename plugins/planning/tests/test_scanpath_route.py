@@ -78,7 +78,7 @@ def test_an_answer_of_detect_is_taken_as_objects(client, plain):
     assert found.fixations[0].label == f"product {order[found.fixations[0].id]}"
 
 
-def test_drawn_paths_repeat_under_their_seed_and_never_look_at_missing_cells(client):
+def test_drawn_paths_repeat_under_their_seed_never_look_at_missing_cells_and_one_alone_is_noted(client):
     body = {**SHELF, "mode": "sampled", "samples": 12, "seed": 3}
     first, again = (answered(client.post("/v1/scanpath", json=body), ScanpathOut) for _ in range(2))
     other = answered(client.post("/v1/scanpath", json={**body, "seed": 4}), ScanpathOut)
@@ -91,6 +91,8 @@ def test_drawn_paths_repeat_under_their_seed_and_never_look_at_missing_cells(cli
     found = answered(client.post("/v1/scanpath", json=body), ScanpathOut)
     assert found.layout[-1][-1] is None
     assert {f.id for path in found.paths for f in path.fixations} <= set(range(len(kept)))
+    found = answered(client.post("/v1/scanpath", json={**SHELF, "samples": 5}), ScanpathOut)
+    assert (len(found.paths), found.notes[-1][:26]) == (1, "mode=greedy gives one path")
 
 
 def test_a_reference_is_compared(client, plain):
@@ -183,8 +185,3 @@ def test_most_hulls_are_those_that_the_network_proposed(client):
     assert np.mean([plan.solver == "pointer" for plan in found]) > 0.85
     assert all(plan.certified for plan in found)
     assert all(len(plan.step_probabilities) == len(plan.order) + 1 for plan in found if plan.solver == "pointer")
-
-
-def test_samples_without_chance_are_noted(client):
-    found = answered(client.post("/v1/scanpath", json={**SHELF, "samples": 5}), ScanpathOut)
-    assert (len(found.paths), found.notes[-1][:26]) == (1, "mode=greedy gives one path")

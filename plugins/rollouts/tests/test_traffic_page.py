@@ -16,7 +16,9 @@ TRAFFIC = {
 }
 
 
-def test_shares_are_set_refused_and_cleared(page, see, complaints):
+def test_services_of_a_gateway_are_listed_and_shares_are_set_refused_and_cleared(page, see, complaints):
+    page.goto("/console/traffic")
+    see(page.get_by_role("form", name="stub")).to_contain_text("stable: 1 ready replica")
     sent = []
 
     def answer(route):
@@ -51,8 +53,3 @@ def test_shares_are_set_refused_and_cleared(page, see, complaints):
     see(form).to_contain_text("All versions answer alike.")
     assert sent[-1] == ("DELETE", None)
     complaints.clear()  # the browser notes the 422
-
-
-def test_the_page_lists_the_services_of_a_gateway(page, see):
-    page.goto("/console/traffic")
-    see(page.get_by_role("form", name="stub")).to_contain_text("stable: 1 ready replica")

@@ -112,7 +112,7 @@ def answer(logits, boxes, height, width):
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(32, 300))
-def test_patches_cover_every_pixel_once_and_have_about_the_size_asked_for(height, width, tile):
+def test_patches_cover_every_pixel_once_have_about_the_size_asked_for_and_are_never_too_many(height, width, tile):
     made = divide(height, width, tile)
     seen = np.zeros((height, width), int)
     for left, top, right, bottom in made.boxes:
@@ -121,9 +121,6 @@ def test_patches_cover_every_pixel_once_and_have_about_the_size_asked_for(height
         assert right - left >= min(tile, width) / 1.5 - 1
     assert (seen == 1).all()
     assert len(made.boxes) == made.rows * made.columns
-
-
-def test_too_many_patches_are_refused_with_their_number():
     with pytest.raises(InvalidOption, match=r"4,096 patches; the limit is 1,024") as caught:
         divide(1024, 1024, 16)
     assert caught.value.field == "tile"

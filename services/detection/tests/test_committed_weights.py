@@ -38,7 +38,7 @@ def served(request, tmp_path_factory):
     loaded.close()
 
 
-def test_the_sample_is_answered_rightly_and_without_a_warning(served):
+def test_the_sample_is_answered_rightly_and_pictures_of_other_things_with_a_warning(served):
     (answer,) = served.predict([served.example()], CallContext())
     assert answer.warnings == []
     if isinstance(served, HieraEdgeNetCellsBoxDetector):
@@ -48,9 +48,6 @@ def test_the_sample_is_answered_rightly_and_without_a_warning(served):
         assert {each.label for each in answer.detections} in ({"crack"}, {"pothole"}, {"crack", "pothole"})
     else:
         assert answer.results[0].label == "shoes"
-
-
-def test_pictures_of_other_things_are_answered_with_a_warning(served):
     kind = DetectIn if served.card.task == "detect" else ClassifyIn
     pictures = [(SERVICES / f"{name}.jpg").read_bytes() for name in FOREIGN[type(served)]]
     answers = served.predict([kind(image=picture) for picture in pictures], CallContext())

@@ -39,7 +39,7 @@ def net():
     return fill_llama()
 
 
-def test_reach_is_that_of_an_attention_that_is_written_down(net):
+def test_reach_is_that_of_an_attention_that_is_written_down_and_needs_rotary_positions(net):
     ids = torch.arange(90) % 96
     seen = {}
 
@@ -61,6 +61,9 @@ def test_reach_is_that_of_an_attention_that_is_written_down(net):
             distance = torch.arange(29, -1, -1)  # mass at a distance is missing from so many sums
             wanted[layer, head // 2] += (p * distance).sum() / 30 / 2
     assert torch.allclose(mean_reach(net, ids, 30), wanted, atol=1e-6)
+    plain = gpt2(vocab=8, width=8, layers=1, heads=2, hidden=8, positions=16)
+    with pytest.raises(InvalidOption, match="rotary"):
+        mean_reach(plain, [1, 2, 3])
 
 
 @pytest.fixture
@@ -93,18 +96,17 @@ def test_gates_and_sinks_are_those_of_layers_without_a_window_of_their_own(windo
         assert act.try_heads_together(windowed, asked, rule, []) == (int(last.argmax()) == right)
 
 
-def test_a_model_without_rotary_positions_has_no_reach():
-    plain = gpt2(vocab=8, width=8, layers=1, heads=2, hidden=8, positions=16)
-    with pytest.raises(InvalidOption, match="rotary"):
-        mean_reach(plain, [1, 2, 3])
-
-
-def test_echo_and_induction_are_the_published_scores(net):
+def test_echo_and_induction_are_the_published_scores_and_razor_takes_a_head_by_each(net):
     scores = head_plans.echo_induction(net, GOLDEN["razor_repeat_ids"], 24)
     assert np.abs(scores.numpy() - GOLDEN["razor_scores_q"]).max() < 1e-7
     for kind in (0, 1):
         table = np.array(grouped_max(scores[:, kind].tolist(), 2))
         assert np.abs(table - GOLDEN["razor_scores_kv"][:, kind]).max() < 1e-7
+    plan = head_plans.razor_plan(net, period=20, echo=0.001, induction=0.3)
+    assert 1 <= sum(map(sum, plan.roles)) <= 3
+    best = np.unravel_index(np.argmax(plan.scores["echo"]), (3, 2))
+    assert (plan.roles[best[0]][best[1]], plan.made_by.spec["period"]) == (1, 20)
+    plan.check(net.config)
 
 
 def test_gates_have_the_published_loss_and_gradient_and_cost_their_sparsity_when_open(net):
@@ -119,15 +121,7 @@ def test_gates_have_the_published_loss_and_gradient_and_cost_their_sparsity_when
     assert float(loss.total) == pytest.approx(0.05)
 
 
-def test_razor_takes_at_least_one_head_by_each_score(net):
-    plan = head_plans.razor_plan(net, period=20, echo=0.001, induction=0.3)
-    assert 1 <= sum(map(sum, plan.roles)) <= 3
-    best = np.unravel_index(np.argmax(plan.scores["echo"]), (3, 2))
-    assert (plan.roles[best[0]][best[1]], plan.made_by.spec["period"]) == (1, 20)
-    plan.check(net.config)
-
-
-def test_trained_gates_become_a_plan_with_progress(net):
+def test_trained_gates_become_a_plan_with_progress_in_a_table_to_the_last_step(net):
     seen = []
     data = [(torch.from_numpy(GOLDEN["ids"][:80]), torch.arange(60, 80))] * 3
     plan = head_plans.duo_gates(net, data, steps=3, sink=2, recent=8, share=0.5, progress=seen.append)
@@ -135,6 +129,7 @@ def test_trained_gates_become_a_plan_with_progress(net):
     assert all(0 <= gate <= 1 for row in plan.scores["duo_gate"] for gate in row)
     assert len({gate for row in plan.scores["duo_gate"] for gate in row}) > 1
     assert seen[-1] == 1.0
+    assert [row[0] for row in makers._training_table([[0.0, 1.0]] * 25).rows] == [10, 20, 25]
 
 
 @pytest.mark.parametrize("length", [352, 512])
@@ -282,7 +277,3 @@ def test_plans_from_evidence_and_from_published_tables(study, tiny):
     ):
         with pytest.raises(error):
             made(study, **options)
-
-
-def test_the_training_table_ends_at_the_last_step():
-    assert [row[0] for row in makers._training_table([[0.0, 1.0]] * 25).rows] == [10, 20, 25]

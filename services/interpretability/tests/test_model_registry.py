@@ -7,7 +7,9 @@ import torch
 
 from fovea.errors import NotFound, NotReady
 from services.interpretability.core.model_registry import TINY, ModelRegistry
-from services.interpretability.tests.conftest import WEIGHTS, write_gpt2
+from services.interpretability.experiments.attention import AttentionPatterns
+from services.interpretability.tests.conftest import WEIGHTS, ask, write_gpt2
+from shared.registry import LoadContext
 from tests.golden import read_golden
 
 FACTS = json.loads((WEIGHTS / "tiny_gpt2.json").read_text())
@@ -22,10 +24,13 @@ def registry(tmp_path):
     return ModelRegistry(tmp_path / "cache", tmp_path / "weights", "smollm2", "float32", "cpu")
 
 
-def test_folder_under_the_weights_is_studied_by_its_name(registry):
+def test_folder_under_the_weights_is_studied_by_its_name(registry, tmp_path):
     subject = registry.get("gpt2-tiny")
     last = subject.model(subject.tensor(FACTS["clean_ids"]))[:, -1]
     torch.testing.assert_close(last, torch.tensor(FACTS["clean_last_logits"]), atol=1e-4, rtol=0)
+    context = LoadContext(cache=tmp_path, weights=tmp_path / "weights", threads=1)
+    report = ask(AttentionPatterns, context, lm="gpt2-tiny", text=None, ids=FACTS["clean_ids"][0])
+    assert report.manifest.model == "gpt2-tiny"
 
 
 def test_second_full_size_model_is_refused_with_the_list(registry, monkeypatch):

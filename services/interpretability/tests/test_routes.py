@@ -1,23 +1,14 @@
-"""The routes: forms of an answer, refusals by name, kept reports and artefacts; experiments on a GPT-2 of one's own."""
+"""The routes: forms of an answer, refusals by name, kept reports and artefacts."""
 
 import json
 
-import numpy as np
 import pytest
 import pytest_asyncio
-import torch
 
-from services.interpretability.attention.retrieval_score import retrieval_score
-from services.interpretability.core.model_registry import ModelRegistry
 from services.interpretability.core.studied_model import StudiedModel
-from services.interpretability.experiments.retrieval_heads import RetrievalHeadsSpec
-from services.interpretability.experiments.retrieval_heads.spec import draw_samples
 from services.interpretability.rendering.html_page import POLICY
-from services.interpretability.tests.conftest import probing, write_gpt2
-from shared.lm.builders import gpt2
-from shared.lm.taps import trace
+from services.interpretability.tests.conftest import probing
 from shared.registry import servables
-from tests.harness.models import ok
 
 TEXT = {"lm": "tiny", "text": "kqzwxm kqzwxm kqzwx"}
 
@@ -120,58 +111,3 @@ async def test_what_takes_long_asks_to_be_queued_and_says_how_long_it_takes(clie
     assert scalars["seconds"]["value"] == pytest.approx(scalars["tokens"]["value"] / 10)
     monkeypatch.setattr(StudiedModel, "seconds_per_token", property(lambda _: 1e-6))
     assert (await client.post("/v1/probe/heads/retrieval", json=LONG)).status_code == 200
-
-
-NAME = "gpt2-of-mine"
-LAYERS, HEADS, POSITIONS = 3, 4, 1024
-OWN = {"routing-clusters", "deconstruction-study", "sparsity"}
-"""Experiments on models of their own."""
-
-KV = {"protocol": "kv", "samples": 2, "pairs": 3, "shots": 1, "key_chars": 4, "value_words": 0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    torch.manual_seed(5)
-    sizes = {"vocab": 256, "width": 32, "layers": LAYERS, "heads": HEADS, "hidden": 64, "positions": POSITIONS}
-    model = gpt2(**sizes).requires_grad_(requires_grad=False)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.copy_(torch.randn(parameter.shape) / parameter.shape[1] ** 0.5)
-    weights = {key: x for key, x in model.state_dict().items() if key != "lm_head.weight"}
-    write_gpt2(folder / "weights" / NAME, sizes, weights)
-    return folder
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def own(data):
-    async with probing(data) as asked:
-        yield asked
-
-
-async def test_retrieval_heads_are_those_of_its_own_pattern_rows(own, data):
-    report = ok(await own.post("/v1/probe/heads/retrieval", json={"model": NAME, "seed": 3, **KV}))
-    assert report["manifest"]["model"] == NAME
-    assert any("does not solve the task" in warning for warning in report["warnings"]), "random weights know nothing"
-    subject = ModelRegistry(data, data / "weights", NAME, "float32", "cpu").get(NAME)
-    names, expected = [f"pattern.{i}" for i in range(LAYERS)], []
-    for sample in draw_samples(RetrievalHeadsSpec(seed=3, **KV), subject):
-        read, said = sample.prompt.ids, sample.prompt.answer_ids
-        seen = trace(subject.model, torch.tensor([[*read, *said[:-1]]]), capture=names)
-        rows = torch.stack([seen[name][0] for name in names]).permute(2, 0, 1, 3)
-        expected.append(retrieval_score(rows[len(read) - 1 :].numpy(), read, said, sample.prompt.span))
-    grid = next(grid for grid in report["grids"] if grid["name"] == "retrieval_score")
-    assert np.max(expected) > 0, "else nothing would be compared"
-    assert np.allclose(grid["values"], np.mean(expected, 0))
-    plan = next(one for one in report["artefacts"] if one["name"] == "head-plan.json")
-    roles = (await own.get(f"/v1/probe/artefacts/{plan['sha256']}")).json()["roles"]
-    assert (np.array(roles).shape, np.sum(roles)) == ((LAYERS, HEADS), LAYERS * HEADS / 2)
-
-
-@pytest.mark.parametrize("name", [name for name in servables("interpretability") if name not in OWN])
-async def test_experiment_answers_its_example_for_it(own, name):
-    kind = servables("interpretability")[name]
-    example = {**kind.card.example, "model": NAME}
-    del example["lm"]
-    assert ok(await own.post(f"/v1/probe/{kind.route}", json=example))["manifest"]["model"] == NAME

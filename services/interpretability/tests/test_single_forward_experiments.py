@@ -42,6 +42,8 @@ def test_what_cannot_be_measured_is_refused_by_name(context, study, options, fie
     with pytest.raises((InvalidOption, TooLarge)) as caught:
         ask(study, context, **options)
     assert caught.value.field == field
+    with pytest.raises(ValidationError, match="positions"):  # as it would say that heads do nothing
+        Ablation.In(text="ab", heads=[[0, 0]], positions=[])
 
 
 def test_rows_are_those_of_the_pattern_and_queries_slice_them(context, tiny):
@@ -78,12 +80,6 @@ def test_dump_over_four_million_cells_is_refused_and_rows_of_a_long_text_never_m
     assert sum(shape[2] for shape in seen) == 2000 * tiny.layers
 
 
-def test_scaling_by_one_changes_nothing(context):
-    report = ask(Ablation, context, kind="scale", factor=1.0, continuation=0)
-    assert report.scalars["nll_change"].value == pytest.approx(0, abs=1e-6)
-    assert report.scalars["kl"].value == pytest.approx(0, abs=1e-6)
-
-
 def test_the_last_layer_of_the_lens_is_the_model_and_a_text_said_twice_has_patterns(context, tiny):
     report = ask(LogitLens, context, text="kqzwxm kqzwx")
     ids = tiny.encode("kqzwxm kqzwx")
@@ -108,16 +104,15 @@ def test_fewer_other_heads_than_are_ablated_are_no_control(context):
     assert "too few are left for a control" in report.warnings[0]
 
 
-def test_a_head_that_is_named_twice_is_scaled_once(context):
-    once, twice = (ask(Ablation, context, kind="scale", heads=[[1, 1]] * n, continuation=0) for n in (1, 2))
-    assert twice.scalars == once.scalars
-
-
-def test_ablation_moves_nothing_before_its_position(context):
+def test_ablation_moves_nothing_before_its_position_and_scaling_by_one_or_twice_changes_nothing(context):
     report = ask(Ablation, context, positions=[9], continuation=0)
     assert max(report.strips[0].values[:9]) == pytest.approx(0, abs=1e-6)
     assert max(report.strips[0].values[9:]) > 0
     assert ask(Ablation, context, kind="override", keys=[2], continuation=0).scalars["kl"].value > 0
+    scalars = ask(Ablation, context, kind="scale", factor=1.0, continuation=0).scalars
+    assert [scalars[name].value for name in ("nll_change", "kl")] == pytest.approx([0, 0], abs=1e-6)
+    once, twice = (ask(Ablation, context, kind="scale", heads=[[1, 1]] * n, continuation=0) for n in (1, 2))
+    assert twice.scalars == once.scalars
 
 
 def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
@@ -143,16 +138,7 @@ def test_activations_are_the_models_own_under_each_naming(context, tiny, naming)
     assert render(report, "application/x-npz") == artefact(report, "activations.npz").data()
 
 
-def test_activations_without_a_name_or_too_large_are_refused(context):
-    with pytest.raises(InvalidOption, match="no name in modules"):
-        ask(Activations, context, names=["pattern.0"], naming="modules")
-    with pytest.raises(InvalidOption, match="hook_nothing"):
-        ask(Activations, context, names=["blocks.0.hook_nothing"])
-    with pytest.raises(TooLarge, match="at most"):
-        ask(Activations, context, names=["pattern"], text="x" * 1500)
-
-
-async def test_arrays_come_back_as_bytes(tmp_path):
+async def test_activations_without_a_name_or_too_large_are_refused_and_others_come_back_as_bytes(tmp_path, context):
     async with probing(tmp_path) as client:
         body = {**Activations.card.example, "model": "tiny-induction"}
         body.pop("lm")
@@ -161,6 +147,12 @@ async def test_arrays_come_back_as_bytes(tmp_path):
         assert answer.headers["content-type"] == "application/x-npz"
         assert "blocks.1.attn.hook_pattern" in arrays(answer.content)
         assert (await client.post("/v1/probe/activations?format=npz", json=body)).content == answer.content
+    with pytest.raises(InvalidOption, match="no name in modules"):
+        ask(Activations, context, names=["pattern.0"], naming="modules")
+    with pytest.raises(InvalidOption, match="hook_nothing"):
+        ask(Activations, context, names=["blocks.0.hook_nothing"])
+    with pytest.raises(TooLarge, match="at most"):
+        ask(Activations, context, names=["pattern"], text="x" * 1500)
 
 
 def test_tokens_behind_a_character_of_several_keep_their_places(smollm2):
@@ -210,11 +202,6 @@ def test_a_long_text_is_read_out_some_positions_at_a_time(context, tiny, monkeyp
     assert (max(held), len(report.strips[0].values)) == (128, ids.shape[1])
     whole = cross_entropy(tiny.model(ids)[0, :-1], ids[0, 1:])
     assert report.scalars["nll_before"].value == pytest.approx(float(whole), rel=1e-5)
-
-
-def test_an_ablation_nowhere_is_refused_as_it_would_say_that_heads_do_nothing():
-    with pytest.raises(ValidationError, match="positions"):
-        Ablation.In(text="ab", heads=[[0, 0]], positions=[])
 
 
 def test_an_ablation_whose_caller_left_ends_before_the_next_draw(context):

@@ -26,7 +26,7 @@ from shared.registry import CallContext
 from shared.storage import ObjectStore
 
 
-def test_votes_with_gaps_combine_as_the_oracle_says(golden):
+def test_votes_with_gaps_combine_as_the_oracle_says_and_random_ties_use_every_tied_grade(golden):
     case = golden("agreement_vectors.json")["votes"]
     votes = case["matrix"]
     for rated in (votes, np.asarray(votes, float)):
@@ -35,6 +35,8 @@ def test_votes_with_gaps_combine_as_the_oracle_says(golden):
             case["average_half_up"], case["average_half_even"],
         ]  # fmt: skip
         assert (average(rated), median(rated)) == (case["average_half_up"], case["median"])
+    votes = [[0] * 40, [3] * 40]
+    assert set(majority(votes, tie="random", seed=1)) == {0, 3}
 
 
 def test_ensembles_of_released_sets_reach_the_stated_agreement(golden, released):
@@ -59,12 +61,6 @@ def test_the_order_of_judges_does_not_matter_even_for_random_ties(data, tie):
     assert majority(votes, tie=tie, seed=3) == majority(moved, tie=tie, seed=3)
 
 
-def test_random_ties_are_seeded_and_use_every_tied_grade():
-    votes = [[0] * 40, [3] * 40]
-    assert majority(votes, tie="random", seed=1) == majority(votes, tie="random", seed=1)
-    assert set(majority(votes, tie="random", seed=1)) == {0, 3}
-
-
 DIGITS = {"0": -3.0, "1": -2.0, "2": -0.5, "3": -1.5}
 CUTS = Calibration(cuts=(-3, -2, -1.5), how="quantile", pairs=40, queries=8, mean=-2.0, spread=0.5)
 
@@ -83,7 +79,7 @@ def ensemble():
     return Ensemble(FakeModel(lambda _: "1", first=DIGITS).client())
 
 
-def test_judges_of_all_kinds_vote_and_their_signals_are_shown(ensemble):
+def test_judges_of_all_kinds_vote_their_signals_are_shown_and_names_in_short_are_judges_or_templates(ensemble):
     members = ["direct", "log-odds", {"judge": "query-likelihood", "calibration": CUTS.model_dump()}]
     found = _one(ensemble, members=members, combine="median")
     assert (found.votes, found.grade, found.valid) == ([1, 2, 3], 2, True)
@@ -91,21 +87,12 @@ def test_judges_of_all_kinds_vote_and_their_signals_are_shown(ensemble):
     assert [signal is None for signal in found.signals] == [True, False, False]
     names = [f"{name}@{get_template(name).digest}" for name in ("direct", "digits", "query-lift")]
     assert found.template == ",".join(names)
-
-
-def test_a_member_in_short_is_a_judge_a_template_or_both():
     members = ["yes-no", "log-odds/digits", "log-odds"]
     given = EnsembleIn.model_validate({"query": "q", "passages": ["p"], "members": members}).members
     assert [(m.judge, m.template) for m in given] == [(None, "yes-no"), ("log-odds", "digits"), ("log-odds", None)]
 
 
-def test_a_weighted_mean_of_a_half_is_rounded_by_the_rule_although_floats_miss_it():
-    assert 0.1 * 1 + 0.4 * 2 < 1.5 * (0.1 + 0.1 + 0.4)
-    assert average([[0, 3], [1, 2], [2, 1]], weights=[0.1, 0.1, 0.4]) == [2, 2]
-    assert average([[1], [2], [3]], weights=[0.1, 0.1, 0.4], rounding="half_even") == [2]
-
-
-def test_weights_count_in_averages_and_sums_need_weights_and_calibrations(ensemble):
+def test_weights_count_in_averages_whatever_floats_make_of_them_and_sums_need_them_and_calibrations(ensemble):
     both = [{"template": "direct", "weight": 1}, {"judge": "log-odds", "weight": 3}]
     assert _one(ensemble, members=both, combine="average", rounding="half_even").grade == 2
     both[1]["weight"] = 0
@@ -115,9 +102,14 @@ def test_weights_count_in_averages_and_sums_need_weights_and_calibrations(ensemb
     member = {"judge": "log-odds", "calibration": CUTS.model_dump(), "weight": 0}
     with pytest.raises(InvalidOption, match="weights"):
         _one(ensemble, members=[member], combine="signals")
+    assert 0.1 * 1 + 0.4 * 2 < 1.5 * (0.1 + 0.1 + 0.4)
+    assert average([[0, 3], [1, 2], [2, 1]], weights=[0.1, 0.1, 0.4]) == [2, 2]
+    assert average([[1], [2], [3]], weights=[0.1, 0.1, 0.4], rounding="half_even") == [2]
 
 
-def test_signals_are_added_in_standard_deviations_and_graded_by_the_sums_own_cuts(ensemble):
+def test_signals_are_added_in_standard_deviations_graded_by_the_sums_own_cuts_and_invalid_where_one_is_missing(
+    ensemble,
+):
     other = CUTS.model_copy(update={"mean": 1.0, "spread": 0.25})
     members = [
         {"judge": "query-likelihood", "template": "query-likelihood", "calibration": CUTS.model_dump()},
@@ -131,9 +123,6 @@ def test_signals_are_added_in_standard_deviations_and_graded_by_the_sums_own_cut
     cuts = {"cuts": [total - 1, total - 0.5, total + 1], "how": "quantile", "pairs": 40, "queries": 8}
     found = _one(ensemble, members=members, combine="signals", calibration=cuts)
     assert (found.grade, found.valid, found.flags) == (2, True, [])
-
-
-def test_a_member_without_a_signal_makes_the_sum_invalid_and_not_smaller():
     judge = Ensemble(FakeModel(lambda _: "?", first=DIGITS).client())
     members = [{**one, "calibration": CUTS.model_dump()} for one in ({"template": "direct"}, {"judge": "log-odds"})]
     found = _one(judge, members=members, combine="signals", retries=0)
@@ -185,3 +174,6 @@ def test_the_lift_takes_off_what_the_query_is_without_a_passage():
     assert plain.signal == plain.log_likelihood == pytest.approx((-1.0 - 5.0) / 2)  # `moon` was in the passage
     assert (lifted.log_likelihood, lifted.signal) == (pytest.approx(-3.0), pytest.approx(-3.0 - -5.0))
     assert lifted.tokens > plain.tokens
+    pairs = [{"query": "moon tides", "passage": text} for text in ("the moon makes tides", "bread is baked")]
+    verdicts = [_one(judge, pairs=[pair], template="query-likelihood").signal for pair in pairs]
+    assert verdicts == pytest.approx([-1.0, -5.0])

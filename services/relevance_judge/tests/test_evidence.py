@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fovea.errors import InvalidOption
 from services.relevance_judge.metrics.baselines import overlap
 from services.relevance_judge.metrics.bias import invalid_share, measure_bias
-from services.relevance_judge.metrics.calibration import fit
+from services.relevance_judge.metrics.calibration import Calibration, fit
 from services.relevance_judge.metrics.pair_order import kendall_tau_b, pair_order
 from services.relevance_judge.metrics.signal_weights import combine_signals, fit_order, fit_signal_weights
 from services.relevance_judge.metrics.trust import build_trust_report
@@ -42,7 +42,7 @@ def test_cuts_ascend_and_grades_rise_with_the_signal(pairs):
         assert graded == sorted(graded)
 
 
-def test_few_pairs_are_a_warning_and_a_signal_that_is_not_finite_has_no_grade():
+def test_few_pairs_are_a_warning_and_a_signal_that_is_not_finite_or_has_no_spread_has_no_grade():
     found = fit([1.0, 2.0], [0, 3], ["a", "a"])
     assert len(found.warnings) == 2
     assert found.metrics["kappa"] is None
@@ -50,6 +50,16 @@ def test_few_pairs_are_a_warning_and_a_signal_that_is_not_finite_has_no_grade():
     for signal in (math.nan, math.inf, -math.inf):
         with pytest.raises(InvalidOption):
             found.grade(signal)
+    x, grades, queries = [0.7] * 7, [0, 1, 2, 3, 0, 1, 2], list("aaaabbb")
+    assert np.std(x) > 0, "the mean is 0.7000000000000001"
+    with pytest.raises(InvalidOption, match="spread"):
+        fit(x, grades, queries).standardise(0.5)
+    cuts = Calibration(cuts=(0, 1, 2), how="quantile", pairs=1, queries=1)
+    with pytest.raises(InvalidOption, match="mean and spread"):
+        cuts.standardise(1.0)
+    assert cuts.model_copy(update={"mean": 1.0, "spread": 2.0}).standardise(5.0) == 2.0
+    with pytest.raises(InvalidOption, match="same for all"):
+        fit_signal_weights(np.c_[x, np.arange(7.0)], grades, queries)
 
 
 @pytest.mark.parametrize(("signals", "grades", "queries"), [
@@ -87,7 +97,7 @@ def noisy(labels: dict[tuple[str, str], int], noise: float, seed: int) -> Pairs:
     return {pair: grade + noise * float(draw.normal()) for pair, grade in labels.items()}
 
 
-def test_a_good_judge_is_better_than_the_baselines_and_the_report_says_so():
+def test_a_good_judge_is_better_than_the_baselines_one_that_guesses_is_not_and_the_report_says_so():
     labels = collection()
     found = build_trust_report(
         "mine", noisy(labels, 0.5, 1), labels, {"bm25": noisy(labels, 4, 2), "embedding": noisy(labels, 3, 3)}
@@ -98,9 +108,6 @@ def test_a_good_judge_is_better_than_the_baselines_and_the_report_says_so():
     low, high = found.judge.pair_order_interval or (1, 0)
     assert low < (found.judge.pair_order or 0) < high
     assert (found.judge.kappa or 0) > (found.baselines[0].kappa or 0)
-
-
-def test_a_judge_that_guesses_has_no_verdict_and_one_as_good_as_a_baseline_is_no_better():
     labels = collection()
     found = build_trust_report("mine", noisy(dict.fromkeys(labels, 0), 1, 5), labels, {"bm25": noisy(labels, 2, 2)})
     assert not found.is_better
@@ -118,7 +125,7 @@ def test_a_judge_that_guesses_has_no_verdict_and_one_as_good_as_a_baseline_is_no
     assert "bm25" not in found.statement
 
 
-def test_its_figures_are_those_of_the_definitions():
+def test_its_figures_are_those_of_the_definitions_though_it_has_the_name_of_a_baseline():
     labels = collection(queries=12)
     signals = noisy(labels, 1.5, 4)
     found = build_trust_report("mine", signals, labels, {"same": signals}, draws=200)
@@ -128,9 +135,6 @@ def test_its_figures_are_those_of_the_definitions():
     queries = [qid for qid, _ in labels]
     assert found.judge.pair_order == pytest.approx(pair_order([*signals.values()], [*labels.values()], queries))
     assert (found.baselines[0].lead, found.baselines[0].lead_interval) == (0.0, (0.0, 0.0))
-
-
-def test_a_judge_that_has_the_name_of_a_baseline_keeps_its_own_figures():
     labels = collection()
     signals, baselines = noisy(labels, 1.5, 4), {"bm25": noisy(labels, 4, 2)}
     mine, same = (build_trust_report(name, signals, labels, baselines, draws=200) for name in ("mine", "bm25"))
@@ -194,19 +198,10 @@ def test_what_cannot_be_weighed_is_refused(signals, grades, told):
         fit_signal_weights(signals, grades, ["a", "a"])
 
 
-def test_a_constant_signal_has_no_spread_whatever_the_rounding_of_its_mean():
-    x, grades, queries = [0.7] * 7, [0, 1, 2, 3, 0, 1, 2], list("aaaabbb")
-    assert np.std(x) > 0, "the mean is 0.7000000000000001"
-    with pytest.raises(InvalidOption, match="spread"):
-        fit(x, grades, queries).standardise(0.5)
-    with pytest.raises(InvalidOption, match="same for all"):
-        fit_signal_weights(np.c_[x, np.arange(7.0)], grades, queries)
-
-
 MINI = load_mini_collection()
 
 
-def test_a_judge_that_likes_long_passages_or_counts_words_shows_it():
+def test_bias_for_length_and_words_shows_few_pairs_are_no_crash_and_invalid_answers_are_told_per_grade():
     lengths = {docid: len(text.split()) for docid, text in MINI.passages.items()}
     middle = sorted(lengths.values())[len(lengths) // 2]
     fond = {(q, d): min(g + (lengths[d] > middle), 3) for (q, d), g in MINI.labels.items()}
@@ -221,9 +216,6 @@ def test_a_judge_that_likes_long_passages_or_counts_words_shows_it():
     assert thirds[0].bias == 0
     assert thirds[2].bias > 0.4
     assert thirds[2].lowest >= thirds[0].highest
-
-
-def test_few_pairs_are_no_crash_and_invalid_answers_are_told_per_grade():
     assert measure_bias({("1", "a"): 1}, {}, {"1": "q"}, {"a": "p"}).by_length == []
     (only,) = measure_bias({("1", "a"): 1}, {("1", "a"): 9}, {"1": "q"}, {"a": "p"}).by_overlap
     assert (only.bias, only.kappa) == (2.0, 0.0)

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fovea.errors import InvalidOption, NotFound
+from fovea.errors import NotFound
 from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.agreement import agree
-from services.relevance_judge.metrics.calibration import Calibration
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.prompt_template import get_template, load_templates
@@ -104,15 +103,6 @@ def test_agreement_of_two_passes_has_its_interval_and_undefined_is_null(client):
     assert (found["pairs"], found["bias"]) == (0, None)
 
 
-def test_disagreements_are_those_of_the_scale_the_widest_first(client):
-    body = {"reference": "1 0 a -2\n1 0 b 1\n1 0 c 9\n1 0 d 0\n", "judge": "1 0 a 0\n1 0 b 2\n1 0 c 3\n1 0 d 3\n"}
-    found = post(client, "agreement", body)
-    assert found["confusion"] == [[1, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
-    assert [(one["docid"], one["reference"], one["judge"]) for one in found["disagreements"]] == [
-        ("d", 0, 3), ("b", 1, 2),
-    ]  # fmt: skip
-
-
 def test_ensembles_count_who_votes_and_state_their_rule(client):
     judges = ["1 0 a 0\n1 0 b 3\n", "1 0 a 1\n", "1 0 c 2\n"]
     found = client.post("/v1/judge/ensembles", json={"judges": judges}).json()
@@ -152,7 +142,7 @@ def test_the_interval_is_repeatable_and_narrows_with_more_queries():
     assert kappa_interval({("1", "a"): 1, ("2", "a"): 1}, {("1", "a"): 1, ("2", "a"): 1}) is None
 
 
-def test_bias_invalid_shares_and_disagreements_come_with_the_agreement(client):
+def test_bias_invalid_shares_and_disagreements_the_widest_first_come_with_the_agreement(client):
     judge = "\n".join(
         json.dumps({"qid": q, "docid": d, "grade": None if d == "m01-1" else 3, "valid": d != "m01-1"})
         for q, d in MINI.labels
@@ -161,6 +151,12 @@ def test_bias_invalid_shares_and_disagreements_come_with_the_agreement(client):
     assert (found["invalid"], found["pairs"], found["invalid_by_grade"]) == (1, 191, [0, 0, 0, pytest.approx(1 / 48)])
     assert (found["bias_by_text"]["pairs"], {row["reference"] for row in found["disagreements"][:48]}) == (191, {0})
     assert found["disagreements"][-1]["reference"] == 2
+    body = {"reference": "1 0 a -2\n1 0 b 1\n1 0 c 9\n1 0 d 0\n", "judge": "1 0 a 0\n1 0 b 2\n1 0 c 3\n1 0 d 3\n"}
+    found = post(client, "agreement", body)
+    assert found["confusion"] == [[1, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert [(one["docid"], one["reference"], one["judge"]) for one in found["disagreements"]] == [
+        ("d", 0, 3), ("b", 1, 2),
+    ]  # fmt: skip
 
 
 TRAINING: dict[str, Any] = {
@@ -211,13 +207,6 @@ def test_versions_are_never_written_over_by_writers_at_the_same_time(tmp_path):
     assert ([store.get(f"x@{v}")[2]["n"] for v in versions], store.list_names()) == (list(range(12)), ["x"])
     with pytest.raises(NotFound, match="versions"):
         store.get("x@13")
-
-
-def test_a_standard_signal_needs_mean_and_spread():
-    cuts = Calibration(cuts=(0, 1, 2), how="quantile", pairs=1, queries=1)
-    with pytest.raises(InvalidOption, match="mean and spread"):
-        cuts.standardise(1.0)
-    assert cuts.model_copy(update={"mean": 1.0, "spread": 2.0}).standardise(5.0) == 2.0
 
 
 def test_the_backend_is_told_without_its_secrets_and_probed_on_demand(client):

@@ -38,15 +38,12 @@ def _one(judge: Judge, run: CallContext | None = None, **options: Any) -> JudgeO
     return found
 
 
-def test_a_stated_grade_comes_with_its_evidence():
+def test_a_grade_comes_with_its_evidence_and_an_invalid_answer_is_tried_again_warm():
     found = _one(PromptedGrade(FakeModel(lambda _: "3").client()))
     (verdict,) = found.results
     assert (verdict.grade, verdict.valid, verdict.answer, verdict.llm, verdict.tokens) == (3, True, "3", "fake", 7)
     assert verdict.template == f"direct@{get_template('direct').digest}"
     assert (found.invalid, found.imputed, verdict.attempts) == (0, 0, 1)
-
-
-def test_an_invalid_answer_is_tried_again_warm_and_then_succeeds_or_has_no_grade():
     model = FakeModel(lambda _: "I can't say, maybe 2 or so")
     found = _one(PromptedGrade(model.client()), retries=2, seed=5)
     (verdict,) = found.results
@@ -58,7 +55,7 @@ def test_an_invalid_answer_is_tried_again_warm_and_then_succeeds_or_has_no_grade
     assert (verdict.grade, verdict.attempts, verdict.tokens) == (1, 2, 14)
 
 
-def test_criteria_are_asked_apart_and_averaged_half_up():
+def test_criteria_are_asked_apart_and_averaged_half_up_and_turns_carry_the_models_words_on():
     grades = iter(["3", "2", "2", "3"])
     model = FakeModel(lambda _: f"##final score: {next(grades)}")
     (verdict,) = _one(PromptedGrade(model.client()), template="criteria", rationale=True).results
@@ -68,9 +65,6 @@ def test_criteria_are_asked_apart_and_averaged_half_up():
         PromptedGrade(FakeModel(lambda b: "3" if "precise" in str(b) else "?").client()), template="criteria"
     ).results
     assert (verdict.grade, verdict.valid) == (None, False)
-
-
-def test_turns_carry_the_models_words_on():
     model = FakeModel(lambda body: "Because." if len(body["messages"]) < 4 else "##final score: 2")
     (verdict,) = _one(PromptedGrade(model.client()), template="reason-then-grade", rationale=True).results
     assert verdict.grade == 2
@@ -107,7 +101,7 @@ def test_digits_give_an_expected_grade_and_a_missing_one_the_smallest_probabilit
     assert expected_grade(spaced | {"2": -30.0}, range(4)) == expected_grade(DIGITS, range(4))
 
 
-def test_the_odds_of_yes_take_every_spelling_together():
+def test_the_odds_of_yes_take_every_spelling_together_and_have_no_grade_without_a_calibration():
     full = dict.fromkeys(("Yes", " Yes", "yes", " yes", "YES"), -1.0) | dict.fromkeys(
         ("No", " No", "no", " no", "NO"), -3.0
     )
@@ -115,9 +109,6 @@ def test_the_odds_of_yes_take_every_spelling_together():
     signal, cut = yes_no_odds({"Yes": -0.1, "No": -3.0})
     assert cut
     assert signal > 0
-
-
-def test_a_signal_without_a_calibration_has_no_grade_and_with_one_it_has():
     judge = LogOdds(FakeModel(first={"Yes": -0.1, "No": -3.0}).client())
     (verdict,) = _one(judge, template="yes-no").results
     assert (verdict.grade, verdict.valid, verdict.reason) == (None, False, "uncalibrated")
@@ -125,13 +116,6 @@ def test_a_signal_without_a_calibration_has_no_grade_and_with_one_it_has():
     found = _one(judge, template="yes-no", calibration=cuts)
     assert (found.results[0].grade, found.results[0].calibration) == (3, cuts.digest)
     assert len(found.notes) == 2  # few pairs, few queries
-
-
-def test_query_likelihood_is_the_mean_over_the_querys_tokens_alone():
-    passages = ["the moon makes tides", "the moon is far", "bread is baked"]
-    pairs = [{"query": "moon tides", "passage": passage} for passage in passages]
-    found = _one(QueryLikelihood(FakeModel().client()), pairs=pairs, template="query-likelihood").results
-    assert [verdict.signal for verdict in found] == pytest.approx([-1.0, -3.0, -5.0])
 
 
 def test_an_ensemble_shows_its_votes_and_leaves_invalid_ones_out():
@@ -182,17 +166,9 @@ def client(tmp_path_factory):
         yield made
 
 
-def test_one_query_with_its_passages_is_judged(client):
-    body = {"model": "prompted-grade", "query": "q", "passages": ["a", {"doc": {"segment": "b"}}]}
-    answer = client.post("/v1/judge", json=body)
-    assert answer.status_code == 200, answer.text
-    assert ([row["grade"] for row in answer.json()["results"]], answer.json()["model"]) == ([2, 2], "prompted-grade")
-
-
 @pytest.mark.parametrize(
     ("body", "status", "field"),
     [
-        ({}, 422, None),
         ({"pairs": [{"query": "q"}]}, 422, "pairs"),
         ({"query": "q", "passages": ["p"], "template": "nope"}, 404, "template"),
         ({"query": "q", "passages": ["p"], "template": "yes-no"}, 422, "template"),
@@ -205,7 +181,7 @@ def test_a_bad_request_is_a_problem_that_names_its_field(client, body, status, f
     answer = client.post("/v1/judge", json={"model": "prompted-grade", **body})
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"].startswith("application/problem+json")
-    assert field is None or answer.json()["field"] == field
+    assert answer.json()["field"] == field
 
 
 def test_no_request_that_the_document_allows_is_a_server_error(tmp_path):

@@ -81,6 +81,8 @@ def test_runs_are_read_by_tag_and_topics_keep_their_text(tmp_path):
         assert parse_runs(tied) == {"t": {"1": dict.fromkeys("abc", 5.0)}}
     assert read_runs(path) == {"bm25": {"1": {"a": 0.5, "b": 0.2}}, "other": {"2": {"a": 7.0}}}
     assert parse_texts("1\twhat is  a tab\n", "topics") == {"1": "what is  a tab"}
+    for head in ("id\ttext", '"query_id"\t"query"', "\ufeffDocID\tPassage"):  # as tables are exported
+        assert parse_texts(f"{head}\n1\tone\nid\ttext\n", "topics") == {"1": "one", "id": "text"}
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_words_of_any_script_are_found(text, words):
     assert tokenize(text) == words
 
 
-def test_labels_go_out_and_come_in_again_in_both_forms():
+def test_labels_go_out_and_come_in_again_in_both_forms_and_a_template_that_is_no_text_is_none():
     rows = [
         {"qid": "1", "docid": "a", "grade": 2, "valid": True},
         {"qid": "1", "docid": "b", "grade": None, "valid": False},
@@ -159,6 +161,8 @@ def test_labels_go_out_and_come_in_again_in_both_forms():
     assert (found.labels, found.invalid) == ({("1", "a"): 2}, [("1", "b")])
     assert format_labels(rows, "csv").splitlines()[0].startswith("qid,docid,grade")
     assert set(MEDIA_TYPES) == {"qrels", "jsonl", "csv"}
+    rows = '{"qid": 1, "docid": "a", "signal": 1, "template": ["x"], "llm": {}}\n' * 2
+    assert parse_signals(rows, "judge").template is None
 
 
 @pytest.mark.parametrize("text", [
@@ -178,8 +182,3 @@ def test_numbers_that_are_none_do_not_count_and_are_no_signal(number):
     assert (found.tokens, found.seconds, found.cost) == (0, 0.0, None)
     with pytest.raises(Malformed, match="not a finite number"):
         parse_signals(row.replace('"tokens"', '"signal"'), "judge")
-
-
-def test_a_template_that_is_no_text_is_none():
-    rows = '{"qid": 1, "docid": "a", "signal": 1, "template": ["x"], "llm": {}}\n' * 2
-    assert parse_signals(rows, "judge").template is None

@@ -63,15 +63,22 @@ def test_the_result_is_what_torch_computes_clipped_and_truncated(served, slim, v
     assert (pixels_of(answer.restored) != wanted).mean() < 0.01
 
 
-def test_variants_not_learnt_are_named_and_details_stand_for_options_left_out(served):
+def test_variants_not_learnt_are_named_details_stand_for_options_left_out_and_a_network_needs_its_tower(
+    served, stored, load_from, tmp_path
+):
     assert restored(served, photo()).notes == []
     assert "trained as paper" in restored(served, photo(), variant="released").notes[0]
     answer, defaults = restored(served, photo()), served.details()["defaults"]
     named = restored(served, photo(), variant=defaults["variant"], tile_context=defaults["tile_context"])
     assert (named.variant, named.restored) == (answer.variant, answer.restored)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/rrformer.safetensors").write_bytes(b"")
+    with pytest.raises(NotReady, match="VGG19 tower") as caught:
+        load_from(stored, tmp_path)
+    assert "fovea import vgg19-features" in (caught.value.hint or "")
 
 
-def test_progress_is_told_per_tile_and_cancelling_stops_between_two(served):
+def test_progress_is_told_per_tile_cancelling_stops_between_two_and_what_can_not_end_in_time_is_refused(served):
     told: list[tuple[float, str | None]] = []
     request = RestoreIn(image=encode(photo(150, 60)), **PIECES)
     served.predict([request, request], CallContext(report=lambda *news: told.append(news)))
@@ -82,9 +89,6 @@ def test_progress_is_told_per_tile_and_cancelling_stops_between_two(served):
     with pytest.raises(Cancelled):
         restored(served, photo(150, 60), run, **PIECES)
     assert [note for _, note in told] == ["tile 1 of 3"]
-
-
-def test_what_can_not_end_in_time_is_refused_at_once(served):
     opened = served.engines.open("paper")
     pace, opened.pace = opened.pace, 1.0
     try:
@@ -149,16 +153,13 @@ def test_references_give_psnr_and_ssim_where_their_size_fits(served):
     assert (answer.likeness.ssim, answer.input_likeness.psnr) == (None, None)
 
 
-def test_reflection_is_input_minus_result(served):
+def test_reflection_is_input_minus_result_in_both_depths(served):
     pixels = photo()
     answer = restored(served, pixels, include="restored,reflection,comparison")
     result = pixels_of(answer.restored)
     assert np.array_equal(pixels_of(answer.reflection), np.clip(pixels.astype(int) - result, 0, 255))
     assert answer.mean_change == pytest.approx(np.abs(pixels.astype(int) - result).mean() / 255, abs=1e-5)
     assert pixels_of(answer.comparison).shape == (70, 188, 3)
-
-
-def test_arithmetic_of_both_depths_agrees():
     given, result = photo(seed=1), photo(seed=2)
     assert np.array_equal(to_8_bits(to_16_bits(given)), given)
     assert to_16_bits(np.full((1, 1, 3), 255, np.uint8)).max() == 65_535
@@ -190,14 +191,6 @@ def test_pictures_are_drawn_on_demand_and_wide_comparisons_scaled_down(served):
         assert np.array_equal(pixels_of(made), pixels_of(restored(served, photo()).restored))
     answer = restored(served, photo(1200, 32), include="comparison", format="jpeg")
     assert pixels_of(answer.comparison).shape[1] <= 2048 + 8
-
-
-def test_an_imported_network_needs_its_tower(stored, load_from, tmp_path):
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights/rrformer.safetensors").write_bytes(b"")
-    with pytest.raises(NotReady, match="VGG19 tower") as caught:
-        load_from(stored, tmp_path)
-    assert "fovea import vgg19-features" in (caught.value.hint or "")
 
 
 EXAMPLE = (RRFormerRestorer.folder.parent / "models" / "example.jpg").read_bytes()
@@ -250,19 +243,7 @@ def exif(turn: int | None = None) -> Image.Exif:
     return found
 
 
-def test_16_bit_png_of_ours_and_of_others_keeps_all_bits():
-    pixels = deep(70, 900)
-    theirs = cv2.imdecode(np.frombuffer(deep_png(PictureFile(pixels, "png")), np.uint8), cv2.IMREAD_UNCHANGED)
-    assert np.array_equal(theirs[..., ::-1], pixels)
-    pixels = deep()
-    ok, data = cv2.imencode(".png", pixels[..., ::-1])
-    assert ok
-    found = opened(data.tobytes())
-    assert np.array_equal(found.pixels, pixels)
-    assert found.notes == []
-
-
-def test_16_bits_stay_16_as_rgb_with_exif_and_profile():
+def test_16_bits_of_ours_and_of_others_stay_16_as_rgb_with_exif_and_profile():
     pixels = deep(channels=4)
     _, data = cv2.imencode(".png", pixels[..., [2, 1, 0, 3]])
     alpha = pixels[..., 3:] / 65_535
@@ -279,6 +260,15 @@ def test_16_bits_stay_16_as_rgb_with_exif_and_profile():
     assert again.icc == PROFILE
     assert Image.Exif().tobytes() != again.exif
     assert Image.open(io.BytesIO(deep_png(again))).getexif()[MAKE] == "Retina"
+    pixels = deep(70, 900)
+    theirs = cv2.imdecode(np.frombuffer(deep_png(PictureFile(pixels, "png")), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(theirs[..., ::-1], pixels)
+    pixels = deep()
+    ok, data = cv2.imencode(".png", pixels[..., ::-1])
+    assert ok
+    found = opened(data.tobytes())
+    assert np.array_equal(found.pixels, pixels)
+    assert found.notes == []
 
 
 @pytest.mark.parametrize(("mode", "key"), [("P", 0), ("L", 7), ("RGB", (7, 7, 7))])
@@ -318,7 +308,7 @@ def test_the_colour_profile_is_kept_and_exif_which_says_upright(kind, form):
     assert (picture.getexif()[MAKE], picture.getexif().get(ORIENTATION, 1)) == ("Retina", 1)
 
 
-def test_profiles_of_other_colours_and_further_frames_are_left_out_and_said_so():
+def test_profiles_of_other_colours_further_frames_and_facts_about_a_tiff_itself_are_left_out():
     profile = bytearray(PROFILE)
     profile[16:20] = b"CMYK"
     found = opened(saved("JPEG", Image.new("CMYK", (8, 8)), icc_profile=bytes(profile)))
@@ -326,9 +316,6 @@ def test_profiles_of_other_colours_and_further_frames_are_left_out_and_said_so()
     pages = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     found = opened(saved("TIFF", pages[0], save_all=True, append_images=pages[1:]))
     assert (found.pixels[0, 0].tolist(), found.notes) == ([255, 0, 0], ["Only the first frame was read."])
-
-
-def test_a_tiff_hands_on_no_facts_about_its_own_file():
     found = opened(saved("TIFF", exif=exif()))
     tags = Image.Exif()
     tags.load(found.exif)

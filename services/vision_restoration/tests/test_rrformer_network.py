@@ -5,11 +5,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fovea.errors import InvalidOption
-from services.vision_restoration.models.swin import SHIFT, WINDOW, shift_mask
 from shared.registry import network
 
 
@@ -30,18 +27,6 @@ def test_short_tower_has_the_same_levels_as_the_whole_one(picture):
     assert len(whole.state_dict()) - len(short.state_dict()) == 6
     for one, other in zip(whole(picture(1, 32, 32)), short(picture(1, 32, 32)), strict=True):
         assert torch.equal(one, other)
-
-
-@given(rows=st.integers(1, 5), columns=st.integers(1, 5))
-def test_mask_keeps_apart_exactly_what_the_roll_joined(rows, columns):
-    height, width = rows * WINDOW, columns * WINDOW
-    mask = shift_mask(height, width)
-    # After the roll, pixels of one window may attend each other where their old places are as near as their new ones.
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([y, x]).roll((-SHIFT, -SHIFT), dims=(1, 2)) - torch.stack([y, x])
-    windows = places.view(2, rows, WINDOW, columns, WINDOW).transpose(2, 3).reshape(2, rows * columns, -1)
-    assert torch.equal(mask == 0, (windows[:, :, None, :] == windows[:, :, :, None]).all(dim=0))
-    assert set(mask.unique().tolist()) <= {0.0, -100.0}
 
 
 KEYS = {

@@ -159,7 +159,7 @@ def test_a_folder_of_classes_becomes_a_classifier(taught):
     assert taught.manifest.data["names"] == "blue,red"
 
 
-def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(teacher, tmp_path):
+def test_a_start_is_a_file_of_fitting_layers_and_the_manifest_keeps_only_its_name(teacher, tmp_path):
     again = teacher.recipe.model_copy(update={"start": str(teacher.file)})
     again.prepare(tmp_path)
     held = {key: torch.from_numpy(array) for key, array in read_weights(teacher.file).arrays.items()}
@@ -167,6 +167,13 @@ def test_a_classifier_starts_from_a_file_and_the_manifest_keeps_only_its_name(te
     assert held.keys() == built.keys()
     assert all(torch.equal(built[key], tensor) for key, tensor in held.items() if tensor.is_floating_point())
     assert again.model_dump(mode="json")["start"] == "efficientnet-lite0"
+    made = PATNetRecipe(data=teacher.data, side=64, start=str(teacher.file))
+    made.gather()
+    with pytest.raises(InvalidOption, match="No layer of efficientnet-lite0 has the name and shape of one of patnet"):
+        made.network()
+    shutil.rmtree(colours(tmp_path / "data", 4) / "red")
+    with pytest.raises(InvalidOption, match="1 classes"):
+        PATNetRecipe(data=tmp_path / "data").prepare(tmp_path)
 
 
 def test_warnings_are_learnt_anew_without_touching_the_network(taught, tmp_path):
@@ -182,16 +189,6 @@ def test_warnings_are_learnt_anew_without_touching_the_network(taught, tmp_path)
     assert "familiar.directions" in again.familiar
     with pytest.raises(Conflict, match="is not the data"):
         recalibrate(file, colours(tmp_path / "more", 11))
-
-
-def test_a_start_without_a_fitting_layer_and_one_class_alone_are_refused(teacher, tmp_path):
-    made = PATNetRecipe(data=teacher.data, side=64, start=str(teacher.file))
-    made.gather()
-    with pytest.raises(InvalidOption, match="No layer of efficientnet-lite0 has the name and shape of one of patnet"):
-        made.network()
-    shutil.rmtree(colours(tmp_path / "data", 4) / "red")
-    with pytest.raises(InvalidOption, match="1 classes"):
-        PATNetRecipe(data=tmp_path / "data").prepare(tmp_path)
 
 
 TINY = Yolo9trDemo(
@@ -212,7 +209,7 @@ def test_targets_stay_on_their_objects_when_a_picture_is_flipped(tmp_path):
             assert 0 < h <= 1
 
 
-def test_a_fit_publishes_the_main_branch_alone(tmp_path):
+def test_a_fit_publishes_the_main_branch_alone_and_lets_only_kernels_decay(tmp_path):
     fitted = fit(TINY, tmp_path / "fit")
     manifest = publish(TINY, fitted, tmp_path / "out")
     weights = read_weights(tmp_path / "out" / "yolo9tr-synthetic.safetensors")
@@ -225,9 +222,6 @@ def test_a_fit_publishes_the_main_branch_alone(tmp_path):
     whole = fitted.network.eval()
     with torch.no_grad():
         assert torch.allclose(served.eval()(x)[0][0], whole(x)[0][0], atol=1e-5)
-
-
-def test_the_optimiser_lets_only_kernels_decay():
     groups = TINY.optimizer(TINY.network()).param_groups
     assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (TINY.schedule.decay, 0)
     assert all(p.ndim > 1 for p in groups[0]["params"])

@@ -99,6 +99,7 @@ def test_the_target_is_unique_half_of_the_others_look_alike_and_paths_stop_at_it
     assert (drawn.paths == 27).sum(1).tolist() == [1] * 500
 
 
+@pytest.mark.release
 def test_a_short_fit_on_drawn_shelves_is_measured(tmp_path):
     recipe = OatDemo(schedule=Schedule(steps=4, batch=4, rate=1e-3, validate_every=2), valid=5, test=8)
     fitted = fit(recipe, tmp_path)

@@ -14,21 +14,12 @@ from fovea_recipes.detection.model_selection import choose_scores, count_errors
 from plugins.recipes.tests.golden_files import read
 
 
-def _golden() -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, dict[str, np.ndarray]]:
+def test_items_and_total_equal_the_published_ones_and_no_objects_leave_a_finite_loss_of_classes():
     golden = read("yolo9tr-loss.arrays")  # inputs are kept in 16 bits: half the bytes, and within the tolerance
     main, auxiliary = ([torch.from_numpy(golden[f"raw_{b}_{i}"]).float() for i in range(3)] for b in ("main", "aux"))
-    return main, auxiliary, torch.from_numpy(golden["targets"]), golden
-
-
-def test_items_and_total_equal_the_published_ones():
-    main, auxiliary, targets, golden = _golden()
-    total, items = dual_detection_loss(main, auxiliary, targets, 7)
+    total, items = dual_detection_loss(main, auxiliary, torch.from_numpy(golden["targets"]), 7)
     np.testing.assert_allclose(items.numpy(), golden["items_box_cls_dfl"], rtol=2e-4, atol=1e-3)
     assert total.item() == pytest.approx(golden["loss"][0], rel=2e-4, abs=1e-3)
-
-
-def test_pictures_without_objects_have_a_finite_loss_of_classes_alone():
-    main, auxiliary, _, _ = _golden()
     leaves = [level.clone().requires_grad_() for level in main]
     total, items = dual_detection_loss(leaves, auxiliary, torch.zeros(0, 6), 7)
     total.backward()  # type: ignore[no-untyped-call]
@@ -75,11 +66,8 @@ def test_positives_and_negatives_weigh_the_same_and_only_what_counts_counts():
     torch.testing.assert_close(
         balanced_entropy(found, positive, among), balanced_entropy(found[among], positive[among])
     )
-
-
-@pytest.mark.parametrize("positive", [torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)])
-def test_a_term_without_positives_or_negatives_is_skipped(positive):
-    assert balanced_entropy(torch.rand(8, requires_grad=True), positive) == 0
+    for positive in (torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)):
+        assert balanced_entropy(torch.rand(8), positive) == 0
 
 
 def test_high_overlaps_are_all_kept_and_others_drawn_to_their_number():
@@ -174,8 +162,9 @@ def pictures(count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return truth, found
 
 
-def test_the_chosen_score_counts_right_and_scores_are_calibrated():
-    chosen, intervals = choose_scores(*pictures(40), ("square",))
+def test_scores_are_calibrated_and_the_chosen_one_counts_right_on_other_pictures():
+    truth, found = pictures(40)
+    chosen, intervals = choose_scores(truth, found, ("square",))
     metrics = chosen.metrics
     assert metrics["calibration_error"] < metrics["calibration_error_raw"]
     assert metrics["count_error_square"] < 0.15
@@ -183,11 +172,6 @@ def test_the_chosen_score_counts_right_and_scores_are_calibrated():
     low, high = intervals["count_error_square"]
     assert low <= metrics["count_error_square"] <= high
     assert 0 < chosen.constants["confidence"] < 1
-
-
-def test_scores_are_chosen_on_other_pictures_than_they_are_measured_on():
-    truth, found = pictures(40)
-    chosen, _ = choose_scores(truth, found, ("square",))
     for i in range(1, 40, 2):
         truth[i] = truth[i][:3]
     worse, _ = choose_scores(truth, found, ("square",))

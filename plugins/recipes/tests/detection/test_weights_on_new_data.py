@@ -1,4 +1,4 @@
-"""Committed weights find what they were trained on in new videos and slides."""
+"""Committed weights find what they were trained on in new slides."""
 
 import numpy as np
 import onnx
@@ -6,33 +6,11 @@ import pytest
 
 from fovea.api.boxes import DetectIn
 from fovea.errors import InvalidOption
-from fovea_actions.models.bmn import BmnCsaActionDetector
-from fovea_actions.schema import ActionsOut
-from fovea_actions.segments.proposals import interval_iou
-from fovea_recipes.detection.bmn.data import videos
 from fovea_recipes.detection.hieraedgenet.data import draw_slide
 from fovea_recipes.training.data.synthetic import draw_split
-from plugins.actions.tests.test_action_route import npz
 from services.detection.models.hieraedgenet import HieraEdgeNetBoxDetector
 from shared.registry import CallContext, LoadContext
 from shared.vision.draw import encode
-from tests.harness.models import answered, client_of
-
-
-def test_segments_of_unseen_videos_are_found_with_their_class(tmp_path):
-    held, hits, total = videos("test", 30), 0, 0
-    with client_of(tmp_path, "detection", {"bmn-csa": BmnCsaActionDetector}) as client:
-        answers = [
-            answered(client.post("/v1/actions?duration=32", files={"features": npz(held, video)}), ActionsOut)
-            for video in range(30)
-        ]
-    for video, answer in enumerate(answers):
-        best = answer.proposals[:5]
-        for (start, end), label in zip(held.segments[video] * 32, held.labels[video], strict=True):
-            same = [p for p in best if p.class_id == label]
-            iou = interval_iou(np.array([p.start for p in same]), np.array([p.end for p in same]), start, end)
-            hits, total = hits + (iou.max(initial=0) >= 0.5), total + 1
-    assert hits / total > 0.5
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def rows_of(report):
     return [json.loads(line) for line in report.artefacts[0].content.splitlines()]
 
 
-def test_rows_come_in_input_order_and_ranks_are_among_equals(context):
+def test_rows_come_in_input_order_ranks_are_among_equals_and_texts_hold_other_line_breaks(context):
     rows = rows_of(ask(context, LINES))
     assert [row["id"] for row in rows] == ["a", "b", 3]
     assert "below 16" in rows[2]["error"]
@@ -87,6 +87,7 @@ def test_rows_come_in_input_order_and_ranks_are_among_equals(context):
     assert (sorted(row["rank"] for row in rows), sum(row["selected"] for row in rows)) == ([1, 1, 2], 2)
     lines = [{"id": i, "text": "kqzwxm " * n} for i, n in enumerate((3, 3, 30, 30))]
     assert sorted(row["rank"] for row in rows_of(ask(context, lines, by_length=True))) == [1, 1, 2, 2]
+    assert [row["id"] for row in rows_of(ask(context, [{**LINES[0], "text": "kqzwxm\u2028hjvbtp\x85" * 3}]))] == ["a"]
 
 
 def test_fewer_other_heads_than_are_hidden_are_no_control(context):
@@ -95,10 +96,6 @@ def test_fewer_other_heads_than_are_hidden_are_no_control(context):
     assert [row["control_score"] for row in rows_of(report)[:2]] == [None] * 2
     control = next(table for table in report.tables if table.name == "control")
     assert (control.rows, "too few are left for a control" in report.warnings[0]) == ([], True)
-
-
-def test_texts_hold_other_line_breaks_than_those_between_documents(context):
-    assert [row["id"] for row in rows_of(ask(context, [{**LINES[0], "text": "kqzwxm\u2028hjvbtp\x85" * 3}]))] == ["a"]
 
 
 @pytest.mark.parametrize("line", ['{"id": 1}', "[]", "nonsense"])
@@ -162,14 +159,11 @@ def test_claims_of_any_network_are_complete_but_for_quality_and_masked_dense_is_
     assert "leaves no weight" in str(refused)
 
 
-def test_zeros_are_counted_per_matrix():
+def test_zeros_are_counted_per_matrix_and_one_extra_non_zero_breaks_two_of_four():
     state = {"a.weight": torch.tensor([[0.0, 1.0], [0.0, 2.0]]), "a.bias": torch.zeros(2)}
     assert pruning.sparsity_by_layer(state) == {"a.weight": 0.5}
     assert pruning.sparsity_of(torch.zeros((0, 3))) == 0.0
     assert pruning.sparsity_of(torch.tensor([[0.0, 1.0, 0.0, 0.0]])) == 0.75
-
-
-def test_one_extra_non_zero_breaks_two_of_four():
     tensor = torch.zeros((3, 8))
     tensor[:, [0, 1, 4, 5]] = 1
     assert pruning.verify_nm(tensor, 2, 4)

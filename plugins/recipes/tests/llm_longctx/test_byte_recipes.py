@@ -103,13 +103,12 @@ def test_each_question_has_its_answer_in_the_body(seed, body):
 
 
 @pytest.mark.parametrize("form", ["landmark", "plain"])
-def test_recipe_is_found_trains_and_draws_the_same_again(tmp_path, form):
+def test_recipe_is_found_and_trains(tmp_path, form):
     made = recipe_named("landmark-recall")(schedule=SHORT, form=form, answers=16)
     network = fit(made, tmp_path).network
     torch.manual_seed(0)
     with torch.no_grad():
-        batch, again = (next(made.batches(0, np.random.default_rng(0))) for _ in range(2))
-        assert {name: x.tolist() for name, x in batch.items()} == {name: x.tolist() for name, x in again.items()}
+        batch = next(made.batches(0, np.random.default_rng(0)))
         assert made.loss(network, batch) < made.loss(made.network(), batch) - 0.1
         found = made._whole(network, 20, 1)
     assert found.shape == (4,)

@@ -28,13 +28,10 @@ def text(seed, topics=6, channels=8):
     return keys, ratios
 
 
-def test_its_modules_have_the_official_names_and_shapes():
+def test_its_modules_are_the_official_ones_a_gap_is_judged_by_the_eight_tokens_around_it_and_ends_never_win():
     shapes = {name: tuple(x.shape) for name, x in BoundaryPredictor(8).state_dict().items()}
     assert {name.rpartition(".")[0] for name in shapes} == {"enc.mha", "enc.mha.out_proj", "enc.norm", "mlp.0", "mlp.2"}
     assert (shapes["mlp.0.weight"], shapes["mlp.2.weight"]) == ((256, 4 * 8 + 1), (1, 256))
-
-
-def test_a_gap_is_judged_by_the_eight_tokens_around_it_and_ends_never_win():
     torch.manual_seed(0)
     predictor, keys = BoundaryPredictor(8).eval(), torch.randn(40, 8)
     logits = predictor(keys)

@@ -32,7 +32,7 @@ from fovea_recipes.training.recalibrate import recalibrate
 from fovea_recipes.training.recipe import MultiScale, Schedule, recipe_named, recipes
 from fovea_recipes.training.trainer import FitProgress, fit
 from services.medical_seg.models.pranet import PraNetSegmenter, PraNetV2Segmenter
-from shared.registry import CallContext, LoadContext, network
+from shared.registry import CallContext, LoadContext
 from shared.registry.weights import read_weights
 from shared.serving.build_app import build
 from shared.serving.tests.ready_client import ready_client
@@ -186,15 +186,6 @@ def frames(folder: Path, count: int) -> Path:
 def recipe(folder: Path, steps: int = 2, **more: Any) -> PraNetLiteRecipe:
     schedule = Schedule(steps=steps, batch=4, rate=1e-3, validate_every=steps)
     return PraNetLiteRecipe(data=folder, choose=4, scale=MultiScale(side=96, rates=(1.0,)), schedule=schedule, **more)
-
-
-def test_the_layout_is_pranets_behind_another_backbone():
-    net = network("pranet-lite").eval()
-    assert sum(p.numel() for p in net.parameters()) == 4_348_311
-    with torch.no_grad():
-        maps = net(torch.zeros(2, 3, 64, 96))
-    assert [tuple(each.shape) for each in maps] == [(2, 1, 64, 96)] * 4
-    network("pranet-lite", reverse=False).load_state_dict(net.state_dict())
 
 
 @pytest.mark.release

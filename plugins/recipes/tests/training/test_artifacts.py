@@ -90,16 +90,6 @@ def test_graph_is_exported_once_its_parity_kept_and_fetched_by_the_next_process(
     assert other.parity() == made(weights, tmp_path / "one").parity()
 
 
-def test_network_is_prepared_before_it_is_served(weights, tmp_path):
-    def halved(net):
-        net.load_state_dict({key: value / 2 for key, value in net.state_dict().items()})
-        return net
-
-    x, prepared = torch.randn(1, 2, 7), made(weights, tmp_path, prepare=halved).network()
-    assert torch.allclose(prepared(x), made(weights, tmp_path).network()(x) / 2)
-    assert not prepared.training
-
-
 @pytest.mark.parametrize(
     ("shape", "outputs"), [((-1, 4, -1), (WANTED,)), ((-1, 2, 8), (WANTED,)), ((-1, 2, -1), (WANTED, WANTED))]
 )
@@ -112,7 +102,7 @@ def test_engine_with_other_tensors_is_closed_and_refused(weights, tmp_path, shap
     assert closed == [True]
 
 
-def test_card_tells_what_was_loaded(weights, tmp_path):
+def test_card_tells_what_was_loaded_after_it_was_prepared(weights, tmp_path):
     facts = {"task": "segment", "summary": "s", "paper": Paper(title="t", venue="v", year=2020), "licence": "l"}
     metrics = (Metric(name="m", ours=None, data="d"), Metric(name="other", ours=None, data="d"))
     card, artefacts = Card(name="line", notes=("First.",), metrics=metrics, **facts), made(weights, tmp_path)
@@ -123,6 +113,14 @@ def test_card_tells_what_was_loaded(weights, tmp_path):
     assert [metric.ours for metric in served.metrics] == [0.5, None]
     assert "differs from torch" in served.notes[1]
     assert served.notes[2] == "Runs on onnx (CUDA): It is first."
+
+    def halved(net):
+        net.load_state_dict({key: value / 2 for key, value in net.state_dict().items()})
+        return net
+
+    x, prepared = torch.randn(1, 2, 7), made(weights, tmp_path, prepare=halved).network()
+    assert torch.allclose(prepared(x), made(weights, tmp_path).network()(x) / 2)
+    assert not prepared.training
 
 
 SYNTHETIC = (

@@ -135,17 +135,13 @@ def test_entries_without_their_parts_and_what_is_no_json_are_named(tmp_path, par
         read(folder)
 
 
-def test_boxes_without_any_outline_are_no_masks(tmp_path):
-    folder = tmp_path / "set"
-    folder.mkdir()
-    Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "a.png")
-    with pytest.raises(NotFound, match="no pictures with masks") as caught:
-        read(folder)
-    assert "COCO" in str(caught.value.hint)
-
-
-def test_masks_as_pictures_come_first(tmp_path):
+def test_masks_as_pictures_come_first_and_boxes_without_any_outline_are_none(tmp_path):
     folder = write(tmp_path / "set", [label(SQUARE)], ("images/a.png",))
     (folder / "masks").mkdir()
     Image.new("1", (WIDTH, HEIGHT), 1).save(folder / "masks" / "a.png")
     assert marked(folder).all()
+    (tmp_path / "bare").mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "bare" / "a.png")
+    with pytest.raises(NotFound, match="no pictures with masks") as caught:
+        read(tmp_path / "bare")
+    assert "COCO" in str(caught.value.hint)

@@ -35,7 +35,7 @@ def test_distance_is_that_of_a_full_gaussian_and_survives_half_precision():
     assert InDistributionModel.read({"weight": np.zeros(3)}) is None
 
 
-@pytest.mark.parametrize("true", [0.5, 1.0, 2.5])
+@pytest.mark.parametrize("true", [0.5, 2.5])
 def test_the_temperature_is_found_again(true):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20_000, 4)) * 2
@@ -44,7 +44,7 @@ def test_the_temperature_is_found_again(true):
     assert fit_temperature(logits * true, labels) == pytest.approx(true, rel=0.05)
 
 
-def test_platt_makes_scores_reliable_and_keeps_their_order():
+def test_platt_makes_scores_reliable_and_keeps_their_order_also_in_small_cases():
     rng = np.random.default_rng(0)
     truth = rng.random(20_000)
     hits = rng.random(len(truth)) < truth
@@ -54,12 +54,15 @@ def test_platt_makes_scores_reliable_and_keeps_their_order():
     assert reliability(fitted(shy), hits)[0] < 0.02
     assert np.allclose(fitted.inverse(fitted(shy)), shy, atol=1e-6)
     assert (np.argsort(fitted(shy)) == np.argsort(shy)).all()
-
-
-def test_reliability_of_a_small_case_and_of_hits_that_are_all_alike():
     assert fit_platt([0.2, 0.9], [1, 1]) == Platt()
     error, bins = reliability([0.05, 0.05, 0.95, 0.95], [0, 0, 1, 0])
     assert ([count for _, _, count in bins], error) == ([2, 2], pytest.approx((0.05 + 0.45) / 2))
+    rng = np.random.default_rng(0)
+    true = rng.random(4000)
+    found = reliability_facts(true**3, true, rng.random(4000) < true)
+    assert found.metrics["calibration_error"] < 0.03
+    assert found.metrics["calibration_error_raw"] > 0.15
+    assert sum(found.notes["reliability"]["counts"]) == 4000
 
 
 def test_new_pictures_of_the_kind_pass_and_others_are_warned_of():
@@ -107,15 +110,6 @@ def test_a_distance_across_folds_is_larger_and_auroc_is_the_chance_that_the_othe
     assert auroc([1, 2, 3], [4, 5]) == 1
     assert auroc([1, 2], [1, 2]) == 0.5
     assert auroc([3], [1, 2]) == 0
-
-
-def test_reliability_compares_before_and_after():
-    rng = np.random.default_rng(0)
-    true = rng.random(4000)
-    found = reliability_facts(true**3, true, rng.random(4000) < true)
-    assert found.metrics["calibration_error"] < 0.03
-    assert found.metrics["calibration_error_raw"] > 0.15
-    assert sum(found.notes["reliability"]["counts"]) == 4000
 
 
 def test_masks_alone_or_beside_their_photographs_are_no_pictures_of_another_kind(tmp_path):

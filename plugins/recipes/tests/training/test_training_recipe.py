@@ -38,7 +38,7 @@ def cli(monkeypatch, line, tmp_path):
     return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
 
 
-def test_recipes_of_every_service_are_found_and_an_unknown_one_lists_them():
+def test_recipes_of_every_service_are_found_and_unknown_or_unfinished_ones_are_told(monkeypatch):
     found = recipes()
     assert list(found) == sorted(found)
     for name, kind in found.items():
@@ -48,8 +48,6 @@ def test_recipes_of_every_service_are_found_and_an_unknown_one_lists_them():
     with pytest.raises(NotFound, match="pranet-demo"):
         recipe_named("soup")
 
-
-def test_a_recipe_that_is_not_finished_names_its_missing_methods(monkeypatch):
     class Unfinished(Recipe, name="unfinished", weights="x"):
         pass
 

@@ -23,7 +23,7 @@ def noise(seed: int, side: int = 24) -> np.ndarray:
     return np.random.default_rng(seed).random((side, side, 3)).astype(np.float32)
 
 
-def test_formulas_add_where_there_is_room_hide_on_white_and_add_in_linear_light():
+def test_formulas_add_hide_dim_and_blur():
     mixture, scene_alone = synthesis.blend_by_sum(flat(0.3), flat(0.4))
     assert np.allclose(mixture, 0.7)
     assert np.array_equal(scene_alone, flat(0.3))
@@ -33,9 +33,6 @@ def test_formulas_add_where_there_is_room_hide_on_white_and_add_in_linear_light(
     mixture, clean = synthesis.blend_defocused(flat(0.5), flat(0), np.random.default_rng(1))
     assert 0.8 ** (1 / 2.2) * 0.5 - 1e-6 <= mixture.mean() <= 0.5 + 1e-6
     assert np.array_equal(clean, flat(0.5))
-
-
-def test_formula_c_dims_and_blurs_and_changes_with_its_generator():
     drawn = [synthesis.blend_varied(noise(1), noise(2), np.random.default_rng(seed)) for seed in range(40)]
     dims = np.array([float((clean / noise(1)).mean()) for _, clean in drawn])
     assert dims.min() >= 0.8
@@ -74,7 +71,7 @@ def test_splits_share_no_scene_and_pairs_repeat_with_their_seed():
         assert np.array_equal(mixed, clean) == plain
 
 
-def test_losses_equal_the_published_ones(fill, picture):
+def test_losses_equal_the_published_ones_and_send_gradients_to_the_prediction_only(fill, picture):
     expected, p, t = read("rrformer_losses.json"), picture(2, 64, 80, "pred"), picture(2, 64, 80, "target")
     tower = fill(network("vgg19-features"), "vgg:")
     critic = fill(network("rrformer-discriminator"), "netD:")
@@ -87,9 +84,6 @@ def test_losses_equal_the_published_ones(fill, picture):
         g, d = losses.adversarial_losses(critic(p), critic(t))
     for name, value in {**found, "rasgan_G": g.item(), "rasgan_D": d.item()}.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
-
-
-def test_perceptual_loss_sends_gradients_to_the_prediction_only(picture):
     tower = network("vgg19-features", widths=(2, 2, 2, 2, 2))
     p, t = picture(1, 32, 32, "pred").requires_grad_(), picture(1, 32, 32, "target").requires_grad_()
     losses.perceptual_loss(tower, p, t).backward()
@@ -115,7 +109,7 @@ def pairs(plain: tuple[bool, ...] = (False, True)) -> ReflectionPairs:
     return ReflectionPairs(mixed, clean, np.array(plain))
 
 
-def test_scores_of_the_right_answer_are_perfect_and_answers_clipped():
+def test_scores_of_the_right_answer_are_perfect_answers_clipped_and_darker_pictures_scored_beside():
     held = pairs()
     scores = score_pairs(held.clean, held)
     assert (scores["psnr"], scores["psnr_clean"], scores["ssim"]) == (60, 60, pytest.approx(1))
@@ -128,12 +122,9 @@ def test_scores_of_the_right_answer_are_perfect_and_answers_clipped():
 
     wanted = ((tensor(held.mixed) * 1.5 - 0.2).clamp(0, 1) * 255).numpy().astype(np.uint8).transpose(0, 2, 3, 1)
     assert np.array_equal(restore_pairs(Shifted(1, 1), held.mixed, batch=1), wanted)
-
-
-def test_darker_pictures_are_scored_beside_restored_ones_and_black_stays_black():
     clean = np.repeat(np.uint8([0, 96]), 32).reshape(1, 8, 8, 1).repeat(3, axis=-1)
-    pairs = ReflectionPairs(np.maximum(clean, 4) + np.uint8(clean > 4) * np.uint8(4), clean, np.array([False]))
+    dark = ReflectionPairs(np.maximum(clean, 4) + np.uint8(clean > 4) * np.uint8(4), clean, np.array([False]))
     before = 20 * np.log10(255 / 4)
-    assert gain_by_darkening(pairs, 4) == pytest.approx(60 - before)  # equal pictures count as 60 dB
-    assert gain_by_darkening(pairs, 0) == 0
-    assert gain_by_darkening(pairs, 8) == pytest.approx(20 * np.log10(2**0.5), abs=1e-3)  # half the picture is 4 off
+    assert gain_by_darkening(dark, 4) == pytest.approx(60 - before)  # equal pictures count as 60 dB
+    assert gain_by_darkening(dark, 0) == 0
+    assert gain_by_darkening(dark, 8) == pytest.approx(20 * np.log10(2**0.5), abs=1e-3)  # half the picture is 4 off
