@@ -92,17 +92,6 @@ def test_what_is_no_matrix_is_refused(name):
     assert caught.value.status < 500
 
 
-@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
-def test_an_archive_of_broken_bytes_is_refused(kind):
-    data = _archive(kind, a=npy(MATRIX))
-    for at in range(35, len(data) - 22, 5):
-        for piece in (b"\xff" * 4, b"\0" * 4):
-            try:
-                read_matrices(data[:at] + piece + data[at + 4 :], "features")
-            except FoveaError as error:
-                assert error.status < 500  # noqa: PT017  # some edits leave it readable
-
-
 def test_names_that_are_no_text_bombs_and_rows_beyond_the_limit_are_refused():
     with pytest.raises(Malformed):
         read_matrices(_archive(ö=npy(MATRIX)).replace("ö".encode(), b"\xff\xff"), "features")
@@ -213,7 +202,6 @@ def test_challenge_form_curves_and_map(client, held):
         ({"features": [[1.0] * 32] * 64, "duration": 3, "fps": 2}, 422, "fps"),
         ({"features": [[1.0] * 32] * 64, "fps": 1e-320}, 422, "fps"),
         ({"features": [[1.0] * 32] * 64, "class_scores": [1, 2], "class_names": ["a"]}, 422, "class_names"),
-        ({"features": [[1.0] * 32] * 64, "speed": 2}, 422, "speed"),
         ({"features": [[3e38, -3e38] * 16] * 64, "include": "curves"}, 422, "features"),
         ({"features": [[1.0] * 32] * 64, "class_scores": [1, 1e39]}, 422, "class_scores"),
     ],

@@ -33,17 +33,13 @@ def test_mask_keys_and_outputs_equal_the_published_network(name):
         np.testing.assert_allclose(tensor.numpy(), golden[key], atol=1e-4)
 
 
-def test_labels_equal_the_published_ones_and_are_empty_without_segments():
+def test_labels_and_suppression_equal_the_published_ones():
     golden = read_golden(GOLDEN / "bmn_softnms_labels.arrays")
     overlap, start, end = proposals.boundary_labels(golden["gt"], 32)
     np.testing.assert_allclose(overlap, golden["gt_iou_map"], atol=1e-6)
     np.testing.assert_allclose(start, golden["gt_start"], atol=1e-9)
     np.testing.assert_allclose(end, golden["gt_end"], atol=1e-9)
     assert not any(part.any() for part in proposals.boundary_labels(np.empty((0, 2)), 8))
-
-
-def test_suppression_equals_the_published_one_and_takes_no_last_segment():
-    golden = read_golden(GOLDEN / "bmn_softnms_labels.arrays")
     found = proposals.soft_nms(golden["xmin"], golden["xmax"], golden["score"], *golden["params"])
     for ours, key in zip(found, ("out_xmin", "out_xmax", "out_score"), strict=True):
         np.testing.assert_allclose(ours, golden[key], atol=1e-9)
@@ -53,7 +49,7 @@ def test_suppression_equals_the_published_one_and_takes_no_last_segment():
     assert all(part.shape == (0,) for part in proposals.soft_nms(np.ones(1), np.ones(1), np.ones(1)))
 
 
-def test_proposals_end_before_the_video_and_multiply_start_end_and_both_confidences():
+def test_proposals_multiply_start_end_and_both_confidences_and_get_class_scores():
     length = 6
     confidence = np.full((2, length, length), 0.5)
     starts, ends, scores = proposals.score_proposals(confidence, np.full(length, 0.5), np.full(length, 0.5))
@@ -66,9 +62,6 @@ def test_proposals_end_before_the_video_and_multiply_start_end_and_both_confiden
     starts, ends, scores = proposals.score_proposals(confidence, start, end)
     place = int(np.flatnonzero((np.isclose(starts, 1 / 5)) & np.isclose(ends, 4 / 5))[0])
     assert scores[place] == pytest.approx(start[1] * end[4] * confidence[0, 1, 3] * confidence[1, 1, 3])
-
-
-def test_class_scores_of_cells_and_of_a_whole_video_reach_proposals():
     classes = np.array([[1, 0, 0, 0], [0, 0.5, 0.5, 0]])
     found = proposals.classify_proposals(np.array([0.25]), np.array([0.75]), np.array([0.8]), classes, best=2)
     assert np.allclose(found, [[0.25, 0.25], [0.75, 0.75], [1, 0], [0.4, 0]])

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from scipy.stats import spearmanr
 
-from fovea.errors import Cancelled, InvalidOption, Malformed, TooLarge
+from fovea.errors import InvalidOption, Malformed, TooLarge
 from fovea_circuits import patching
 from fovea_circuits.activation_cache import run_with_cache
 from fovea_circuits.circuit_tasks import group_by_length, make_coloured_objects, make_indirect_objects, parse_pairs
@@ -23,11 +23,8 @@ from fovea_circuits.experiments.indicators import Indicators, indicators
 from fovea_circuits.patching import ablate, ablation_values
 from fovea_circuits.simplified_attention import SimplifiedAttention
 from plugins.circuits.tests.conftest import GOLDEN, load_golden, read
-from services.interpretability.core.report import Report
-from services.interpretability.core.result_store import ResultStore
 from services.interpretability.tests.conftest import ask, probing
 from shared.lm.taps import Replace, Uniform, trace
-from shared.registry import CallContext
 from tests.golden import read_golden
 from tests.harness.language_model import share_language_model
 
@@ -57,10 +54,22 @@ def test_bad_line_is_refused_by_its_number(tiny, line, error):
     assert caught.value.field == "pairs"
 
 
-def test_a_knock_out_of_most_heads_has_no_control(context):
+def test_unread_pairs_unsolved_tasks_and_knock_outs_without_control_are_told(context, monkeypatch):
     report = ask(Circuits, context, knockout=7)
     assert [bar.value is None for bar in report.bars[0].bars] == [False, False, True]
     assert "no control" in report.bars[0].caption
+    report = ask(Circuits, context, pairs=json.dumps({**LINE, "correct": "~", "wrong": "a"}), knockout=0)
+    assert any("Task not solved" in warning for warning in report.warnings)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "CircuitCells", None)  # refused before anything is measured
+        for refused in ({"override": [[0, 0]]}, {"receivers": [[-1, "q", 0]]}, {"receivers": [[0, "k", 2]]}):
+            with pytest.raises(InvalidOption) as caught:
+                ask(Circuits, context, pairs=json.dumps(LINE), knockout=0, **refused)
+            assert caught.value.field in refused
+    assert (Circuits.In().unread, Circuits.In(task="own", pairs="{}").unread) == ([], [])
+    monkeypatch.setattr(run, "make_cases", lambda spec, subject: parse_pairs(subject, spec.pairs))
+    report = ask(Circuits, context, task="ioi", knockout=0)
+    assert report.warnings[0] == "pairs were not read: they belong to the task own, and this is ioi."
 
 
 def test_prompts_that_do_not_fit_together_are_run_apart_with_the_same_effects(context, monkeypatch):
@@ -98,23 +107,6 @@ def test_a_run_that_is_stopped_between_any_two_cells_keeps_what_it_has(context):
             break
     assert looks > 5
     assert isinstance(found, Report)
-
-
-def test_pairs_that_a_task_does_not_read_and_unsolved_tasks_are_warnings_and_overrides_need_wrong_answers(
-    context, monkeypatch
-):
-    report = ask(Circuits, context, pairs=json.dumps({**LINE, "correct": "~", "wrong": "a"}), knockout=0)
-    assert any("Task not solved" in warning for warning in report.warnings)
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "CircuitCells", None)  # refused before anything is measured
-        for refused in ({"override": [[0, 0]]}, {"receivers": [[-1, "q", 0]]}, {"receivers": [[0, "k", 2]]}):
-            with pytest.raises(InvalidOption) as caught:
-                ask(Circuits, context, pairs=json.dumps(LINE), knockout=0, **refused)
-            assert caught.value.field in refused
-    assert (Circuits.In().unread, Circuits.In(task="own", pairs="{}").unread) == ([], [])
-    monkeypatch.setattr(run, "make_cases", lambda spec, subject: parse_pairs(subject, spec.pairs))
-    report = ask(Circuits, context, task="ioi", knockout=0)
-    assert report.warnings[0] == "pairs were not read: they belong to the task own, and this is ioi."
 
 
 def test_orders_alternate_and_prompts_of_the_real_tokenizer_are_minimal_pairs_as_golden_ones(smollm2):
@@ -173,7 +165,7 @@ def test_what_cannot_be_measured_is_refused_by_name(context, study, options, fie
     assert caught.value.field == field
 
 
-def test_attribution_adds_up_and_the_texts_own_average_changes_nothing(context):
+def test_attribution_adds_up_of_the_positions_that_are_asked_for_and_the_texts_own_average_changes_nothing(context):
     report = ask(LogitAttribution, context)
     assert report.scalars["residual"].value == pytest.approx(0, abs=1e-4)
     parts = sum(report.scalars[name].value for name in ("heads", "mlps", "embedding", "biases"))
@@ -181,6 +173,9 @@ def test_attribution_adds_up_and_the_texts_own_average_changes_nothing(context):
     text = "kqzwxm kqzwxm kqzwxm"
     report = ask(Deconstruction, context, kinds=["average"], corpus=text, text=text)
     assert np.allclose(np.array(report.grid("layers").values, float), 0, atol=1e-4)
+    found = [ask(Circuits, context, method="attribution", positions=at) for at in ("end", "all")]
+    end, everywhere = (np.array(report.grid("effect on final").values[0]) for report in found)
+    assert np.abs(end).max() < 1e-4 < np.abs(everywhere).max(), "prompts differ before the end"
 
 
 def test_indicators_of_a_layers_maps_equal_the_golden_ones():
@@ -262,13 +257,6 @@ async def test_what_is_no_report_of_circuits_is_a_problem_that_names_its_side(cl
     assert field in answer.text
 
 
-def test_attribution_counts_the_positions_that_are_asked_for(context):
-    """Prompts differ before the end: there, the first layer's heads attend almost alike."""
-    found = [ask(Circuits, context, method="attribution", positions=at) for at in ("end", "all")]
-    end, everywhere = (np.array(report.grid("effect on final").values[0]) for report in found)
-    assert np.abs(end).max() < 1e-4 < np.abs(everywhere).max()
-
-
 SETTINGS = sorted(read("tiny_gpt2_circuit.json")["path_patching"])
 
 
@@ -313,12 +301,6 @@ def naive(model, clean, corrupt, answers, sender, receivers, positions=None, *, 
     return circuits.logit_difference(trace(model, clean, edits=inserted).logits[:, -1], answers)
 
 
-def test_sender_that_says_the_same_has_no_effect(golden):
-    found = circuits.path_patch(golden.model, golden.clean, golden.clean.clone(), golden.answers)
-    assert np.allclose(found.patched, found.clean, atol=1e-5)
-    assert np.isnan(found.effect).all(), "no difference between the runs: the effect is undefined"
-
-
 def test_receivers_groups_and_positions_that_do_not_exist_are_refused(golden):
     for bad in ([(9, "q", 0)], [(1, "z", 0)], [(1, "q", 4)], []):
         with pytest.raises(InvalidOption) as caught:
@@ -337,10 +319,13 @@ def test_activation_patching_equals_the_golden_one(golden, positions):
     assert np.abs(found - golden.facts["activation_patching_z_logit_diff"][positions]).max() < 1e-4
 
 
-def test_denoising_is_noising_the_other_way_round(golden):
+def test_denoising_is_noising_the_other_way_round_and_a_sender_that_says_the_same_has_no_effect(golden):
     found = circuits.activation_patch(*golden.given, denoise=True)
     swapped = circuits.activation_patch(golden.model, golden.corrupt, golden.clean, golden.answers)
     assert np.allclose(found, swapped)
+    found = circuits.path_patch(golden.model, golden.clean, golden.clean.clone(), golden.answers)
+    assert np.allclose(found.patched, found.clean, atol=1e-5)
+    assert np.isnan(found.effect).all(), "no difference between the runs: the effect is undefined"
 
 
 @pytest.mark.parametrize(("kind", "name"), [("zero", "zero"), ("uniform", "uniform_attention"), ("mean", "mean")])
@@ -349,12 +334,9 @@ def test_ablation_equals_the_golden_one(golden, kind, name):
     assert np.abs(found - golden.facts[f"{name}_ablation_logit_diff"]).max() < 1e-4
 
 
-def test_attribution_equals_the_golden_one(golden):
+def test_attribution_and_pattern_scores_equal_the_golden_ones(golden):
     found = circuits.direct_logit_attribution(golden.model, golden.clean, golden.answers)
     assert np.abs(found - golden.facts["direct_logit_attribution_last_pos"]).max() < 1e-4
-
-
-def test_pattern_scores_equal_the_golden_ones(golden):
     facts = golden.facts["head_scores_repeated_sequence"]
     found = circuits.head_patterns(golden.model, facts["ids"][: len(facts["ids"]) // 2])
     told = ("previous_token", "duplicate_token", "induction", "first_token_mass", "entropy_mean")
@@ -374,7 +356,9 @@ def test_overlaps_equal_the_golden_ones_and_undefined_heads_are_never_chosen(cas
     assert len(circuits.top_heads(np.ones((10, 10)), 0.07)) == 7
 
 
-def test_every_rerun_is_the_plain_forward_with_one_head_replaced(model, family_prompts):
+def test_every_rerun_is_the_plain_forward_with_one_head_replaced_and_attributions_sum_to_the_difference(
+    model, family_prompts
+):
     run = run_with_cache(model, family_prompts[0])
     for layer in range(run.layers):
         torch.testing.assert_close(run.run_from(layer, run.pre[layer]), run.last)
@@ -385,6 +369,15 @@ def test_every_rerun_is_the_plain_forward_with_one_head_replaced(model, family_p
         other = trace(model, corrupt, capture=[f"z.{layer}"])[f"z.{layer}"]
         logits = trace(model, clean, edits=[Replace(f"z.{layer}", other, heads=head)]).logits[:, -1]
         assert found[layer, head] == pytest.approx(patching.logit_difference(logits, answers), abs=1e-9)
+    found = patching.attribute_logits(run_with_cache(model, family_prompts[0]), family_prompts[2])
+    assert found.total == pytest.approx(found.actual, abs=1e-9)
+    assert np.abs(found.heads).max() > 1e-3
+    clean, corrupt, answers = family_prompts
+    estimated = patching.attribution_patch(model, clean, corrupt, answers)
+    run, other, step = run_with_cache(model, clean), run_with_cache(model, corrupt), 1e-6
+    near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
+    moved = (patching.patch_heads(run, near, answers) - patching.logit_difference(run.last, answers)) / step
+    np.testing.assert_allclose(moved, estimated, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", [None, [3, 7], [-1, 5]])
@@ -397,26 +390,11 @@ def test_path_patching_is_two_whole_forwards(model, family_prompts, positions, r
     assert found.patched[0, 2] == pytest.approx(expected, abs=1e-9)
 
 
-def test_attributions_sum_to_the_logit_difference_and_patching_is_its_slope(model, family_prompts):
-    found = patching.attribute_logits(run_with_cache(model, family_prompts[0]), family_prompts[2])
-    assert found.total == pytest.approx(found.actual, abs=1e-9)
-    assert np.abs(found.heads).max() > 1e-3
-    clean, corrupt, answers = family_prompts
-    estimated = patching.attribution_patch(model, clean, corrupt, answers)
-    run, other, step = run_with_cache(model, clean), run_with_cache(model, corrupt), 1e-6
-    near = [z + step * (there - z) for z, there in zip(run.z, other.z, strict=True)]
-    moved = (patching.patch_heads(run, near, answers) - patching.logit_difference(run.last, answers)) / step
-    np.testing.assert_allclose(moved, estimated, rtol=1e-3, atol=1e-5)
-
-
-def test_uniform_mixing_is_over_what_a_layer_sees_and_no_heads_are_the_models_own(model, family_prompts):
+def test_mixing_and_ablations_take_what_a_layer_sees_and_never_a_prompts_own_values(model, family_prompts):
     for heads in ([], range(4)):
         attend = SimplifiedAttention("uniform", [(0, head) for head in heads], windows=model.config.windows)
         expected = trace(model, family_prompts[0], edits=[Uniform(0, heads)] if heads else []).logits
         torch.testing.assert_close(model(family_prompts[0], attend=attend), expected)
-
-
-def test_ablations_take_what_a_layer_sees_and_never_a_prompts_own_values(model, family_prompts):
     clean, _, answers = family_prompts
     run = run_with_cache(model, clean)
     hidden = [trace(model, clean, edits=[Uniform(layer)], capture=[f"z.{layer}"]) for layer in range(3)]

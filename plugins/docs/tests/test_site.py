@@ -40,13 +40,17 @@ def test_the_command_serves_every_page_and_a_search_that_finds_a_setting(served)
     assert not re.search(r'(src|href)="https?://(?!zensical)[^"]*\.(js|css|woff2?)"', home)
 
 
-def test_links_between_pages_lead_to_their_place_in_the_site():
+def test_links_between_pages_lead_to_their_place_in_the_site_and_a_page_in_no_section_is_named(tmp_path, monkeypatch):
     pages = {"README.md", "docs/a.md", "plugins/x/README.md"}
     text = "[a](docs/a.md#b) [x](plugins/x) [code](Makefile) ![p](docs/images/p.png) [out](https://example.org/a.md)"
     assert staging._rewrite(text, "README.md", pages, staging.find_checkout()) == (
         "[a](docs/a.md#b) [x](plugins/x/index.md) code (`Makefile`) ![p](docs/images/p.png) [out](https://example.org/a.md)"
     )
     assert staging._rewrite("[r](../README.md)", "docs/a.md", pages, staging.find_checkout()) == "[r](../index.md)"
+    (tmp_path / "README.md").write_text("# A")
+    monkeypatch.setattr(staging, "render_reference", dict)
+    with pytest.raises(InvalidOption, match=r"docs/01-use.md"):
+        staging.read_sections(tmp_path)
 
 
 def test_links_that_lead_nowhere_fail_the_build(tmp_path, monkeypatch):
@@ -56,13 +60,6 @@ def test_links_that_lead_nowhere_fail_the_build(tmp_path, monkeypatch):
     monkeypatch.setattr(site, "read_sections", lambda _: [("All", ["README.md", "b.md"])])
     with pytest.raises(Fault, match=r"can't be built(?s:.*)nowhere(?s:.*)no-such-heading"):
         site.build_site(tmp_path / "out")
-
-
-def test_a_page_that_is_in_no_section_is_named(tmp_path, monkeypatch):
-    (tmp_path / "README.md").write_text("# A")
-    monkeypatch.setattr(staging, "render_reference", dict)
-    with pytest.raises(InvalidOption, match=r"docs/01-use.md"):
-        staging.read_sections(tmp_path)
 
 
 def test_reference_pages_follow_the_code():
@@ -92,14 +89,11 @@ def called(text):
     return [shlex.split(line) for line in block.splitlines()]
 
 
-def test_picture_is_sent_as_a_form_and_once_for_its_rendered_answer():
+def test_pictures_are_sent_as_a_form_and_anything_else_as_the_cards_example_whose_quotes_survive_the_shell():
     plain, rendered = called(render_page("toy", Eye, Eye.card))
     assert plain == ["curl", "http://127.0.0.1:8080/v1/segment", "-F", "image=@picture.jpg", "-F", "model=toy/eye"]
     assert rendered[: len(plain)] == plain
     assert rendered[-1].startswith("out.")
-
-
-def test_anything_else_is_sent_as_the_cards_example_whose_quotes_survive_the_shell():
     [words] = called(render_page("toy", Echo, Echo.card))
     assert words[:2] == ["curl", "http://127.0.0.1:8080/v1/echo"]
     assert json.loads(words[-1]) == {"model": "toy/echo", **Echo.card.example}

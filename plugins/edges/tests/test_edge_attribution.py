@@ -1,9 +1,7 @@
 """Edge attribution: exact sums and cuts, known circuits, agreement with patching; its experiments and pruning."""
 
 import json
-from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -216,30 +214,13 @@ def test_attribution_is_patching_for_a_counterfactual_close_by(golden):
     assert np.corrcoef(exact, estimated)[0, 1] > 0.9999
 
 
-TEXT, WHOLE, NUMBER = {"type": "string"}, {"type": ["integer", "null"]}, {"type": ["number", "null"]}
-
-
-def record(required: str, **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": required.split(), "properties": properties}
-
-
-def listed(items: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": items}
-
-
-SCHEMA = record(
-    "metadata qParams nodes links",
-    metadata=record("slug scan prompt_tokens prompt", slug=TEXT, scan=TEXT, prompt=TEXT, prompt_tokens=listed(TEXT)),
-    nodes=listed(
-        record(
-            "node_id feature layer ctx_idx feature_type jsNodeId clerp",
-            node_id=TEXT, feature=WHOLE, layer={"type": ["string", "integer"]}, ctx_idx={"type": "integer"},
-            feature_type=TEXT, jsNodeId=TEXT, clerp=TEXT, influence=NUMBER, activation=NUMBER,
-        )
-    ),
-    links=listed(record("source target weight", source=TEXT, target=TEXT, weight={"type": "number"})),
-)  # fmt: skip
-"""Requirements of Neuronpedia's schema of attribution graphs (version 1)."""
+NODE = {
+    "node_id": str, "feature": int | None, "layer": str | int, "ctx_idx": int, "feature_type": str, "jsNodeId": str,
+    "clerp": str, "influence": float | None, "activation": float | None,
+}  # fmt: skip
+LINK = {"source": str, "target": str, "weight": float}
+ABOUT = {"slug": str, "scan": str, "prompt": str, "prompt_tokens": list}
+"""What Neuronpedia's schema of attribution graphs (version 1) requires."""
 
 
 @pytest.fixture(scope="module")
@@ -262,17 +243,11 @@ def test_a_curve_goes_to_the_whole_model_and_its_minimal_circuit_is_faithful_sma
     assert edges.manifest.code == code_digest("fovea_edges.report") != code_digest()
 
 
-def test_a_search_that_runs_out_of_tries_keeps_the_smallest_circuit_it_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(edge_attribution, "MAX_SEARCH", 1)
-    context = LoadContext(cache=tmp_path, weights=tmp_path, threads=1)
-    report = ask(EdgeAttribution, context, sizes=[1, 80], controls=1)
-    assert report.scalars["minimal_edges"].value in {40, 80}
-    assert report.scalars["minimal_faithfulness"].value >= 0.85
-
-
 def test_graph_is_what_neuronpedia_reads_and_edges_have_hook_points(edges):
     graph = json.loads(artefact(edges, "circuit.neuronpedia.json").content)
-    jsonschema.validate(graph, SCHEMA)
+    assert "qParams" in graph
+    for fields, parts in ((NODE, graph["nodes"]), (LINK, graph["links"]), (ABOUT, [graph["metadata"]])):
+        assert all(isinstance(part[name], kind) for part in parts for name, kind in fields.items())
     names = [node["node_id"] for node in graph["nodes"]]
     assert len(set(names)) == len(names)
     assert {end for link in graph["links"] for end in (link["source"], link["target"])} <= set(names)
@@ -290,7 +265,9 @@ def test_graph_is_what_neuronpedia_reads_and_edges_have_hook_points(edges):
     assert {"blocks.2.hook_q_input", "blocks.0.hook_mlp_in", "blocks.2.hook_resid_post"} <= set(found["target_hook"])
 
 
-def test_pruning_keeps_what_attribution_ranks_first_and_other_sizes_are_refused(context):
+def test_pruning_keeps_what_attribution_ranks_first_and_a_search_without_tries_the_smallest_it_found(
+    context, monkeypatch
+):
     report = ask(Acdc, context)
     assert 0 < report.scalars["kept_edges"].value < report.scalars["edges"].value / 2
     assert report.scalars["attribution_auc"].value > 0.8
@@ -299,3 +276,7 @@ def test_pruning_keeps_what_attribution_ranks_first_and_other_sizes_are_refused(
         with pytest.raises(InvalidOption) as caught:
             ask(EdgeAttribution, context, **refused)
         assert caught.value.field == field
+    monkeypatch.setattr(edge_attribution, "MAX_SEARCH", 1)
+    report = ask(EdgeAttribution, context, sizes=[1, 80], controls=1)
+    assert report.scalars["minimal_edges"].value in {40, 80}
+    assert report.scalars["minimal_faithfulness"].value >= 0.85

@@ -54,7 +54,7 @@ def test_nugget_scores_follow_their_definitions():
     assert score_answer(["vital"], ["not_support"], [False]).f1 == 0
 
 
-def test_answers_are_judged_by_a_model(client):
+def test_answers_are_judged_by_a_model_and_one_that_always_says_a_is_found_out(client):
     body = {"query": "what causes tides", "passages": {"1": "The moon makes tides.", "2": "Bread rises."}}
     found = post(client, "nuggets", body)["nuggets"]
     told = [(one["text"], one["importance"]) for one in found]
@@ -69,6 +69,11 @@ def test_answers_are_judged_by_a_model(client):
     assert support["unknown"] == ["9"]
     assert support["citation_precision"] == support["citation_recall"] == pytest.approx(1 / 3)
     assert support["faithfulness"] == pytest.approx(2 / 3)
+    found = post(client, "preferences", {**TEXTS, "reference": format_qrels(MINI.labels), "sample": 24})
+    assert (found["consistent"]["share"], found["shown_first"]["share"]) == (0, 1)
+    assert "shown first wins" in found["statement"]
+    assert {row["preferred"] for row in found["results"]} == {0}
+    assert 0 < [row["label"] for row in found["results"]].count(0) < 24
 
 
 def preferences(first: float, length: float = 0, truth: float = 0, count: int = 200) -> list[Preference]:
@@ -137,11 +142,3 @@ def test_comparisons_are_drawn_from_large_pools_in_little_memory(monkeypatch):
     assert peak < 2**20, "all 400,000 pairs take 40 MB"
     assert (len(found), sum(pair.label == 0 for pair in found), len({pair.names[0] for pair in found})) == (40, 20, 5)
     assert found == comparisons.sample_comparisons(*texts, labels, most=40, seed=1)
-
-
-def test_a_model_that_always_says_a_is_found_out(client):
-    found = post(client, "preferences", {**TEXTS, "reference": format_qrels(MINI.labels), "sample": 24})
-    assert (found["consistent"]["share"], found["shown_first"]["share"]) == (0, 1)
-    assert "shown first wins" in found["statement"]
-    assert {row["preferred"] for row in found["results"]} == {0}
-    assert 0 < [row["label"] for row in found["results"]].count(0) < 24

@@ -32,7 +32,7 @@ a plate is heated at mach 4.2 .
 TOPICS = ".I 001\n.W\nwhat is the lift\nof a wing .\n.I 002\n.W\nhow hot is a plate .\n.I 004\n.W\nwho measured it .\n"
 
 
-def test_records_become_texts_codes_become_grades_and_what_was_decided_is_said():
+def test_records_become_texts_codes_become_grades_and_labels_of_empty_documents_are_kept():
     found = parse_collection(DOCUMENTS, TOPICS, "1 1 1\n3 2 4\n2 2 2\n")
     assert found.passages["1"] == "flow over a wing . the lift of a wing in a slipstream was measured ."
     assert found.passages["2"] == "heat of a plate a plate is heated at mach 4.2 ."
@@ -43,6 +43,15 @@ def test_records_become_texts_codes_become_grades_and_what_was_decided_is_said()
     assert "became grades: 1 → 3." in notes
     assert "1 relevance lines have the code -1" in notes
     assert "1 of the documents have no text" in notes
+    documents = ".I 1\n.W\nwings\n.I 995\n.T\n.W\n.I 3\n.W\nflow\n"
+    found = parse_collection(documents, TOPICS, "1 1 2\n1 995 3\n2 995 1\n2 1400 2\n")
+    assert found.passages == {"1": "wings", "3": "flow"}
+    assert found.labels == {("1", "1"): 2, ("1", "995"): 1, ("2", "995"): 3, ("2", "1400"): 2}
+    assert [note for note in found.notes if "without a text" in note] == [
+        "3 relevance lines name documents without a text (995, 1400); their labels were kept."
+    ]
+    assert any("no text" in note and "995" in note for note in found.notes)
+    assert parse_records(".I 1\n.W\n.5 is half\n.Word\n", "x")["1"]["W"] == ".5 is half .Word"
 
 
 def test_topics_numbered_without_gaps_or_used_by_relevance_lines_keep_their_ids():
@@ -91,18 +100,6 @@ def test_relevance_lines_of_relatives_are_read(relevance, grades, labels):
 def test_what_is_wrong_is_named(documents, relevance, told):
     with pytest.raises(Malformed, match=told):
         parse_collection(documents, TOPICS, relevance)
-
-
-def test_empty_or_missing_documents_keep_their_labels_and_a_dot_starts_no_field():
-    documents = ".I 1\n.W\nwings\n.I 995\n.T\n.W\n.I 3\n.W\nflow\n"
-    found = parse_collection(documents, TOPICS, "1 1 2\n1 995 3\n2 995 1\n2 1400 2\n")
-    assert found.passages == {"1": "wings", "3": "flow"}
-    assert found.labels == {("1", "1"): 2, ("1", "995"): 1, ("2", "995"): 3, ("2", "1400"): 2}
-    assert [note for note in found.notes if "without a text" in note] == [
-        "3 relevance lines name documents without a text (995, 1400); their labels were kept."
-    ]
-    assert any("no text" in note and "995" in note for note in found.notes)
-    assert parse_records(".I 1\n.W\n.5 is half\n.Word\n", "x")["1"]["W"] == ".5 is half .Word"
 
 
 CISI = (

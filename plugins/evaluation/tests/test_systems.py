@@ -147,7 +147,7 @@ def test_a_biased_judge_is_corrected_by_a_human_sample(client):
     assert str(plan["with_judge"]) in plan["statement"]
 
 
-def test_rankings_come_with_kappa_beside_them_shifts_per_system_and_ranks_that_tied_ones_share(client):
+def test_rankings_come_with_kappa_shifts_per_system_and_family_and_ranks_that_tied_ones_share(client):
     runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
     runs += "".join(f"{q} Q0 {p} 0 {3 - grade} turned\n" for (q, p), grade in MINI.labels.items())
     runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
@@ -170,6 +170,13 @@ def test_rankings_come_with_kappa_beside_them_shifts_per_system_and_ranks_that_t
         body = {"reference": FIRST, "judge": "1 0 m01-1 1\n1 0 m01-4 1\n", "runs": runs}
         shifts = {row["system"]: row["shift"] for row in post(client, "rankings", body)["systems"]}
         assert shifts == {"a": -0.5, "b": 1.0, "c": -0.5}
+    runs = "1 Q0 m01-1 0 2 ours\n1 Q0 m01-4 0 1 ours\n1 Q0 m01-1 0 1 theirs\n1 Q0 m01-4 0 2 theirs\n"
+    ranked = {"reference": FIRST, "judge": "1 0 m01-1 0\n1 0 m01-4 3\n", "runs": runs, "families": {"theirs": "llm"}}
+    found = post(client, "rankings", ranked)
+    (family,) = found["families"]
+    assert (family["family"], family["systems"], family["shift"]) == ("llm", 1, 1.0)
+    assert [row["family"] for row in found["systems"]] == [None, "llm"]
+    assert found["self_preference"] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("measure", ["P_5", "P_10"])
@@ -187,16 +194,6 @@ def test_systems_whose_queries_add_up_to_as_much_are_tied(measure):
     assert (found.tau_b, found.rho) == (pytest.approx(1), pytest.approx(1))
 
 
-def test_a_family_that_gains_ranks_is_preferred(client):
-    runs = "1 Q0 m01-1 0 2 ours\n1 Q0 m01-4 0 1 ours\n1 Q0 m01-1 0 1 theirs\n1 Q0 m01-4 0 2 theirs\n"
-    ranked = {"reference": FIRST, "judge": "1 0 m01-1 0\n1 0 m01-4 3\n", "runs": runs, "families": {"theirs": "llm"}}
-    found = post(client, "rankings", ranked)
-    (family,) = found["families"]
-    assert (family["family"], family["systems"], family["shift"]) == ("llm", 1, 1.0)
-    assert [row["family"] for row in found["systems"]] == [None, "llm"]
-    assert found["self_preference"] == pytest.approx(2.0)
-
-
 @pytest.mark.parametrize(
     ("path", "body", "status", "told"),
     [
@@ -210,7 +207,6 @@ def test_a_family_that_gains_ranks_is_preferred(client):
         ("preferences", {}, 422, "nothing to compare"),
         ("preferences", {"comparisons": [PAIR], "template": "direct"}, 422, "is for"),
         ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
-        ("rankings", {"reference": "", "judge": "", "runs": "", "measure": "bpref"}, 422, "no measure"),
         ("rankings", {"reference": "", "judge": "", "runs": "1 Q0 a 1 x t"}, 400, "not a number"),
         ("rankings", {"reference": "Q1 0 a 1", "judge": "", "runs": RUNS}, 422, "has no labelled query: it has 1"),
         ("significance", {"labels": "Q1 0 a 1\nQ2 0 a 1", "runs": RUNS}, 422, "Q1 is one"),
@@ -239,7 +235,7 @@ def _board_body(**more: Any) -> dict[str, Any]:
     return {"reference": FIRST, "judges": judges, "runs": runs, "draws": 200, **more}
 
 
-def test_the_table_has_kappa_with_its_interval_and_tau_side_by_side_best_first(client):
+def test_the_table_has_kappa_with_its_interval_tau_cost_time_and_invalid_answers_best_first(client):
     found = client.post("/v1/judge/leaderboard", json=_board_body()).json()
     assert [row["judge"] for row in found["rows"]] == ["second pass", "one grade", "turned"]
     for row in found["rows"]:
@@ -253,9 +249,6 @@ def test_the_table_has_kappa_with_its_interval_and_tau_side_by_side_best_first(c
     assert (found["queries"], found["pairs"], found["systems"]) == (24, 192, 3)
     by_error = client.post("/v1/judge/leaderboard", json=_board_body(sort="mae")).json()
     assert by_error["rows"][0]["judge"] == "second pass"
-
-
-def test_json_lines_tell_cost_time_and_invalid_answers(client):
     rows = [
         f'{{"qid": "{q}", "docid": "{p}", "grade": {"null" if n % 4 == 0 else g}, "valid": {str(n % 4 != 0).lower()},'
         f' "tokens": 10, "cost": 0.5, "latency_ms": 100}}'

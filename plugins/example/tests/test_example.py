@@ -27,16 +27,12 @@ def site(tmp_path_factory):
         yield url
 
 
-def test_the_model_is_served(site):
+def test_the_model_and_the_route_are_served_and_described(site):
     with httpx2.Client(base_url=site) as client:
         assert "word-counter" in {entry["id"] for entry in client.get("/v1/models").json()["data"]}
         answer = client.post("/v1/count-words", json={"text": "one two one"}).json()
         assert answer["words"] == {"one": 2, "two": 1}
         assert client.post("/v1/count-words", json={"text": ""}).status_code == 422
-
-
-def test_the_route_is_served_and_described(site):
-    with httpx2.Client(base_url=site) as client:
         answer = client.get("/v1/example/longest-word", params={"text": "a bcd ef ghi"})
         assert answer.json() == {"word": "bcd", "length": 3}
         assert {"/v1/example/longest-word", "/v1/count-words"} <= client.get("/openapi.json").json()["paths"].keys()

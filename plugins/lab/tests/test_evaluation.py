@@ -62,13 +62,7 @@ def test_what_can_not_be_measured_is_refused(model, run, spec, word):
         run(model.adapter, spec, CallContext())
 
 
-def test_a_grid_is_drawn_as_a_picture():
-    picture = Image.open(io.BytesIO(draw_heatmap([[0.0, 0.5], [1.0, 0.25]], ["0 %", "100 %"], ["512", "1024"])))
-    low, high = picture.getpixel((66, 34)), picture.getpixel((66, 82))
-    assert (picture.format, low[0] > low[1], high[1] > high[0]) == ("PNG", True, True)
-
-
-def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):
+def test_the_verbs_print_draw_and_save(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     needle(model=str(folder), lengths="150", depths="0,100", steps=3, out=tmp_path / "needle.json")
     out, err = capsys.readouterr()
@@ -87,6 +81,9 @@ def test_the_verbs_print_and_save(folder, tmp_path, monkeypatch, capsys):
     ):  # fmt: skip
         with pytest.raises((Malformed, InvalidOption), match=told):
             verb(model=str(folder), **options)
+    picture = Image.open(io.BytesIO(draw_heatmap([[0.0, 0.5], [1.0, 0.25]], ["0 %", "100 %"], ["512", "1024"])))
+    low, high = picture.getpixel((66, 34)), picture.getpixel((66, 82))
+    assert (picture.format, low[0] > low[1], high[1] > high[0]) == ("PNG", True, True)
 
 
 def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
@@ -98,12 +95,23 @@ def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
     assert (spec.long_text(30), FidelityRequest(text="my own").long_text(10**6)) == (build_haystack(240, 3), "my own")
 
 
-def test_what_lies_before_a_needle_is_read_once(model, monkeypatch):
+def test_what_lies_before_a_needle_is_read_once_and_cached_prefixes_give_way_to_a_comparison(
+    model, monkeypatch, folder, tmp_path
+):
     monkeypatch.setattr("shared.lm.niah_prompts.QUESTION_TOKENS", 0)
     requests, add = [], model.adapter.scheduler.add_request
     monkeypatch.setattr(model.adapter.scheduler, "add_request", lambda one: (requests.append(one), add(one)))
     run_needle(model.adapter, NeedleRequest(lengths=[180], depths=[90, 100], steps=3, text="Go. " * 60), CallContext())
     assert [one.stats.cached_tokens for one in requests] == [0, 64]
+    room = model.adapter.engine.dense_bytes(400)
+    monkeypatch.setattr("services.llm_longctx.serving.decoder_model.choose_room", lambda *_: (room, 4))
+    small = make_local_model(folder).load(LoadContext(cache=tmp_path, weights=tmp_path, threads=1))
+    prefixes = small.adapter.engine.prefix_cache
+    run_needle(small.adapter, NeedleRequest(lengths=[150, 180], depths=[0, 50, 100], steps=3), CallContext())
+    assert len(prefixes) > 0
+    run_fidelity(small.adapter, FidelityRequest(lengths=[180], steps=5), CallContext())
+    assert len(prefixes) == 0, "the comparison needed their memory"
+    small.close()
 
 
 def test_a_grid_is_told_step_by_step_and_frees_its_pages_when_it_is_cancelled(model):
@@ -121,18 +129,6 @@ def test_a_grid_is_told_step_by_step_and_frees_its_pages_when_it_is_cancelled(mo
     wait_until(lambda: not scheduler.in_flight and not scheduler.backend.background_tasks, 10, "the end of its work")
     engine.prefix_cache.clear()
     assert engine.pool.held == 0
-
-
-def test_cached_prefixes_give_way_to_a_comparison(model, folder, tmp_path, monkeypatch):
-    room = model.adapter.engine.dense_bytes(400)
-    monkeypatch.setattr("services.llm_longctx.serving.decoder_model.choose_room", lambda *_: (room, 4))
-    small = make_local_model(folder).load(LoadContext(cache=tmp_path, weights=tmp_path, threads=1))
-    prefixes = small.adapter.engine.prefix_cache
-    run_needle(small.adapter, NeedleRequest(lengths=[150, 180], depths=[0, 50, 100], steps=3), CallContext())
-    assert len(prefixes) > 0
-    run_fidelity(small.adapter, FidelityRequest(lengths=[180], steps=5), CallContext())
-    assert len(prefixes) == 0, "the comparison needed their memory"
-    small.close()
 
 
 def test_a_comparison_is_given_up_before_its_turn_or_at_its_deadline(model, monkeypatch):

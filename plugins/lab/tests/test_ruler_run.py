@@ -44,7 +44,7 @@ def golden(name):
     return json.loads((GOLDEN / f"{name}.json").read_text("utf8"))
 
 
-def test_scores_are_the_published_ones_and_chains_resolved():
+def test_scores_and_intervals_are_the_published_ones_and_chains_resolved():
     cases = golden("metrics")
     for case in cases["cases"]:
         got = score(case["task"], case["prediction"], case["references"])
@@ -59,6 +59,14 @@ def test_scores_are_the_published_ones_and_chains_resolved():
             match([], [])
     for case in golden("chains"):
         assert resolve(case["text"], case["value"]) == case["variables"], case["why"]
+    for case in golden("statistics"):
+        mean = bootstrap(case["values"], groups=case["groups"], draws=4000)
+        assert mean.mean == pytest.approx(case["mean"], abs=1e-9)
+        assert (mean.low, mean.high) == pytest.approx(case["interval"], abs=0.03)
+        both = paired(case["values"], case["dense"], groups=case["groups"], draws=4000)
+        assert both.difference.mean == pytest.approx(case["difference"], abs=1e-9)
+        assert (both.difference.low, both.difference.high) == pytest.approx(case["difference_interval"], abs=0.03)
+        assert (both.worse, both.better, both.equal) == (case["worse"], case["better"], case["equal"])
 
 
 def test_counts_places_and_fits_are_the_published_ones():
@@ -84,17 +92,6 @@ def test_counts_places_and_fits_are_the_published_ones():
             assert fit(measure, case["most"], first=case["first"]) == case["units"]
             assert len(calls) <= 2 * case["units"].bit_length() + 6
     assert [fit(lambda units: 10 * units, most, first=0) for most in (5, 10, 35)] == [0, 1, 3]
-
-
-def test_intervals_are_the_published_ones():
-    for case in golden("statistics"):
-        mean = bootstrap(case["values"], groups=case["groups"], draws=4000)
-        assert mean.mean == pytest.approx(case["mean"], abs=1e-9)
-        assert (mean.low, mean.high) == pytest.approx(case["interval"], abs=0.03)
-        both = paired(case["values"], case["dense"], groups=case["groups"], draws=4000)
-        assert both.difference.mean == pytest.approx(case["difference"], abs=1e-9)
-        assert (both.difference.low, both.difference.high) == pytest.approx(case["difference_interval"], abs=0.03)
-        assert (both.worse, both.better, both.equal) == (case["worse"], case["better"], case["equal"])
 
 
 LENGTHS = {"cwe": 4000, "vt": 4500, "fwe": 5000}
@@ -170,7 +167,7 @@ def test_questions_of_a_file_stand_among_other_documents(codec, tmp_path):
     assert [one.group for one in found] == [0, 1, 0, 1, 0], "answers to one question are not independent"
 
 
-def test_files_of_others_are_read_as_json_lines_or_refused(tmp_path):
+def test_files_of_others_or_cut_in_the_middle_of_a_line_are_read_as_json_lines_or_refused(tmp_path):
     file, row = tmp_path / "lines.jsonl", {"question": "Who?", "answers": ["Zoë"], "documents": ["Zo\u2028ë\u0085."]}
     facts = {"digest": "d", "task": "cwe", "length": 1, "index": 0, "group": 0, "method": "m", "references": ["ë"]}
     file.write_text(json.dumps(row, ensure_ascii=False), "utf-8-sig")
@@ -186,6 +183,15 @@ def test_files_of_others_are_read_as_json_lines_or_refused(tmp_path):
         read_qa.cache_clear()
         with pytest.raises(Malformed, match=r"lines\.jsonl"):
             read_qa(file)
+    store, facts = tmp_path / "new" / "store.jsonl", {"digest": "d", "task": "fwe", "length": 9, "index": 0, "group": 0}
+    one = Prediction(**facts, method="dense", prediction="a")
+    append_answers(store, ["first", "second"], [one, one])
+    whole = store.read_text()
+    for length in (len(whole) - 1, len(whole) - 40, whole.index("}") + 1):  # at its end, in a word, behind an object
+        store.write_text(whole[:length])
+        append_answers(store, ["third"], [one])
+        append_answers(store, ["fourth"], [one])
+        assert {"first", "third", "fourth"} >= read_answers(store).keys() - {"second"} >= {"third", "fourth"}
 
 
 FEW = {"tasks": ["niah_single_1"], "lengths": [600], "n": 2, "max_answer": 4}
@@ -205,12 +211,6 @@ def tiny(saved):
 
 def asked(**more):
     return RulerSpec.model_validate(FEW | more)
-
-
-def test_all_tasks_are_those_without_a_file_and_others_may_stand_beside():
-    assert asked(tasks=["qa_1", "all"]).task_names() == [*OFFLINE, "qa_1"]
-    with pytest.raises(InvalidOption, match="niah_single_9"):
-        asked(tasks=["all", "niah_single_9"]).task_names()
 
 
 def test_methods_are_fitted_to_the_bytes_of_dense_and_paired_with_it(tiny):
@@ -281,15 +281,7 @@ def test_methods_that_read_densely_share_one_reading_of_a_context(tiny, monkeypa
     assert len({tuple(means) for means in knorm}) == 1
 
 
-def test_no_address_is_kept_when_all_is_answered(saved):
-    on = EvaluatedModel(Engine(tiny_decoder(positions=1024), page=8), Tokenizer.from_folder(saved), {}, "tiny")
-    pool, methods = on.engine.pool, [{"method": "knorm"}, {"method": "snapkv", "window": 8}]
-    run_ruler(on, asked(methods=methods, budgets=[0.5]))
-    on.engine.prefix_cache.clear()
-    pool.unreserve(pool.reserve(pool.addresses), pool.addresses)
-
-
-def test_dense_answers_alike_under_both_protocols(tiny, tmp_path):
+def test_dense_answers_alike_under_both_protocols_and_no_address_is_kept_when_all_is_answered(tiny, tmp_path, saved):
     told = []
     for protocol in ("agnostic", "aware"):
         run_ruler(tiny, asked(methods=[], protocol=protocol, n=3, max_answer=8), store=tmp_path / protocol)
@@ -297,6 +289,11 @@ def test_dense_answers_alike_under_both_protocols(tiny, tmp_path):
         told.append([row["prediction"] for row in rows if row["method"] == "dense"])
     assert told[0] == told[1]
     assert any(told[0])
+    on = EvaluatedModel(Engine(tiny_decoder(positions=1024), page=8), Tokenizer.from_folder(saved), {}, "tiny")
+    pool, methods = on.engine.pool, [{"method": "knorm"}, {"method": "snapkv", "window": 8}]
+    run_ruler(on, asked(methods=methods, budgets=[0.5]))
+    on.engine.prefix_cache.clear()
+    pool.unreserve(pool.reserve(pool.addresses), pool.addresses)
 
 
 def count_calls(on, counted):
@@ -330,22 +327,13 @@ def test_a_run_goes_on_where_it_stopped_and_says_the_same(tiny, tmp_path):
         assert is_known is not bool(counted)
 
 
-def test_answers_are_read_after_runs_that_were_cut_in_the_middle_of_a_line(tmp_path):
-    store, facts = tmp_path / "new" / "store.jsonl", {"digest": "d", "task": "fwe", "length": 9, "index": 0, "group": 0}
-    one = Prediction(**facts, method="dense", prediction="a")
-    append_answers(store, ["first", "second"], [one, one])
-    whole = store.read_text()
-    for length in (len(whole) - 1, len(whole) - 40, whole.index("}") + 1):  # at its end, in a word, behind an object
-        store.write_text(whole[:length])
-        append_answers(store, ["third"], [one])
-        append_answers(store, ["fourth"], [one])
-        assert {"first", "third", "fourth"} >= read_answers(store).keys() - {"second"} >= {"third", "fourth"}
-
-
-def test_without_budgets_methods_that_evict_run_as_their_knobs_say(tiny):
+def test_without_budgets_methods_run_as_their_knobs_say_and_all_tasks_are_those_without_a_file():
     methods = [LongctxOptions(method="knorm"), LongctxOptions(method="dense", label="plain")]
     found = [(one.name, one.budget) for one in list_variants(methods, [])]
     assert found == [("dense", None), ("empty", None), ("knorm", None), ("plain", None)]
+    assert asked(tasks=["qa_1", "all"]).task_names() == [*OFFLINE, "qa_1"]
+    with pytest.raises(InvalidOption, match="niah_single_9"):
+        asked(tasks=["all", "niah_single_9"]).task_names()
 
 
 def test_a_peers_answers_are_scored_here(tiny, tmp_path):

@@ -105,7 +105,7 @@ def small():
     return net.eval()
 
 
-def test_objects_renumbered_with_their_places_have_their_logits_renumbered(small):
+def test_a_network_follows_renumbered_objects_serves_another_grid_and_refuses_other_crops_and_tables(small):
     crops = picture("shelf", (6, 3, 48, 32))
     order, cells = torch.tensor([3, 0, 5, 1, 2, 4]), grid_cells((2, 3))
     place = order.argsort()
@@ -116,9 +116,6 @@ def test_objects_renumbered_with_their_places_have_their_logits_renumbered(small
     ]
     torch.testing.assert_close(renumbered[:, :6], straight[:, order], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(renumbered[:, 6:], straight[:, 6:], atol=1e-5, rtol=1e-5)
-
-
-def test_a_trained_network_serves_another_grid_and_refuses_other_crops_and_tables(small):
     crops, nothing = picture("other", (4, 3, 48, 32)), torch.zeros(1, 1, 0, dtype=torch.long)
     found = small.logits(crops[None], grid_cells((2, 2))[None], torch.tensor([3]), nothing)
     assert found.shape == (1, 1, 1, 6)

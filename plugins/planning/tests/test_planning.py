@@ -60,11 +60,21 @@ def test_hulls_and_triangles_equal_the_golden_ones(n):
             assert found.certified
 
 
-def test_small_polygons_have_their_area_and_crossings_are_told():
+def test_corners_areas_and_crossings_of_small_polygons_and_of_points_at_one_place():
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
     assert area(square * 1e-3 + [1000, -1000], range(4)) == pytest.approx(1e-6, rel=1e-7)
     assert area(square, [0, 3, 2, 1]) == -1
     assert [valid(square, order) for order in ([0, 1, 2, 3], [0, 2, 1, 3], [0, 1], [0, 1, 1])] == [True, *[False] * 3]
+    square = np.array([[0, 0], [1, 0], [2, 0], [2, 2], [0, 2], [1, 1]])
+    for found in (plan("hull", square), plan("hull", square + 1e6)):
+        assert (found.order, found.objective) == ([0, 2, 3, 4], pytest.approx(4, rel=1e-3))
+    points = [[0, 0], [1, 1], [1, 2], [1, 0], [2, 2], [2, 0], [0, 0], [2, 2], [0, 2], [1, 0], [2, 0], [0, 2]]
+    for order in (range(12), range(11, -1, -1)):
+        turned = [points[index] for index in order]
+        corners = {turned.index(corner) for corner in ([0, 0], [2, 0], [2, 2], [0, 2])}
+        assert set(plan("hull", turned).order or ()) == corners
+        named = {index for triangle in plan("delaunay", turned).triangles or () for index in triangle}
+        assert named == {turned.index(point) for point in turned}
 
 
 @pytest.mark.parametrize("n", [5, 8, 10])
@@ -126,19 +136,6 @@ def test_successors_of_many_instances_follow_the_hull(n, seed):
         order = hull(instance)
         assert [int(following[index]) for index in order] == [*order[1:], order[0]]
         assert (following >= 0).sum() == len(order)
-
-
-def test_points_on_an_edge_are_no_corners_far_places_lose_nothing_and_of_points_at_one_place_the_first_is_named():
-    square = np.array([[0, 0], [1, 0], [2, 0], [2, 2], [0, 2], [1, 1]])
-    for found in (plan("hull", square), plan("hull", square + 1e6)):
-        assert (found.order, found.objective) == ([0, 2, 3, 4], pytest.approx(4, rel=1e-3))
-    points = [[0, 0], [1, 1], [1, 2], [1, 0], [2, 2], [2, 0], [0, 0], [2, 2], [0, 2], [1, 0], [2, 0], [0, 2]]
-    for order in (range(12), range(11, -1, -1)):
-        turned = [points[index] for index in order]
-        corners = {turned.index(corner) for corner in ([0, 0], [2, 0], [2, 2], [0, 2])}
-        assert set(plan("hull", turned).order or ()) == corners
-        named = {index for triangle in plan("delaunay", turned).triangles or () for index in triangle}
-        assert named == {turned.index(point) for point in turned}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -255,25 +252,13 @@ def published():
     return net.eval()
 
 
-def test_teacher_forced_logits_and_likelihoods_equal_the_golden_ones(published, golden):
+def test_logits_likelihoods_and_beam_search_equal_the_golden_ones_greedy_and_exhaustive_at_its_ends(published, golden):
     points, targets = torch.from_numpy(golden["points"]), torch.from_numpy(golden["targets"])
     with torch.no_grad():
         logits = published(points, targets)
     np.testing.assert_allclose(logits, golden["teacher_logits"], atol=2e-5)
     nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     np.testing.assert_allclose(nll.reshape(targets.shape), golden["nll"], atol=2e-5)
-
-
-@pytest.mark.parametrize(("name", "steps", "once"), [("greedy_free", 10, False), ("greedy_masked", 9, True)])
-def test_greedy_decoding_equals_the_golden_one(published, golden, name, steps, once):
-    slots, told = ready(published).decode(golden["points"], steps, visit_once=once)
-    np.testing.assert_array_equal(slots, golden[name])
-    barred = golden[f"{name}_logp"] <= -1e29
-    assert (told[barred] == -np.inf).all()
-    np.testing.assert_allclose(told[~barred], golden[f"{name}_logp"][~barred], atol=2e-5)
-
-
-def test_beam_search_equals_the_golden_one_greedy_and_exhaustive_at_its_ends(published, golden):
     slots, scores = ready(published).beam(golden["points"], 3)
     np.testing.assert_array_equal(slots, golden["beam3_seq"])
     np.testing.assert_allclose(scores, golden["beam3_score"], atol=5e-5)
@@ -283,6 +268,15 @@ def test_beam_search_equals_the_golden_one_greedy_and_exhaustive_at_its_ends(pub
     slots, scores = net.beam(points, 100)
     assert slots.shape == (2, 24, 4)
     np.testing.assert_allclose(np.exp(scores).sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "steps", "once"), [("greedy_free", 10, False), ("greedy_masked", 9, True)])
+def test_greedy_decoding_equals_the_golden_one(published, golden, name, steps, once):
+    slots, told = ready(published).decode(golden["points"], steps, visit_once=once)
+    np.testing.assert_array_equal(slots, golden[name])
+    barred = golden[f"{name}_logp"] <= -1e29
+    assert (told[barred] == -np.inf).all()
+    np.testing.assert_allclose(told[~barred], golden[f"{name}_logp"][~barred], atol=2e-5)
 
 
 @pytest.fixture(scope="module")

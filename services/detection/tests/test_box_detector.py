@@ -82,7 +82,7 @@ def _one(detector: BoxDetector, request: DetectIn) -> DetectOut:
     return answer
 
 
-def test_boxes_are_pixels_of_the_original_also_scaled_and_turned():
+def test_boxes_are_pixels_of_the_original_also_scaled_and_turned_and_sizes_in_the_world_follow():
     answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0), (80, 60, 50))))
     assert [(d.box, d.label, d.class_id, d.radius, d.microns) for d in answer.detections] == [
         ((20, 30, 36, 46), "crack", 0, 8, None), ((80, 60, 96, 76), "hole", 1, 8, None),
@@ -96,6 +96,15 @@ def test_boxes_are_pixels_of_the_original_also_scaled_and_turned():
     exif[0x0112] = 6
     (turned,) = _one(_toy(), DetectIn(image=_png(pixels, exif=exif.tobytes()))).detections
     np.testing.assert_allclose(turned.box, (192 - 92, 40, 192 - 60, 72), atol=2)
+    answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), microns_per_pixel=0.5))
+    microns = answer.detections[0].microns
+    assert (microns.width, microns.height, microns.radius, microns.area) == (8, 8, 4, 64)
+    assert (answer.summary["crack"].mean_radius_um, answer.summary["crack"].percent) == (4, 100)
+    answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), include=("columns", "crops", "letterbox", "overlay")))
+    columns = answer.columns
+    assert (answer.detections, columns.xyxy, columns.class_names) == ([], [(20, 30, 36, 46)], {0: "crack"})
+    assert np.asarray(Image.open(io.BytesIO(answer.crops[0].image))).shape == (16, 16, 3)
+    assert (answer.letterbox.ratio, answer.letterbox.height) == (1, 96)
 
 
 def test_options_choose_what_is_told_and_nothing_found_is_an_answer():
@@ -122,19 +131,7 @@ def test_options_choose_what_is_told_and_nothing_found_is_an_answer():
     assert answer.overlay is not None
 
 
-def test_sizes_in_the_world_follow_the_scale_and_extras_are_there_when_asked_for():
-    answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), microns_per_pixel=0.5))
-    microns = answer.detections[0].microns
-    assert (microns.width, microns.height, microns.radius, microns.area) == (8, 8, 4, 64)
-    assert (answer.summary["crack"].mean_radius_um, answer.summary["crack"].percent) == (4, 100)
-    answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), include=("columns", "crops", "letterbox", "overlay")))
-    columns = answer.columns
-    assert (answer.detections, columns.xyxy, columns.class_names) == ([], [(20, 30, 36, 46)], {0: "crack"})
-    assert np.asarray(Image.open(io.BytesIO(answer.crops[0].image))).shape == (16, 16, 3)
-    assert (answer.letterbox.ratio, answer.letterbox.height) == (1, 96)
-
-
-def test_slices_find_what_is_too_small_for_the_whole():
+def test_slices_find_what_is_too_small_for_the_whole_and_tell_an_object_on_their_border_once():
     corners = ((30, 40, 0), (500, 70, 0), (250, 300, 50))
     image = _squares(*corners, height=400, width=640, side=6)
     toy = _toy()
@@ -144,9 +141,6 @@ def test_slices_find_what_is_too_small_for_the_whole():
     assert len(sliced.detections) == 3 > len([d for d in small.detections if abs(d.area - 36) < 8])
     for x, y, _ in corners:
         assert any(np.allclose(d.box, (x, y, x + 6, y + 6), atol=1) for d in sliced.detections)
-
-
-def test_an_object_on_the_border_of_slices_is_told_once_and_too_many_are_refused():
     pixels = np.full((128, 300, 3), 200, np.uint8)
     pixels[50:70, 60:260] = 0
     answer = _one(_toy(side=128), DetectIn(image=_png(pixels), tile=128))
@@ -165,7 +159,7 @@ def _render(media: str, detector: BoxDetector | None = None, **options: Any) -> 
     return made
 
 
-def test_tables_have_a_row_per_detection_and_coco_ids_categories_and_boxes_by_size():
+def test_boxes_come_as_tables_coco_yolo_text_drawings_and_crops():
     rows = list(csv.DictReader(io.StringIO(_render("text/csv", microns_per_pixel=2).decode())))
     assert [row["label"] for row in rows] == ["crack", "hole"]
     names = ("x1", "y1", "x2", "y2", "radius_px", "radius_um")
@@ -177,9 +171,6 @@ def test_tables_have_a_row_per_detection_and_coco_ids_categories_and_boxes_by_si
     told = [(a["id"], a["category_id"], a["bbox"]) for a in found["annotations"]]
     assert told == [(1, 0, [20, 30, 16, 16]), (2, 1, [80, 60, 16, 16])]
     assert (found["images"][0]["width"], found["images"][0]["height"]) == (128, 96)
-
-
-def test_boxes_are_drawn_in_the_colours_of_their_classes_yolo_text_is_in_shares_and_crops_in_folders():
     for media in ("image/png", "image/jpeg"):
         pixels = np.asarray(Image.open(io.BytesIO(_render(media, labels=False, stroke=2))).convert("RGB")).astype(int)
         assert pixels.shape == (96, 128, 3)

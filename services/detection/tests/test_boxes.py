@@ -26,13 +26,7 @@ def test_suppression_equals_the_published_one(name):
         np.testing.assert_allclose(found, golden[f"{name}_{index}"], atol=1e-3)
 
 
-def test_complete_iou_equals_the_published_one():
-    golden = read("boxes.arrays")
-    found = complete_iou(torch.from_numpy(golden["ciou_a"]), torch.from_numpy(golden["ciou_b"]))
-    np.testing.assert_allclose(found.numpy(), golden["ciou"], atol=1e-5)
-
-
-def test_letterbox_pads_and_maps_back_as_published_and_a_needle_keeps_a_pixel():
+def test_letterbox_and_complete_iou_are_the_published_ones_and_a_needle_keeps_a_pixel():
     boxes = np.array([[10, 20, 300, 200], [-5, -5, 639, 639]], np.float64)
     for high_given, wide_given, auto, high, wide, ratio, pad_x, pad_y, *back in read("boxes.arrays")["letterbox"]:
         height, width = int(high_given), int(wide_given)
@@ -42,6 +36,9 @@ def test_letterbox_pads_and_maps_back_as_published_and_a_needle_keeps_a_pixel():
         np.testing.assert_allclose(unletterbox(boxes, page.shape[:2], (height, width)).ravel(), back, atol=1e-2)
     page, *_ = letterbox(np.zeros((1, 4000, 3), np.uint8), 640)
     assert page.shape == (32, 640, 3)
+    golden = read("boxes.arrays")
+    found = complete_iou(torch.from_numpy(golden["ciou_a"]), torch.from_numpy(golden["ciou_b"]))
+    np.testing.assert_allclose(found.numpy(), golden["ciou"], atol=1e-5)
 
 
 def test_nothing_is_suppressed_without_predictions_or_area_and_what_is_decoded_as_it_is():

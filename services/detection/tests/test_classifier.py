@@ -61,35 +61,13 @@ def page():
     return encode(np.random.default_rng(0).integers(0, 256, (130, 200, 3), np.uint8))
 
 
-def test_a_whole_picture_has_one_result(tiny, page):
+def test_a_whole_picture_has_one_result_and_is_seen_as_its_recipe_says_or_as_imagenet_ones(tiny, page, place, tmp_path):
     (answer,) = tiny.predict([ClassifyIn(image=page, top_k=2)], CallContext())
     assert (answer.width, answer.height, answer.rows, answer.columns) == (200, 130, 1, 1)
     (result,) = answer.results
     assert (result.box, len(result.top)) == ((0, 0, 200, 130), 2)
     assert result.label in NAMES
     assert (answer.engine, answer.notes) == ("onnx", ["Squashed to 64×64 (antialiased bicubic)."])
-
-
-def test_patches_are_the_pictures_they_cut_out(tiny, page):
-    (answer,) = tiny.predict([ClassifyIn(image=page, tile=65)], CallContext())
-    assert (answer.rows, answer.columns) == (2, 3)
-    pixels = decode(page).pixels
-    for result in answer.results:
-        x1, y1, x2, y2 = result.box
-        (alone,) = tiny.predict([ClassifyIn(image=encode(np.ascontiguousarray(pixels[y1:y2, x1:x2])))], CallContext())
-        assert alone.results[0].label == result.label
-        assert alone.results[0].probability == pytest.approx(result.probability, abs=1e-4)
-
-
-def test_feature_maps_of_all_patches_come_as_an_archive(tiny, page):
-    answer, made = predict_as(tiny, ClassifyIn(image=page, tile=65), "application/x-npz")
-    archive = np.load(io.BytesIO(made))
-    assert (sorted(archive), archive["stage4"].shape) == (["boxes", "logits", *FEATURE_MAPS], (6, 256, 2, 2))
-    assert archive["boxes"].tolist() == [list(result.box) for result in answer.results]
-    assert archive["logits"].argmax(1).tolist() == [result.class_id for result in answer.results]
-
-
-def test_weights_without_a_recipe_are_seen_as_imagenet_ones(place, page, tmp_path):
     write(tmp_path)
     other = Tiny.load(LoadContext(cache=place.cache, weights=tmp_path, threads=1))
     (answer,) = other.predict([ClassifyIn(image=page)], CallContext())
@@ -98,6 +76,22 @@ def test_weights_without_a_recipe_are_seen_as_imagenet_ones(place, page, tmp_pat
     (answer,) = other.predict([ClassifyIn(image=page, tile=100)], CallContext())
     assert answer.notes == ["Squashed to 224×224 (antialiased bicubic)."]
     other.close()
+
+
+def test_patches_are_the_pictures_they_cut_out_and_their_feature_maps_come_as_an_archive(tiny, page):
+    (answer,) = tiny.predict([ClassifyIn(image=page, tile=65)], CallContext())
+    assert (answer.rows, answer.columns) == (2, 3)
+    pixels = decode(page).pixels
+    for result in answer.results:
+        x1, y1, x2, y2 = result.box
+        (alone,) = tiny.predict([ClassifyIn(image=encode(np.ascontiguousarray(pixels[y1:y2, x1:x2])))], CallContext())
+        assert alone.results[0].label == result.label
+        assert alone.results[0].probability == pytest.approx(result.probability, abs=1e-4)
+    answer, made = predict_as(tiny, ClassifyIn(image=page, tile=65), "application/x-npz")
+    archive = np.load(io.BytesIO(made))
+    assert (sorted(archive), archive["stage4"].shape) == (["boxes", "logits", *FEATURE_MAPS], (6, 256, 2, 2))
+    assert archive["boxes"].tolist() == [list(result.box) for result in answer.results]
+    assert archive["logits"].argmax(1).tolist() == [result.class_id for result in answer.results]
 
 
 KINDS = ("crack", "hole", "none")
@@ -126,7 +120,7 @@ def test_patches_cover_every_pixel_once_have_about_the_size_asked_for_and_are_ne
     assert caught.value.field == "tile"
 
 
-def test_probabilities_are_a_softmax_and_a_table_has_a_row_per_patch():
+def test_probabilities_are_a_softmax_a_table_has_a_row_per_patch_and_tints_stay_inside_their_patch():
     (one,) = classify(np.array([[0.0, np.log(3), -1e4]], np.float32), divide(4, 4, None), KINDS, 2)
     assert (one.label, one.class_id, [c.label for c in one.top]) == ("hole", 1, ["hole", "crack"])
     assert [one.probability, one.top[1].probability] == pytest.approx([0.75, 0.25], abs=1e-5)
@@ -134,6 +128,14 @@ def test_probabilities_are_a_softmax_and_a_table_has_a_row_per_patch():
     told = [(r["row"], r["column"], r["x1"], r["label"], r["class_id"]) for r in rows]
     assert told == [("0", "0", "0", "crack", "0"), ("0", "1", "10", "hole", "1")]
     assert float(rows[0]["probability"]) > 0.99
+    made = answer([[9, 0, 0], [0, 9, 0], [0, 0.1, 0], [0, 0, 9]], divide(200, 200, 100), 200, 200)
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    found = tint_patches(grey, made)
+    assert (grey == 128).all()
+    sure, unsure = found[80, 150].astype(int), found[180, 80].astype(int)
+    assert np.abs(sure - 128).sum() > 2 * np.abs(unsure - 128).sum() > 0
+    np.testing.assert_array_equal(np.sign(sure - 128), np.sign(np.array(class_colour(1)) - 128))
+    assert (found[:30, :60] != found[60, 60]).any()  # its label
 
 
 def test_a_patch_is_squashed_whole_or_cropped_in_the_middle():
@@ -146,14 +148,3 @@ def test_a_patch_is_squashed_whole_or_cropped_in_the_middle():
     assert cropped[0, [0, -1], 0].tolist() == [255, 0]
     assert cropped[0, 3, 0] > 128 > cropped[0, 4, 0]
     assert resize_patch(picture, (50, 0, 80, 40), 8, 0.9).max() == 0
-
-
-def test_tints_stay_inside_their_patch_and_follow_the_probability():
-    made = answer([[9, 0, 0], [0, 9, 0], [0, 0.1, 0], [0, 0, 9]], divide(200, 200, 100), 200, 200)
-    grey = np.full((200, 200, 3), 128, np.uint8)
-    found = tint_patches(grey, made)
-    assert (grey == 128).all()
-    sure, unsure = found[80, 150].astype(int), found[180, 80].astype(int)
-    assert np.abs(sure - 128).sum() > 2 * np.abs(unsure - 128).sum() > 0
-    np.testing.assert_array_equal(np.sign(sure - 128), np.sign(np.array(class_colour(1)) - 128))
-    assert (found[:30, :60] != found[60, 60]).any()  # its label

@@ -32,14 +32,6 @@ PUBLISHED = {
     "fasternet_t0": lambda: FasterNet("t0"),
 }
 
-PARAMETERS = {
-    "t0": (3.486, 3.558), "t1": (5.986, 6.145), "t2": (12.270, 12.650), "s": (28.01, 28.98), "m": (59.18, 61.37),
-    "l": (100.64, 104.47),
-}  # fmt: skip
-"""Millions, without and with the spatial gate."""
-
-FASTERNET = {"t0": 3.905, "t1": 7.595, "t2": 14.983, "s": 31.181}
-
 
 @pytest.fixture(
     scope="module",
@@ -71,19 +63,6 @@ def test_logits_and_stages_equal_the_published_models(published):
             x = stage(x)
             np.testing.assert_allclose(x.mean((0, 2, 3)).numpy(), golden[f"stage{index}_mean"], rtol=0, atol=1e-3)
     np.testing.assert_allclose(x[0].numpy(), golden["last_stage"][0], rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize(("size", "counts"), PARAMETERS.items())
-def test_every_size_has_the_published_parameters(size, counts):
-    def millions(kind, **options):
-        return sum(p.numel() for p in kind(size, **options).parameters()) / 1e6
-
-    with torch.device("meta"):
-        found = [millions(PATNet, spatial=spatial) for spatial in (False, True)]
-        assert found == pytest.approx(counts, abs=0.005)
-        assert millions(PATNet) == found[size == "t1"]  # only T1 was published with the gate
-        if size in FASTERNET:
-            assert millions(FasterNet) == pytest.approx(FASTERNET[size], abs=0.001)
 
 
 @pytest.mark.parametrize("make", [PATNet, FasterNet])

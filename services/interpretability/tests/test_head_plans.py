@@ -154,7 +154,7 @@ def test_passkeys_fit_their_texts_and_questions_have_their_answers_in_the_facts(
         assert len(set(question.options)) == 4
 
 
-def test_a_head_calibrated_alone_is_the_map_form_of_the_rule(tiny):
+def test_a_head_calibrated_alone_is_the_map_form_of_the_rule_whose_sinks_are_the_shared_ones(tiny):
     rule = act.SinkCalibration(beta=0.2, threshold=0.05)
     question = act.make_questions(tiny.tokenizer, 1, facts=5)[0]
     counts = np.array(act.count_sinks(tiny.model, question, rule))
@@ -163,9 +163,6 @@ def test_a_head_calibrated_alone_is_the_map_form_of_the_rule(tiny):
     plain, *alone = act.try_heads_alone(tiny.model, question, rule, heads)
     assert plain == act.try_heads_together(tiny.model, question, rule, [])
     assert alone == [act.try_heads_together(tiny.model, question, rule, [head]) for head in heads]
-
-
-def test_sinks_are_those_of_the_shared_rule_less_the_excused_one():
     pattern = torch.rand(12, 12, dtype=torch.float64).tril()
     pattern /= pattern.sum(-1, keepdim=True)
     rule = act.SinkCalibration(threshold=0.2, excuse="zero", min_rows=3)

@@ -61,12 +61,20 @@ def test_every_form_is_made_and_made_the_same_twice(media):
     assert first == second
 
 
-def test_svg_is_well_formed_and_says_its_numbers():
+def test_svg_is_well_formed_and_what_the_pointer_shows_is_the_whole_number():
     root = ET.fromstring(render(whole_report(), "image/svg+xml"))  # noqa: S314  # our own
     titles = [element.text for element in root.iter() if element.tag.endswith("title")]
     assert "1 / 0: 0.3" in titles
     assert "0 / 1: undefined" in titles
     assert any(element.tag.endswith("}a") for element in root.iter()), "a head leads to its pattern"
+    (grid,) = whole_report().grids
+    table = reports.Table(name="t", columns=["a", "b"], rows=[["x", 0.123456789], [None, 1]])
+    scalar = reports.Scalar(value=1234567.0, unit="ms")
+    shown = {"grids": [grid.model_copy(update={"values": [[0.123456789, None], [0.3, -2.0]]})], "tables": [table]}
+    made = render_page(whole_report().model_copy(update={**shown, "scalars": {"n": scalar}}))
+    assert "0 / 0: 0.123456789</title>" in made
+    assert '<td title="0.123456789">0.1235</td>' in made
+    assert "title='1234567 ms'" in made
 
 
 def patterns(heads, tokens=40):
@@ -75,7 +83,7 @@ def patterns(heads, tokens=40):
     return [reports.heat_map(f"1-{h}", values, *axes, "How to read it.") for h in range(heads)]
 
 
-def test_patterns_of_many_heads_are_small_maps_of_the_largest_neighbours():
+def test_patterns_of_many_heads_are_small_maps_and_charts_that_are_left_out_are_told():
     report = whole_report().model_copy(update={"grids": patterns(7), "spec": {"text": "ab", "seed": 0}})
     root = ET.fromstring(plots.draw_panels(report.grids, lambda data: f"/{data.name}").svg())  # noqa: S314  # our own
     assert [a.get("href") for a in root.iter() if a.tag.endswith("}a")] == [f"/1-{h}" for h in range(7)]
@@ -85,9 +93,6 @@ def test_patterns_of_many_heads_are_small_maps_of_the_largest_neighbours():
     assert render_page(report.model_copy(update={"grids": patterns(2)})).count("<figure>") == 2 + 3, "few are large"
     found = np.array(plots._max_pool(patterns(1, 70)[0].values, 3, 3))
     assert (found.shape, found[0, 0], found[23, 23]) == ((24, 24), 1.0, pytest.approx(1 / 70))
-
-
-def test_charts_that_are_left_out_are_told_on_the_page_and_in_the_picture():
     bars = [whole_report().bars[0].model_copy(update={"name": f"b{number}"}) for number in range(70)]
     report = whole_report().model_copy(update={"bars": bars, "grids": [], "graphs": [], "strips": []})
     made = render_page(report)
@@ -133,29 +138,7 @@ def test_permalinks_hold_what_is_given_and_arrays_the_numbers_of_the_json_whatev
         assert [found[key].tolist() for key in ("bars.c_", "bars.c_2")] == [[-1], [2]]
 
 
-def test_what_the_pointer_shows_is_the_whole_number():
-    (grid,) = whole_report().grids
-    table = reports.Table(name="t", columns=["a", "b"], rows=[["x", 0.123456789], [None, 1]])
-    scalar = reports.Scalar(value=1234567.0, unit="ms")
-    shown = {"grids": [grid.model_copy(update={"values": [[0.123456789, None], [0.3, -2.0]]})], "tables": [table]}
-    made = render_page(whole_report().model_copy(update={**shown, "scalars": {"n": scalar}}))
-    assert "0 / 0: 0.123456789</title>" in made
-    assert '<td title="0.123456789">0.1235</td>' in made
-    assert "title='1234567 ms'" in made
-
-
-def test_maps_of_long_texts_are_drawn_to_their_last_token():
-    axes = ("query", range(4)), ("key", range(400))
-    drawing = plots.draw_heat_map(reports.heat_map("wide", np.eye(4, 400), *axes, "How to read it."))
-    cells = [shape for shape in drawing.shapes if isinstance(shape, Rect)]
-    assert max(cell.x + cell.w for cell in cells) < drawing.width
-    assert plots.draw_heat_map(patterns(1)[0]).width == plots.WIDTH
-    (large,) = patterns(1, 300)
-    cells = [shape for shape in plots.draw_heat_map(large).shapes if isinstance(shape, Rect) and " / " in shape.title]
-    assert (len(cells), cells[-1].title) == (150**2, "298 / 298: 0.00334448161")
-
-
-def test_empty_and_extreme_data_are_drawn_and_long_pictures_scaled_down():
+def test_empty_extreme_and_long_data_are_drawn_within_their_pictures():
     for grid in (head_map([[None]]), head_map([[0.0]]), head_map([[1e300, -1e300]], "diverging")):
         assert plots.draw_heat_map(grid).svg()
     assert plots.draw_bars(reports.Bars(name="b", bars=[], caption="C.")).svg()
@@ -164,6 +147,14 @@ def test_empty_and_extreme_data_are_drawn_and_long_pictures_scaled_down():
     assert plots.draw_graph(reports.Graph(name="g", nodes=[], edges=[], caption="C.")).svg()
     tall = Drawing(100, 60_000, "x", [Rect(0, 0, 10, 10, BLUE), Text(5, 5, "x", turned=True)])
     assert max(Image.open(io.BytesIO(stack_drawings([tall]).png())).size) <= 8000
+    axes = ("query", range(4)), ("key", range(400))
+    drawing = plots.draw_heat_map(reports.heat_map("wide", np.eye(4, 400), *axes, "How to read it."))
+    cells = [shape for shape in drawing.shapes if isinstance(shape, Rect)]
+    assert max(cell.x + cell.w for cell in cells) < drawing.width
+    assert plots.draw_heat_map(patterns(1)[0]).width == plots.WIDTH
+    (large,) = patterns(1, 300)
+    cells = [shape for shape in plots.draw_heat_map(large).shapes if isinstance(shape, Rect) and " / " in shape.title]
+    assert (len(cells), cells[-1].title) == (150**2, "298 / 298: 0.00334448161")
 
 
 @pytest.fixture

@@ -54,12 +54,15 @@ def test_recalls_equal_the_golden_ones(case):
     assert retrieval_heads.rouge1_recall(case["reference"], case["response"]) == pytest.approx(case["recall"], abs=1e-9)
 
 
-def test_recall_of_nothing_is_zero_and_halves_agree_by_their_likeness():
+def test_an_empty_answer_scores_nothing_all_positions_count_in_a_short_prompt_and_halves_agree_by_likeness():
     assert retrieval_heads.rouge1_recall("…", "anything") == 0.0
     scores = np.random.default_rng(0).random((2, 3, 4))
     assert split_half(np.stack([scores[0]] * 4)) == pytest.approx(1)
     assert split_half(scores[:1]) is None
     assert split_half(np.zeros((4, 3, 4))) is None
+    rows, ids = np.array([[[[0.1, 0.9, 0.0, 0.0]]], [[[0.2, 0.1, 0.7, 0.0]]]]), [4, 5]
+    assert retrieval_heads.retrieval_score(rows, ids, [4, 5], (0, 2), top=5).tolist() == [[1.0]]
+    assert retrieval_heads.retrieval_score(rows[:0], ids, [], (0, 2)).tolist() == [[0.0]]
 
 
 def test_aggregate_equals_the_golden_one_and_nothing_kept_has_no_ranking():
@@ -92,12 +95,6 @@ def test_columns_that_a_step_cannot_see_do_not_matter(seed):
         padded[t, ..., len(ids) + t :] = 99.0
     found, expected = (retrieval_heads.retrieval_score(one, ids, said, (5, 9)) for one in (padded, rows))
     assert (found == expected).all()
-
-
-def test_all_positions_count_where_a_prompt_is_shorter_than_top_and_an_empty_answer_scores_nothing():
-    rows, ids = np.array([[[[0.1, 0.9, 0.0, 0.0]]], [[[0.2, 0.1, 0.7, 0.0]]]]), [4, 5]
-    assert retrieval_heads.retrieval_score(rows, ids, [4, 5], (0, 2), top=5).tolist() == [[1.0]]
-    assert retrieval_heads.retrieval_score(rows[:0], ids, [], (0, 2)).tolist() == [[0.0]]
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def test_what_cannot_be_measured_is_refused_by_name(context, study, options, fie
         Ablation.In(text="ab", heads=[[0, 0]], positions=[])
 
 
-def test_rows_are_those_of_the_pattern_and_queries_slice_them(context, tiny):
+def test_rows_are_those_of_the_pattern_queries_slice_them_and_a_dump_of_millions_is_refused(context, tiny):
     report = ask(AttentionPatterns, context, text="kqzwxm kqzwx", layers=[1], heads=[2])
     ids = tiny.encode("kqzwxm kqzwx")
     pattern = trace(tiny.model, tiny.tensor([ids]), capture=["pattern.1"])["pattern.1"][0, 2]
@@ -55,6 +55,15 @@ def test_rows_are_those_of_the_pattern_and_queries_slice_them(context, tiny):
     sliced = ask(AttentionPatterns, context, layers=[1], heads=[2], queries=[-1, 3])
     assert sliced.grid("1-2").values == [whole[3], whole[-1]]
     assert ask(AttentionPatterns, context, text=None, ids=[1, 2, 3]).scalars["tokens"].value == 3
+    with pytest.raises(TooLarge, match="3·4·1500·1500 = 27,000,000") as caught:
+        ask(AttentionPatterns, context, text="x" * 1500, layers=None)
+    assert "queries" in caught.value.hint
+    assert ask(AttentionPatterns, context, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
+    seen = []
+    ids = tiny.tensor([[i % 250 for i in range(2000)]])
+    visit_patterns(tiny.model, ids, lambda _layer, _start, rows: seen.append(rows.shape))
+    assert max(shape[2] for shape in seen) <= 128
+    assert sum(shape[2] for shape in seen) == 2000 * tiny.layers
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max", "rollout"])
@@ -66,18 +75,6 @@ def test_reduced_rows_follow_the_whole_ones(context, reduce):
     assert np.allclose(report.grids[0].values, expected, atol=1e-5)
     sliced = ask(AttentionPatterns, context, layers=[1], reduce=reduce, queries=[3])
     assert np.allclose(sliced.strips[0].values, expected[3], atol=1e-5), "nobody sees what comes after it"
-
-
-def test_dump_over_four_million_cells_is_refused_and_rows_of_a_long_text_never_make_a_whole_map(context, tiny):
-    with pytest.raises(TooLarge, match="3·4·1500·1500 = 27,000,000") as caught:
-        ask(AttentionPatterns, context, text="x" * 1500, layers=None)
-    assert "queries" in caught.value.hint
-    assert ask(AttentionPatterns, context, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
-    seen = []
-    ids = tiny.tensor([[i % 250 for i in range(2000)]])
-    visit_patterns(tiny.model, ids, lambda _layer, _start, rows: seen.append(rows.shape))
-    assert max(shape[2] for shape in seen) <= 128
-    assert sum(shape[2] for shape in seen) == 2000 * tiny.layers
 
 
 def test_the_last_layer_of_the_lens_is_the_model_and_a_text_said_twice_has_patterns(context, tiny):
@@ -98,13 +95,7 @@ def test_ablation_moves_the_text_and_shows_ten_controls(context, kind):
     assert {"logit_diff_before", "logit_diff_after"} <= report.scalars.keys()
 
 
-def test_fewer_other_heads_than_are_ablated_are_no_control(context):
-    report = ask(Ablation, context, heads=[[l, h] for l in (0, 1) for h in range(4)], continuation=0)
-    assert "nll_control" not in report.scalars
-    assert "too few are left for a control" in report.warnings[0]
-
-
-def test_ablation_moves_nothing_before_its_position_and_scaling_by_one_or_twice_changes_nothing(context):
+def test_ablation_moves_nothing_before_its_position_and_has_no_control_where_few_heads_are_left(context):
     report = ask(Ablation, context, positions=[9], continuation=0)
     assert max(report.strips[0].values[:9]) == pytest.approx(0, abs=1e-6)
     assert max(report.strips[0].values[9:]) > 0
@@ -113,6 +104,9 @@ def test_ablation_moves_nothing_before_its_position_and_scaling_by_one_or_twice_
     assert [scalars[name].value for name in ("nll_change", "kl")] == pytest.approx([0, 0], abs=1e-6)
     once, twice = (ask(Ablation, context, kind="scale", heads=[[1, 1]] * n, continuation=0) for n in (1, 2))
     assert twice.scalars == once.scalars
+    report = ask(Ablation, context, heads=[[l, h] for l in (0, 1) for h in range(4)], continuation=0)
+    assert "nll_control" not in report.scalars
+    assert "too few are left for a control" in report.warnings[0]
 
 
 def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
@@ -162,14 +156,7 @@ def test_tokens_behind_a_character_of_several_keep_their_places(smollm2):
     assert text[spans[-1].start : spans[-1].end] == spans[-1].text == " ends"
 
 
-def test_the_last_position_of_a_text_stays_that_while_it_goes_on(context, tiny):
-    text = "kqzwxm kqzwxm kqzwxm"
-    last = len(tiny.encode(text)) - 1
-    found = [ask(Ablation, context, kind="zero", positions=[at], continuation=6) for at in (-1, last)]
-    assert found[0].tables == found[1].tables
-
-
-def test_heads_are_hidden_in_the_continuation_alone(context, tiny):
+def test_heads_are_hidden_in_the_continuation_alone_while_the_last_position_stays_that(context, tiny):
     """As a cache would have it: the text is read whole, then each token with the heads hidden."""
     facts = {"kind": "zero", "heads": [[1, 1], [1, 2], [0, 3]], "text": "kqzwxm kqzwxm kqzwxm", "continuation": 5}
     found = {phase: ask(Ablation, context, **facts, phase=phase) for phase in ("all", "decode")}
@@ -185,6 +172,10 @@ def test_heads_are_hidden_in_the_continuation_alone(context, tiny):
     after = {phase: report.tables[0].rows[0][1] for phase, report in found.items()}
     assert after["decode"] == tiny.tokenizer.decode(made) != after["all"]
     assert found["decode"].scalars["kl"] == found["all"].scalars["kl"]
+    text = "kqzwxm kqzwxm kqzwxm"
+    last = len(tiny.encode(text)) - 1
+    found = [ask(Ablation, context, kind="zero", positions=[at], continuation=6) for at in (-1, last)]
+    assert found[0].tables == found[1].tables
 
 
 def test_a_long_text_is_read_out_some_positions_at_a_time(context, tiny, monkeypatch):

@@ -98,16 +98,13 @@ def picture(side):
     return encode(np.zeros((side, side, 3), np.uint8))
 
 
-def test_memory_is_estimated_from_the_header():
+def test_memory_is_estimated_from_the_header_and_waited_for_while_others_hold_it():
     bounds = DecodeBounds(memory=PictureMemory(100_000))
     for _ in range(2):
         assert decode(picture(100), bounds).width == 100
         with pytest.raises(TooLarge, match="memory") as refusal:
             decode(picture(200), bounds)
         assert "FOVEA_PICTURE_MEMORY_BYTES" in refusal.value.hint
-
-
-def test_a_picture_waits_for_memory_that_others_hold():
     budget = PictureMemory(1000, patience_s=0.05)
     with budget.reserve(800, "One"), pytest.raises(QueueFull), budget.reserve(300, "Another"):
         pass

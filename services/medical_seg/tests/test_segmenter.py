@@ -60,12 +60,6 @@ def ask(servable, image, **options):
     return answer
 
 
-def test_weights_are_served_at_the_side_that_they_were_trained_with():
-    manifest = Manifest(name="a", origin="imported", network=NetworkSpec(name="pranet"))
-    trained = manifest.model_copy(update={"recipe": {"scale": {"side": 64}}})
-    assert [Small.data_config(Weights({}, one)).side for one in (manifest, trained)] == [352, 64]
-
-
 def test_turned_resized_and_first_frames_are_upright_noted_and_drawn_on(blob):
     stored, animated = (next(one for one in odd() if one.name == name) for name in ("exif-6-jpeg", "animated-webp"))
     assert Image.open(io.BytesIO(stored.data)).size == (48, 64)
@@ -85,31 +79,13 @@ def test_turned_resized_and_first_frames_are_upright_noted_and_drawn_on(blob):
 
 
 EXAMPLE = PraNetSegmenter.sample.read_bytes()
-"""One picture of each status; the contract suite sends all of them to the Servable."""
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    limits = {"max_images": 4, "max_pixels": 2_000_000, "max_body_bytes": 3_000_000}
-    with client_of(tmp_path_factory.mktemp("fovea"), "medical-seg", {"pranet": PraNetSegmenter}, **limits) as made:
-        yield made
 
 
 def text(data):
     return base64.b64encode(data).decode()
 
 
-def test_limits_are_named_with_limit_and_value(client):
-    big = encoded(Image.new("L", (2001, 1000)), "PNG")
-    told = problem(client.post("/v1/segment", json={"image": text(big)}), 413, "image")
-    assert "2,001,000 in all; the limit is 2,000,000" in told["detail"]
-    long = client.post("/v1/segment", content=bytes(3_000_001), headers={"content-type": "image/png"})
-    assert long.status_code == 413
-    limits = client.get("/v1/models/pranet").json()["limits"]
-    assert (limits["max_pixels"], limits["max_body_bytes"], limits["max_images"]) == (2_000_000, 3_000_000, 4)
-
-
-def test_a_service_starts_with_the_weights_that_are_installed(tmp_path, monkeypatch):
+def test_a_service_starts_with_the_weights_that_are_installed_at_the_side_of_their_training(tmp_path, monkeypatch):
     """Without the package of research weights."""
     shutil.copytree(Segmenter.folder, tmp_path / "weights", ignore=shutil.ignore_patterns("pranet.safetensors"))
     monkeypatch.setattr(Segmenter, "folder", tmp_path / "weights")
@@ -120,6 +96,9 @@ def test_a_service_starts_with_the_weights_that_are_installed(tmp_path, monkeypa
         assert made.post("/v1/segment", json={"image": text(EXAMPLE)}).json()["model"] == "pranet-v2"
         told = problem(made.post("/v1/segment", json={"image": text(EXAMPLE), "model": "pranet"}), 503, "model")
         assert "fovea-weights-kvasir-seg" in told["detail"]
+    manifest = Manifest(name="a", origin="imported", network=NetworkSpec(name="pranet"))
+    trained = manifest.model_copy(update={"recipe": {"scale": {"side": 64}}})
+    assert [Small.data_config(Weights({}, one)).side for one in (manifest, trained)] == [352, 64]
 
 
 def by_torch(values, height, width):
@@ -133,16 +112,13 @@ def test_any_size_is_enlarged_as_torch_does(source, height, width, seed):
     assert np.abs(upsample(values, height, width) - by_torch(values, height, width)).max() <= 1e-4
 
 
-def test_bands_are_the_whole(monkeypatch):
+def test_bands_are_the_whole_and_pictures_squashed_as_published(monkeypatch):
     values = np.random.default_rng(1).standard_normal((20, 20)).astype(np.float32)
     whole = upsample(values, 101, 70)
     monkeypatch.setattr(preprocess, "_STRIP", 7 * 70)
     bands = list(upsample_in_strips(values, 101, 70))
     assert [rows.stop - rows.start for rows, _ in bands] == [7] * 14 + [3]
     assert np.allclose(np.concatenate([part for _, part in bands]), whole, atol=1e-6)
-
-
-def test_pictures_are_squashed_as_published():
     pixels = np.random.default_rng(2).integers(0, 256, (70, 110, 3), dtype=np.uint8)
     small = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)) / 255
     expected = (small - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
@@ -179,7 +155,7 @@ def test_mask_is_the_sigmoid_of_the_enlarged_map_over_the_threshold(normalise, t
     assert found.peak == pytest.approx(expected.max(), abs=1e-5)
 
 
-def test_a_frame_without_a_polyp_is_empty_and_extreme_logits_do_not_overflow():
+def test_a_frame_without_a_polyp_is_empty_and_components_are_dropped_by_size_number_and_peak():
     low = np.full((32, 32), -6, np.float32)
     low[3, 3] = -5
     plain = measure(extract_mask(low, 50, 60, asked()))
@@ -189,6 +165,18 @@ def test_a_frame_without_a_polyp_is_empty_and_extreme_logits_do_not_overflow():
     found = extract_mask(np.array([[-3e4, 3e4], [0, 1e30]], np.float32), 8, 8, asked())
     assert found.peak == 1.0
     assert found.shades.min() == 0
+    noise = np.random.default_rng(6).standard_normal((120, 120)).astype(np.float32)
+    found = extract_mask(noise, 360, 360, asked(threshold=0.7))
+    told, made = measure(found), encode_forms(found, asked(include=("contours",)))
+    assert told["component_count"] > MAX_COMPONENTS == len(told["components"])
+    assert sum(not contour.hole for contour in made["contours"]) == MAX_COMPONENTS
+    areas = [component.area for component in told["components"]]
+    assert areas == sorted(areas, reverse=True)
+    map_ = np.where(blobs(64, (16, 16, 8)) > 0, 1.0, np.where(blobs(64, (48, 48, 8)) > 0, 3.0, -6.0)).astype(np.float32)
+    both, one, none = (extract_mask(map_, 64, 64, asked(min_peak=peak)) for peak in (0.0, 0.9, 1.0))
+    assert [len(found.components) for found in (both, one, none)] == [2, 1, 0]
+    assert one.components[0].box[0] > 32
+    assert not none.mask.any()
 
 
 def test_numbers_describe_the_components_of_which_small_ones_or_all_but_the_largest_are_dropped():
@@ -221,18 +209,3 @@ def test_all_forms_hold_the_same_mask(height, width, threshold, largest):
     assert (decode_run_lengths(made["rle"].counts, *made["rle"].size) == found.mask).all()
     assert (decode(made["probability"]).pixels[..., 0] == found.shades).all()
     assert sum(area(np.array(contour.points)) for contour in made["contours"]) == found.mask.sum()
-
-
-def test_components_are_dropped_by_size_number_and_peak():
-    noise = np.random.default_rng(6).standard_normal((120, 120)).astype(np.float32)
-    found = extract_mask(noise, 360, 360, asked(threshold=0.7))
-    told, made = measure(found), encode_forms(found, asked(include=("contours",)))
-    assert told["component_count"] > MAX_COMPONENTS == len(told["components"])
-    assert sum(not contour.hole for contour in made["contours"]) == MAX_COMPONENTS
-    areas = [component.area for component in told["components"]]
-    assert areas == sorted(areas, reverse=True)
-    map_ = np.where(blobs(64, (16, 16, 8)) > 0, 1.0, np.where(blobs(64, (48, 48, 8)) > 0, 3.0, -6.0)).astype(np.float32)
-    both, one, none = (extract_mask(map_, 64, 64, asked(min_peak=peak)) for peak in (0.0, 0.9, 1.0))
-    assert [len(found.components) for found in (both, one, none)] == [2, 1, 0]
-    assert one.components[0].box[0] > 32
-    assert not none.mask.any()

@@ -1,19 +1,13 @@
-"""Batches of judgements, also after a kill."""
+"""Batches of judgements."""
 
-import contextlib
 import csv
 import io
 import json
-import subprocess
-import sys
 import threading
 import time
-from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx2
 import pytest
 
 from fovea.errors import Cancelled
@@ -27,9 +21,7 @@ from services.relevance_judge.storage.mini_collection import load_mini_collectio
 from services.relevance_judge.tests.conftest import post, serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
 from shared.registry import CallContext
-from shared.settings import environment
 from shared.storage import ObjectStore
-from tests.harness.waiting import free_port, is_ready, wait_until
 
 MINI = load_mini_collection()
 TOPICS = "1\twhy is the sky blue\n2\thow do bees make honey\n"
@@ -69,7 +61,7 @@ def test_topics_times_passages_are_labelled_and_come_in_every_form_by_an_id_that
         assert stage.client.get(f"/v1/judge/batches/{name}").status_code == 404
 
 
-def test_a_run_has_its_holes_filled_and_equal_texts_are_asked_once(stage):
+def test_a_run_has_its_holes_filled_equal_texts_are_asked_once_and_invalid_answers_are_not_zero(stage):
     runs = "".join(f"1 Q0 p{n} 0 {n} sys\n" for n in range(5)) + "1 Q0 p0 0 9 other\n1 Q0 p4 0 1 other\n"
     found = stage.post(topics=TOPICS, passages=PASSAGES, runs=runs, depth=3, qrels="1 0 p4 2\n").json()
     assert set(parse_qrels(stage.client.get(found["files"]["qrels"]).text)) == {("1", p) for p in ("p3", "p2", "p0")}
@@ -77,6 +69,12 @@ def test_a_run_has_its_holes_filled_and_equal_texts_are_asked_once(stage):
     found = stage.post(pairs="\n".join(map(json.dumps, rows)), options={"price": 1e6}).json()
     assert (found["pairs"], found["distinct"], found["graded"], stage.asked()) == (3, 1, 3, 3 + 1)
     assert (found["tokens"], found["cost"]) == (7, 7.0)
+    stage.model.say = lambda _: "no idea"
+    found = stage.post(topics="1\tq\n", passages=PASSAGES, options={"retries": 0}).json()
+    assert (found["graded"], found["invalid"], found["counts"]) == (0, 5, [0, 0, 0, 0])
+    assert stage.client.get(found["files"]["qrels"]).text == ""
+    found = stage.post(topics="1\tq\n", passages=PASSAGES, options={"retries": 0, "impute": 1}).json()
+    assert (found["graded"], found["invalid"], found["imputed"]) == (5, 5, 5)
 
 
 def test_nothing_is_asked_twice_unless_options_template_or_model_differ(stage):
@@ -133,15 +131,6 @@ def test_the_budget_stops_with_what_there_is_over_all_attempts_and_the_rate_limi
     assert time.monotonic() - begun >= 0.2
 
 
-def test_invalid_answers_are_counted_and_not_zero(stage):
-    stage.model.say = lambda _: "no idea"
-    found = stage.post(topics="1\tq\n", passages=PASSAGES, options={"retries": 0}).json()
-    assert (found["graded"], found["invalid"], found["counts"]) == (0, 5, [0, 0, 0, 0])
-    assert stage.client.get(found["files"]["qrels"]).text == ""
-    found = stage.post(topics="1\tq\n", passages=PASSAGES, options={"retries": 0, "impute": 1}).json()
-    assert (found["graded"], found["invalid"], found["imputed"]) == (5, 5, 5)
-
-
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
@@ -181,17 +170,19 @@ def _planned(folder, model, count):
 
 
 def test_a_cancelled_batch_keeps_every_label_that_was_given_and_progress_ends_at_one(tmp_path):
-    run = CallContext()
+    run, kept = CallContext(), list[int]()
 
     def say(body: dict[str, Any]) -> str:
         if "passage number 3" in body["messages"][-1]["content"]:
             run.cancel()
+        kept.append(len(label_log.read_label_log(path)))
         return "1"
 
     model = FakeModel(say)
     plan, judge, request, path = _planned(tmp_path, model, 10)
     with label_log.open_label_log(path, run) as log, pytest.raises(Cancelled):
         batch_runner.run_batch(plan, judge, request, log, batch_runner.BatchLimits(max_concurrent=2), run)
+    assert all(kept[at] >= at - 2 for at in range(len(kept))), "a label is stored when it is given: a kill loses none"
     assert 1 <= len(label_log.read_label_log(path)) == len(model.asked) < 10
     with label_log.open_label_log(path, CallContext()) as log:
         assert batch_runner.run_batch(plan, judge, request, log, batch_runner.BatchLimits(), CallContext()) is None
@@ -204,7 +195,7 @@ def test_a_cancelled_batch_keeps_every_label_that_was_given_and_progress_ends_at
     assert ([fraction for fraction, _ in told], told[-1][1]) == ([0, 0.25, 0.5, 0.75, 1], "4 of 4 pairs")
 
 
-def test_half_a_line_counts_for_nothing_and_a_spoilt_one_costs_its_own_pair(tmp_path):
+def test_half_a_line_counts_for_nothing_and_two_batches_write_one_after_the_other(tmp_path):
     path = ObjectStore.open(tmp_path.as_uri())
     raw = b'{"pair":"a","verdict":{}}\n{"pair":"b","ver\x00\n{"pair":"c","verdict":{}}\n{"pair":"d","ver'
     path.put("lines/0.jsonl", raw)
@@ -213,9 +204,6 @@ def test_half_a_line_counts_for_nothing_and_a_spoilt_one_costs_its_own_pair(tmp_
         assert [log.has_verdict(pair) for pair in "abcd"] == [True, False, True, False]
         log.append({"pair": "e", "verdict": {}})
     assert [line["pair"] for line in label_log.read_label_log(path)] == ["a", "c", "e"]
-
-
-def test_two_batches_of_one_judge_write_one_after_the_other(tmp_path):
     order, waits, path = [], threading.Event(), ObjectStore.open(tmp_path.as_uri())
 
     def second() -> None:
@@ -248,66 +236,3 @@ def test_a_judge_that_asks_no_model_needs_no_endpoint_and_an_uncalibrated_one_is
     assert (found["tokens"], "not calibrated" in found["notes"][0]) == (0, True)
     assert (report["uncalibrated"], report["invalid"], report["invalid_by_grade"][2]) == (10, 0, 0.0)
     assert (again["uncalibrated"], again["graded"], again["notes"]) == (0, 10, [])
-
-
-PAIRS, AT_ONCE, ENOUGH = 40, 3, 8
-BODY = {
-    "model": "prompted-grade", "topics": "1\tq\n",
-    "passages": "".join(f"p{n}\ttext number {n} .\n" for n in range(PAIRS)), "at_once": AT_ONCE,
-}  # fmt: skip
-
-
-def _asked(model: FakeModel) -> Counter[str]:
-    shown = (body["messages"][-1]["content"] for body in model.asked if "messages" in body)
-    return Counter(text.split("text number ")[1].split()[0] for text in shown)
-
-
-def _kill_in_the_middle(folder: Path, model_url: str, model: FakeModel) -> None:
-    """The service in a process of its own, which is killed when the model was asked about enough pairs of the batch."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "shared.serving", "relevance-judge", "--http-port", str(port)]
-    told = environment(FOVEA_DATA_DIR=str(folder), FOVEA_JUDGE_BASE_URL=model_url, FOVEA_REDIS_URL="")
-
-    def post() -> None:
-        with contextlib.suppress(httpx2.HTTPError):
-            httpx2.post(f"{url}/v1/judge/batches", json=BODY, timeout=60)
-
-    with subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as service:
-        wait_until(lambda: is_ready(url) or service.poll() is not None, 60, "the service's readiness")
-        sender = threading.Thread(target=post)
-        sender.start()
-        while sum(_asked(model).values()) < ENOUGH:
-            assert service.poll() is None
-            time.sleep(0.005)
-        service.kill()
-    sender.join(10)
-
-
-def test_a_batch_killed_in_the_middle_is_finished_without_asking_again(tmp_path):
-    def slowly(_: dict[str, Any]) -> str:
-        time.sleep(0.03)
-        return "2"
-
-    model = FakeModel(slowly)
-    server = model.serve()
-    url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
-        _kill_in_the_middle(tmp_path, url, model)
-        (log,) = tmp_path.rglob("labels/*")
-        kept = [line["pair"] for line in label_log.read_label_log(ObjectStore.open(log.as_uri()))]
-        assert ENOUGH - 2 * AT_ONCE <= len(kept) == len(set(kept)) < PAIRS  # what the model had answered is there
-        with serve_judges(tmp_path, {"prompted-grade": answered_by(model, PromptedGrade)}) as client:
-            done = client.post("/v1/judge/batches", json=BODY).json()
-            labels = client.get(done["files"]["jsonl"]).text.splitlines()
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert (done["graded"], done["left"], done["failed"]) == (PAIRS, 0, 0)
-    assert done["reused"] >= ENOUGH - 2 * AT_ONCE
-    assert {json.loads(line)["docid"] for line in labels} == {f"p{n}" for n in range(PAIRS)}
-    asked = _asked(model)
-    assert len(asked) == PAIRS
-    assert sum(asked.values()) - PAIRS <= AT_ONCE, "only pairs under way at the kill may have been asked again"
-    kept = [line["pair"] for line in label_log.read_label_log(ObjectStore.open(log.as_uri()))]
-    assert len(kept) == len(set(kept)) == PAIRS

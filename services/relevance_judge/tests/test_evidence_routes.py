@@ -39,7 +39,7 @@ def client(tmp_path_factory):
         yield made
 
 
-def test_the_embedding_baseline_is_the_similarity_judge(client):
+def test_the_embedding_baseline_is_the_similarity_judge_and_weights_make_an_ensemble_that_can_be_asked(client):
     few = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) <= 5}
     body = {**TEXT_FIELDS, "reference": format_qrels(few), "judge": judgements("similarity"), "name": "similarity"}
     found = post(client, "trust", body)
@@ -47,9 +47,6 @@ def test_the_embedding_baseline_is_the_similarity_judge(client):
     assert row["lead"] == pytest.approx(0, abs=1e-6)
     assert not found["is_better"]
     assert found["missing"] == 0
-
-
-def test_weights_make_an_ensemble_that_can_be_asked(client):
     judges = {name: judgements(name) for name in ("similarity", "query-lift", "overlap")}
     found = post(client, "ensembles/weights", {"reference": TEXTS["qrels.txt"], "judges": judges})
     assert found["options"] is None  # the overlap file names no template
@@ -90,7 +87,7 @@ def test_bad_input_is_a_problem_with_a_reason(client, path, body, status, told):
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
 
 
-def test_agreement_of_two_passes_has_its_interval_and_undefined_is_null(client):
+def test_agreement_comes_with_interval_bias_invalid_shares_and_disagreements_the_widest_first(client):
     found = client.post("/v1/judge/agreement", json={"reference": FIRST, "judge": SECOND}).json()
     expected = agree(MINI.labels, MINI.second)
     assert (found["kappa"], found["confusion"]) == (pytest.approx(expected.kappa), expected.confusion)
@@ -101,6 +98,20 @@ def test_agreement_of_two_passes_has_its_interval_and_undefined_is_null(client):
     assert (found["kappa"], found["alpha"], found["kappa_interval"]) == (None, None, None)
     found = client.post("/v1/judge/agreement", json={"reference": "", "judge": ""}).json()
     assert (found["pairs"], found["bias"]) == (0, None)
+    judge = "\n".join(
+        json.dumps({"qid": q, "docid": d, "grade": None if d == "m01-1" else 3, "valid": d != "m01-1"})
+        for q, d in MINI.labels
+    )
+    found = post(client, "agreement", {**TEXT_FIELDS, "judge": judge, "draws": 50})
+    assert (found["invalid"], found["pairs"], found["invalid_by_grade"]) == (1, 191, [0, 0, 0, pytest.approx(1 / 48)])
+    assert (found["bias_by_text"]["pairs"], {row["reference"] for row in found["disagreements"][:48]}) == (191, {0})
+    assert found["disagreements"][-1]["reference"] == 2
+    body = {"reference": "1 0 a -2\n1 0 b 1\n1 0 c 9\n1 0 d 0\n", "judge": "1 0 a 0\n1 0 b 2\n1 0 c 3\n1 0 d 3\n"}
+    found = post(client, "agreement", body)
+    assert found["confusion"] == [[1, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert [(one["docid"], one["reference"], one["judge"]) for one in found["disagreements"]] == [
+        ("d", 0, 3), ("b", 1, 2),
+    ]  # fmt: skip
 
 
 def test_ensembles_count_who_votes_and_state_their_rule(client):
@@ -142,30 +153,13 @@ def test_the_interval_is_repeatable_and_narrows_with_more_queries():
     assert kappa_interval({("1", "a"): 1, ("2", "a"): 1}, {("1", "a"): 1, ("2", "a"): 1}) is None
 
 
-def test_bias_invalid_shares_and_disagreements_the_widest_first_come_with_the_agreement(client):
-    judge = "\n".join(
-        json.dumps({"qid": q, "docid": d, "grade": None if d == "m01-1" else 3, "valid": d != "m01-1"})
-        for q, d in MINI.labels
-    )
-    found = post(client, "agreement", {**TEXT_FIELDS, "judge": judge, "draws": 50})
-    assert (found["invalid"], found["pairs"], found["invalid_by_grade"]) == (1, 191, [0, 0, 0, pytest.approx(1 / 48)])
-    assert (found["bias_by_text"]["pairs"], {row["reference"] for row in found["disagreements"][:48]}) == (191, {0})
-    assert found["disagreements"][-1]["reference"] == 2
-    body = {"reference": "1 0 a -2\n1 0 b 1\n1 0 c 9\n1 0 d 0\n", "judge": "1 0 a 0\n1 0 b 2\n1 0 c 3\n1 0 d 3\n"}
-    found = post(client, "agreement", body)
-    assert found["confusion"] == [[1, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
-    assert [(one["docid"], one["reference"], one["judge"]) for one in found["disagreements"]] == [
-        ("d", 0, 3), ("b", 1, 2),
-    ]  # fmt: skip
-
-
 TRAINING: dict[str, Any] = {
     "signals": [0.1, 0.9, 1.9, 2.9] * 6, "grades": [0, 1, 2, 3] * 6, "queries": [str(n // 4) for n in range(24)],
     "pairs": [f"{n // 4} p{n}" for n in range(24)],
 }  # fmt: skip
 
 
-def test_a_calibration_is_kept_in_versions_and_named_by_the_judgement_that_used_it(client):
+def test_a_calibration_is_kept_in_versions_with_its_model_and_warnings_or_not_found(client):
     owner = {"name": "smol.digits", "model": "fake", "template": f"digits@{get_template('digits').digest}"}
     first = client.post("/v1/judge/calibrations", json={**TRAINING, **owner}).json()
     second = client.post("/v1/judge/calibrations", json={**TRAINING, **owner, "how": "kappa"}).json()
@@ -178,9 +172,6 @@ def test_a_calibration_is_kept_in_versions_and_named_by_the_judgement_that_used_
     answer = client.post("/v1/judge", json=body).json()
     assert answer["results"][0]["calibration"] == f"smol.digits@1:{first['digest']}"
     assert answer["results"][0]["grade"] in range(4)
-
-
-def test_a_kept_calibration_has_a_model_and_its_warnings_reach_every_answer(client):
     for owner in ({"name": "other-model", "model": "gpt"}, {"name": "other-template", "template": "yes-no@0"}):
         client.post("/v1/judge/calibrations", json={**TRAINING, **owner})
         body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": owner["name"]}
@@ -190,9 +181,6 @@ def test_a_kept_calibration_has_a_model_and_its_warnings_reach_every_answer(clie
     client.post("/v1/judge/calibrations", json={**few, "name": "few"})
     body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": "few"}
     assert len(client.post("/v1/judge", json=body).json()["notes"]) == 2
-
-
-def test_what_is_not_kept_is_not_found_and_what_makes_no_sense_is_not_kept(client):
     for name in ("nope", "smol.digits@99", "..%2fx"):
         assert client.get(f"/v1/judge/calibrations/{name}").status_code == 404
     for changed in ({"name": "Not A Name"}, {"pairs": ["one"]}, {"name": "../up"}):
@@ -209,14 +197,11 @@ def test_versions_are_never_written_over_by_writers_at_the_same_time(tmp_path):
         store.get("x@13")
 
 
-def test_the_backend_is_told_without_its_secrets_and_probed_on_demand(client):
+def test_the_backend_is_told_without_its_secrets_probed_on_demand_or_away(client, tmp_path):
     (plain,) = client.get("/v1/judge/backends").json()
     assert (plain["reachable"], plain["models"], plain["answers_logprobs"]) == (True, ["fake", "other"], None)
     (probed,) = client.get("/v1/judge/backends?probe=true").json()
     assert (probed["answers_logprobs"], probed["prompt_logprobs"]) == (True, True)
-
-
-def test_an_endpoint_that_is_away_is_told_as_such(tmp_path):
     away = "http://me:secret@127.0.0.1:9/"
     with serve_judges(tmp_path, {"prompted-grade": PromptedGrade}, judge_base_url=away) as made:
         told = made.get("/v1/judge/backends")

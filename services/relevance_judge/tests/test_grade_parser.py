@@ -13,10 +13,12 @@ from services.relevance_judge.parsing.grades import parse
 from services.relevance_judge.prompt_template import Template, get_template, load_templates, make_fence, render_prompt
 
 
-def test_grade_and_rule_of_every_golden_answer(golden):
+def test_grade_and_rule_of_every_golden_answer_on_any_scale(golden):
     for case in golden("parse_cases.json")["cases"]:
         found = parse(case["answer"])
         assert (found.grade, found.rule) == (case["grade"], case["rule"]), case["answer"]
+    assert (parse("score: 5", highest=5).grade, parse("score: 0", lowest=1).reason) == (5, "out_of_range")
+    assert parse("score: 4/5", highest=5).grade == 4
 
 
 WORDS = st.sampled_from(["##final score", ":", "{", "}", '"O"', "score", " 2", "-", "/3", "<think>", "\n"])
@@ -55,11 +57,6 @@ def test_a_number_is_read_whole_and_after_any_separator(answer, grade, rule, rea
     assert (found.grade, found.rule, found.reason) == (grade, rule, reason)
 
 
-def test_the_scale_is_an_argument():
-    assert (parse("score: 5", highest=5).grade, parse("score: 0", lowest=1).reason) == (5, "out_of_range")
-    assert parse("score: 4/5", highest=5).grade == 4
-
-
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -84,7 +81,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_a_template_is_found_by_a_digest_of_all_that_the_model_sees():
+def test_a_template_is_found_by_a_digest_of_all_that_the_model_sees_and_must_show_the_pair():
     assert len({one.digest for one in load_templates().values()}) == len(load_templates())
     for one in load_templates().values():
         assert get_template(one.id) == get_template(f"{one.id}@{one.digest}") == one
@@ -96,6 +93,12 @@ def test_a_template_is_found_by_a_digest_of_all_that_the_model_sees():
     assert one.model_copy(update={"summary": "x"}).digest == one.digest
     assert one.model_copy(update={"system": one.system + " "}).digest != one.digest
     assert one.model_copy(update={"version": 2}).digest != one.digest
+    for turn, system, told in (
+        ("{query}", "", "passage"), ("{passage}", "", "query"), ("{query}{passage}", "{query}", "shared"),
+    ):  # fmt: skip
+        with pytest.raises(ValidationError, match=told):
+            Template(id="t", summary="s", system=system, turns=(turn,))
+    assert Template(id="t", summary="s", kind="query-likelihood", turns=("{passage}",)).kind == "query-likelihood"
 
 
 @pytest.mark.parametrize("name", [name for name, one in load_templates().items() if one.kind not in COMPARING])
@@ -132,12 +135,3 @@ def test_words_are_read_by_the_templates_map_and_numbers_still_by_the_parser():
     ]  # fmt: skip
     assert read("It is not perfect at all").grade is None
     assert get_template("direct").read_grade("perfect").grade is None
-
-
-def test_a_template_must_show_the_pair_and_keep_it_out_of_the_system_text():
-    for turn, system, told in (
-        ("{query}", "", "passage"), ("{passage}", "", "query"), ("{query}{passage}", "{query}", "shared"),
-    ):  # fmt: skip
-        with pytest.raises(ValidationError, match=told):
-            Template(id="t", summary="s", system=system, turns=(turn,))
-    assert Template(id="t", summary="s", kind="query-likelihood", turns=("{passage}",)).kind == "query-likelihood"

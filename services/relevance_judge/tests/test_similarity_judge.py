@@ -56,15 +56,6 @@ def test_the_embedder_itself_gives_the_recorded_signals():
         assert (found.llm, found.reason) == ("all-minilm-l6-v2", "uncalibrated")
 
 
-def test_a_long_passage_counts_by_its_nearest_window():
-    query, answer = "why is the sky blue", "The sky is blue because air scatters short waves of light most."
-    filler = "The accounts of the village were read aloud, and nobody objected to any of them. " * 20
-    plain, buried = (cosines(query, [text])[0] for text in (filler * 2, f"{filler}{answer} {filler}"))
-    assert len(split_windows(filler * 2, load_embedder())) > 2
-    assert " ".join(split_windows(answer, load_embedder())) == answer
-    assert buried > plain + 0.2
-
-
 class FixedVectors:
     """An embedder of single letters, each a direction in the plane."""
 
@@ -109,7 +100,7 @@ def test_a_passage_of_two_topics_is_embedded_once_while_its_vectors_are_among_th
     assert (read.count("a"), read.count("b")) == (2, 1)
 
 
-def test_windows_cover_every_word_and_overlap_is_the_share_of_the_querys():
+def test_windows_cover_every_word_a_long_passage_counts_by_its_nearest_and_overlap_is_a_share():
     words = [f"word{number}" for number in range(700)]
     found = split_windows(" ".join(words), load_embedder())
     assert set(" ".join(found).split()) == set(words)
@@ -118,6 +109,12 @@ def test_windows_cover_every_word_and_overlap_is_the_share_of_the_querys():
     assert {verdict.llm for verdict in found.values()} == {None}
     assert all(0 <= verdict.signal <= 1 for verdict in found.values())
     assert len(np.unique([verdict.signal for verdict in found.values()])) > 1
+    query, answer = "why is the sky blue", "The sky is blue because air scatters short waves of light most."
+    filler = "The accounts of the village were read aloud, and nobody objected to any of them. " * 20
+    plain, buried = (cosines(query, [text])[0] for text in (filler * 2, f"{filler}{answer} {filler}"))
+    assert len(split_windows(filler * 2, load_embedder())) > 2
+    assert " ".join(split_windows(answer, load_embedder())) == answer
+    assert buried > plain + 0.2
 
 
 QUERY = "13"

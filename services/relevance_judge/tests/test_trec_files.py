@@ -22,14 +22,11 @@ def _file(folder: Path, text: str) -> Path:
     return path
 
 
-def test_white_space_blank_lines_opaque_ids_and_repeated_pairs_are_taken(tmp_path):
+def test_white_space_marks_of_windows_opaque_ids_and_repeated_pairs_are_taken(tmp_path):
     assert read_qrels(_file(tmp_path, "1\t0  d1 3\n\n  1 Q0 d2\t-1 \n")) == {("1", "d1"): 3, ("1", "d2"): -1}
     assert read_qrels(_file(tmp_path, "007 0 1e5 1\n")) == {("007", "1e5"): 1}
     assert read_qrels(_file(tmp_path, "1 0 d 2\n1 0 d 2\n")) == {("1", "d"): 2}
     assert read_runs(_file(tmp_path, "1 Q0 d 1 2 t\n1 Q0 d 1 2 t\n")) == {"t": {"1": {"d": 2.0}}}
-
-
-def test_byte_order_marks_of_windows_are_no_part_of_an_id(tmp_path):
     mark = "\ufeff"
     assert read_qrels(_file(tmp_path, f"{mark}1 0 a 3\r\n{mark}2 0 a 1\r\n")) == {("1", "a"): 3, ("2", "a"): 1}
     assert read_runs(_file(tmp_path, f"{mark}1 Q0 a 1 2 t\n{mark}2 Q0 a 1 2 t\n")) == {
@@ -41,17 +38,14 @@ def test_byte_order_marks_of_windows_are_no_part_of_an_id(tmp_path):
     topics = f'{mark}1\twhat\r\n\n{mark}{{"qid": 2, "query": "why"}}\n'
     assert parse_texts(topics, "topics") == {"1": "what", "2": "why"}
     assert parse_texts('{"id": "a", "text": "x y"}\r\n', "passages") == {"a": "x y"}
-
-
-def test_a_pair_that_comes_again_has_the_same_signal_and_the_same_text():
-    row = '{"qid": "1", "docid": "a", "signal": %s}\n'
-    assert parse_signals(row % 0.5 * 2, "judge").signals == {("1", "a"): 0.5}
-    with pytest.raises(Malformed, match="Line 2 of judge has the pair 1 a again"):
-        parse_signals(row % 0.5 + row % 0.7, "judge")
-    pair = '{"qid": "1", "docid": "a", "query": "q", "passage": "%s"}\n'
-    assert len(parse_pairs(pair % "text" * 2)) == 1
-    with pytest.raises(Malformed, match="Line 2 of pairs has 1 a again"):
-        parse_pairs(pair % "text" + pair % "another")
+    for ranks in ("1 1 3", "0 0 0"):  # ties, and a tool that writes none
+        tied = "".join(f"1 Q0 {name} {rank} 5 t\n" for name, rank in zip("abc", ranks.split(), strict=True))
+        assert parse_runs(tied) == {"t": {"1": dict.fromkeys("abc", 5.0)}}
+    path = _file(tmp_path, "1 Q0 a 9 0.5 bm25\n1 Q0 b 1 2e-1 bm25\n2 Q0 a 1 7 other\n")
+    assert read_runs(path) == {"bm25": {"1": {"a": 0.5, "b": 0.2}}, "other": {"2": {"a": 7.0}}}
+    assert parse_texts("1\twhat is  a tab\n", "topics") == {"1": "what is  a tab"}
+    for head in ("id\ttext", '"query_id"\t"query"', "\ufeffDocID\tPassage"):  # as tables are exported
+        assert parse_texts(f"{head}\n1\tone\nid\ttext\n", "topics") == {"1": "one", "id": "text"}
 
 
 @pytest.mark.parametrize(
@@ -72,17 +66,6 @@ def test_a_pair_that_comes_again_has_the_same_signal_and_the_same_text():
 def test_a_broken_line_is_named(tmp_path, read, text, told):
     with pytest.raises(Malformed, match=told):
         read(_file(tmp_path, text))
-
-
-def test_runs_are_read_by_tag_and_topics_keep_their_text(tmp_path):
-    path = _file(tmp_path, "1 Q0 a 9 0.5 bm25\n1 Q0 b 1 2e-1 bm25\n2 Q0 a 1 7 other\n")
-    for ranks in ("1 1 3", "0 0 0"):  # ties, and a tool that writes none
-        tied = "".join(f"1 Q0 {name} {rank} 5 t\n" for name, rank in zip("abc", ranks.split(), strict=True))
-        assert parse_runs(tied) == {"t": {"1": dict.fromkeys("abc", 5.0)}}
-    assert read_runs(path) == {"bm25": {"1": {"a": 0.5, "b": 0.2}}, "other": {"2": {"a": 7.0}}}
-    assert parse_texts("1\twhat is  a tab\n", "topics") == {"1": "what is  a tab"}
-    for head in ("id\ttext", '"query_id"\t"query"', "\ufeffDocID\tPassage"):  # as tables are exported
-        assert parse_texts(f"{head}\n1\tone\nid\ttext\n", "topics") == {"1": "one", "id": "text"}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +133,7 @@ def test_words_of_any_script_are_found(text, words):
     assert tokenize(text) == words
 
 
-def test_labels_go_out_and_come_in_again_in_both_forms_and_a_template_that_is_no_text_is_none():
+def test_labels_go_out_and_come_in_again_in_both_forms_and_a_pair_has_one_signal_and_text():
     rows = [
         {"qid": "1", "docid": "a", "grade": 2, "valid": True},
         {"qid": "1", "docid": "b", "grade": None, "valid": False},
@@ -163,6 +146,14 @@ def test_labels_go_out_and_come_in_again_in_both_forms_and_a_template_that_is_no
     assert set(MEDIA_TYPES) == {"qrels", "jsonl", "csv"}
     rows = '{"qid": 1, "docid": "a", "signal": 1, "template": ["x"], "llm": {}}\n' * 2
     assert parse_signals(rows, "judge").template is None
+    row = '{"qid": "1", "docid": "a", "signal": %s}\n'
+    assert parse_signals(row % 0.5 * 2, "judge").signals == {("1", "a"): 0.5}
+    with pytest.raises(Malformed, match="Line 2 of judge has the pair 1 a again"):
+        parse_signals(row % 0.5 + row % 0.7, "judge")
+    pair = '{"qid": "1", "docid": "a", "query": "q", "passage": "%s"}\n'
+    assert len(parse_pairs(pair % "text" * 2)) == 1
+    with pytest.raises(Malformed, match="Line 2 of pairs has 1 a again"):
+        parse_pairs(pair % "text" + pair % "another")
 
 
 @pytest.mark.parametrize("text", [

@@ -99,7 +99,7 @@ def test_progress_is_told_per_tile_cancelling_stops_between_two_and_what_can_not
     assert "Prefer: respond-async" in (answer.hint or "")
 
 
-def test_dry_run_restores_nothing_and_estimates_by_the_pace_of_earlier_tiles(served):
+def test_dry_run_estimates_by_the_pace_of_earlier_tiles_and_large_pictures_are_worked_on_in_a_copy(served, monkeypatch):
     told: list[float] = []
     answer = restored(served, photo(150, 60), CallContext(report=lambda f, _: told.append(f)), dry_run=True, **PIECES)
     estimate = answer.estimate
@@ -110,9 +110,6 @@ def test_dry_run_restores_nothing_and_estimates_by_the_pace_of_earlier_tiles(ser
     pace = served.engines.open("paper").pace
     estimate = restored(served, photo(150, 60), dry_run=True).estimate
     assert estimate.seconds == pytest.approx(pace * 160 * 64, abs=0.01)
-
-
-def test_a_large_picture_is_worked_on_in_a_copy_unless_every_pixel_is_asked_for(served, monkeypatch):
     monkeypatch.setitem(carry_over._MAX_PIXELS, "auto", 4000)
     auto, full = (restored(served, photo(150, 60), resolution=kind) for kind in ("auto", "full"))
     assert [(one.width, one.height) for one in (auto, full)] == [(150, 60)] * 2
@@ -153,7 +150,7 @@ def test_references_give_psnr_and_ssim_where_their_size_fits(served):
     assert (answer.likeness.ssim, answer.input_likeness.psnr) == (None, None)
 
 
-def test_reflection_is_input_minus_result_in_both_depths(served):
+def test_reflection_is_input_minus_result_in_both_depths_and_pictures_are_drawn_on_demand(served):
     pixels = photo()
     answer = restored(served, pixels, include="restored,reflection,comparison")
     result = pixels_of(answer.restored)
@@ -166,6 +163,11 @@ def test_reflection_is_input_minus_result_in_both_depths(served):
     deep = to_16_bits(given), to_16_bits(result)
     assert np.array_equal(to_8_bits(subtract_result(*deep)), subtract_result(given, result))
     assert mean_change(*deep) == pytest.approx(mean_change(given, result))
+    for more in ({"include": ("reflection",)}, {"dry_run": True}):
+        _, made = predict_as(served, RestoreIn(image=encode(photo()), picture="restored", **more), "image/png")
+        assert np.array_equal(pixels_of(made), pixels_of(restored(served, photo()).restored))
+    answer = restored(served, photo(1200, 32), include="comparison", format="jpeg")
+    assert pixels_of(answer.comparison).shape[1] <= 2048 + 8
 
 
 def test_deep_pictures_stay_deep_and_other_depths_and_forms_are_refused(served):
@@ -183,14 +185,6 @@ def test_deep_pictures_stay_deep_and_other_depths_and_forms_are_refused(served):
     given = write_image(PictureFile(to_16_bits(photo()), "png"), "png", 90)
     (answer,) = served.predict([RestoreIn(image=given, format="jpeg")], CallContext())
     assert (answer.format, answer.bit_depth) == ("jpeg", 8)
-
-
-def test_pictures_are_drawn_on_demand_and_wide_comparisons_scaled_down(served):
-    for more in ({"include": ("reflection",)}, {"dry_run": True}):
-        _, made = predict_as(served, RestoreIn(image=encode(photo()), picture="restored", **more), "image/png")
-        assert np.array_equal(pixels_of(made), pixels_of(restored(served, photo()).restored))
-    answer = restored(served, photo(1200, 32), include="comparison", format="jpeg")
-    assert pixels_of(answer.comparison).shape[1] <= 2048 + 8
 
 
 EXAMPLE = (RRFormerRestorer.folder.parent / "models" / "example.jpg").read_bytes()

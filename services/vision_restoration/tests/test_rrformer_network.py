@@ -10,7 +10,7 @@ from fovea.errors import InvalidOption
 from shared.registry import network
 
 
-def test_unknown_variants_and_sides_below_32_are_refused_by_name(picture):
+def test_unknown_variants_and_small_sides_are_refused_and_a_short_tower_has_the_levels_of_the_whole_one(picture):
     with pytest.raises(InvalidOption, match="no variant 'best'"):
         network("rrformer", variant="best", features=16, body=16, heads=2, groups=1, blocks=1)
     net = network("rrformer", features=16, body=16, heads=2, groups=1, blocks=1, levels=(4, 4, 4, 4, 4))
@@ -18,9 +18,6 @@ def test_unknown_variants_and_sides_below_32_are_refused_by_name(picture):
     with pytest.raises(InvalidOption, match="31×64") as caught:
         net(picture(1, 31, 64), tower(picture(1, 31, 64)))
     assert caught.value.field == "image"
-
-
-def test_short_tower_has_the_same_levels_as_the_whole_one(picture):
     whole = network("vgg19-features", widths=(2, 2, 2, 2, 2))
     short = network("vgg19-features", widths=(2, 2, 2, 2, 2), whole=False)
     short.load_state_dict({key: value for key, value in whole.state_dict().items() if key in short.state_dict()})

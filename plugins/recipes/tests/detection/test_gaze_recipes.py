@@ -14,7 +14,6 @@ from fovea_recipes.detection.bmn.recipe import BmnCsaDemo, BmnDemo
 from fovea_recipes.detection.bmn_skeletons import BmnCsaSkeletons, BmnSkeletons
 from fovea_recipes.detection.collages import SpatialPolicy, fit_policy, read_collages
 from fovea_recipes.detection.oat.data import LONGEST, trials
-from fovea_recipes.detection.oat.recipe import OatDemo
 from fovea_recipes.detection.oat_gaze import OatGaze
 from fovea_recipes.detection.skeletons import CELL, recordings
 from fovea_recipes.training.recipe import Schedule
@@ -40,7 +39,7 @@ def searches(folder: Path, count: int = 6, people: int = 4) -> Path:
     return folder
 
 
-def test_fixations_become_cells_and_long_paths_are_cut(tmp_path):
+def test_fixations_become_cells_long_paths_are_cut_and_the_fitted_policy_is_the_likeliest(tmp_path):
     found = read_collages(searches(tmp_path), GRID, longest=2)
     assert [each.target for each in found] == [0, 1, 2, 3, 4, 5]
     assert all(len(path) <= 2 for each in found for path in each.paths)
@@ -48,15 +47,11 @@ def test_fixations_become_cells_and_long_paths_are_cut(tmp_path):
     assert all(path[-1] == each.target for each in whole for path in each.paths)
     with pytest.raises(NotFound, match="no searches"):
         read_collages(tmp_path / "elsewhere", GRID, 2)
-
-
-def test_the_fitted_policy_is_the_likeliest(tmp_path):
-    known = read_collages(searches(tmp_path), GRID, longest=9)
-    policy = fit_policy(known, GRID)
+    policy = fit_policy(whole, GRID)
 
     def cost(weights: np.ndarray) -> float:
         made, total = SpatialPolicy(GRID, weights), 0.0
-        for each in known:
+        for each in whole:
             for path in each.paths:
                 for step, cell in enumerate([*path, 6]):
                     logits = made.logits(np.array([path[:step]], np.int64), np.array([each.target]))
@@ -97,17 +92,6 @@ def test_the_target_is_unique_half_of_the_others_look_alike_and_paths_stop_at_it
     assert all(ended[index] for index in range(500) if len(paths[index]) < LONGEST)
     assert 0.7 < np.mean(ended) < 0.98
     assert (drawn.paths == 27).sum(1).tolist() == [1] * 500
-
-
-@pytest.mark.release
-def test_a_short_fit_on_drawn_shelves_is_measured(tmp_path):
-    recipe = OatDemo(schedule=Schedule(steps=4, batch=4, rate=1e-3, validate_every=2), valid=5, test=8)
-    fitted = fit(recipe, tmp_path)
-    assert [step for step, _ in fitted.progress.scores] == [2, 4]
-    measured = recipe.measure(fitted.network)
-    assert measured["sequence_score_policy"] > 0
-    assert 0 <= measured["found"] <= 1
-    assert measured["length"] <= LONGEST
 
 
 TINY = {

@@ -56,7 +56,7 @@ def test_cells_outside_never_get_an_object_and_the_best_fit_gets_what_is_contest
     assert found.scores[3, 0] == 0
 
 
-def test_positives_and_negatives_weigh_the_same_and_only_what_counts_counts():
+def test_positives_negatives_and_ranges_of_overlap_weigh_the_same():
     found, positive = torch.full((4, 25), 0.3), torch.zeros(4, 25, dtype=torch.bool)
     positive[0, :5] = True
     expected = -0.5 * (torch.tensor(0.3).log() + torch.tensor(0.7).log())
@@ -68,9 +68,6 @@ def test_positives_and_negatives_weigh_the_same_and_only_what_counts_counts():
     )
     for positive in (torch.zeros(8, dtype=torch.bool), torch.ones(8, dtype=torch.bool)):
         assert balanced_entropy(torch.rand(8), positive) == 0
-
-
-def test_high_overlaps_are_all_kept_and_others_drawn_to_their_number():
     overlap = torch.tensor([0.9] * 10 + [0.5] * 20 + [0.1] * 40 + [0.0] * 30).reshape(1, 10, 10)
     chance = torch.zeros(1, 10, 10)
     assert overlap_regression(torch.zeros_like(overlap), overlap, chance) == pytest.approx(0.5 * 0.81)
@@ -85,16 +82,13 @@ def test_high_overlaps_are_all_kept_and_others_drawn_to_their_number():
 ONE = np.array([[0, 0, 0, 10, 10]], float)
 
 
-def test_every_class_and_threshold_equals_the_published_one():
+def test_precision_of_boxes_is_the_published_one_and_detections_have_no_second_choice():
     golden = read("box_map.json")
     truth, found = ([np.array(rows).reshape(-1, n) for rows in golden[k]] for k, n in (("gt", 5), ("pred", 6)))
     precision = box_average_precision(truth, found, golden["iou"])
     np.testing.assert_allclose(precision, golden["ap"], atol=1e-6)
     assert precision[:, 0].mean() == pytest.approx(golden["map50"], abs=1e-6)
     assert precision.mean() == pytest.approx(golden["map"], abs=1e-6)
-
-
-def test_nothing_found_scores_zero_other_classes_do_not_count_and_a_detection_has_no_second_choice():
     assert box_average_precision([ONE], [np.zeros((0, 6))]).tolist() == [[0.0] * 10]
     assert box_average_precision([ONE], [np.array([[0, 0, 10, 10, 0.9, 1]], float)]).max() == 0
     truth = np.array([[0, 0, 0, 10, 10], [0, 0, 3, 10, 13]], float)
@@ -179,7 +173,7 @@ def test_scores_are_calibrated_and_the_chosen_one_counts_right_on_other_pictures
     assert worse.metrics["count_error_square"] > 1 > chosen.metrics["count_error_square"]
 
 
-def test_counts_are_compared_by_class_and_one_picture_is_enough():
+def test_counts_are_compared_by_class_and_a_resample_of_all_has_their_precision():
     truth, found = pictures(1)
     assert choose_scores(truth, found, ("square",))[0].metrics["count_error_all"] < 1
     assert choose_scores(truth, [found[0][:0]], ("square",))[0].metrics["count_error_all"] == 1
@@ -188,9 +182,6 @@ def test_counts_are_compared_by_class_and_one_picture_is_enough():
     errors, _ = count_errors(truth, found, ("a", "b", "c"))
     assert (errors["count_error_a"], errors["count_error_b"], errors["count_error_all"]) == (0, 1, 0.5)
     assert "count_error_c" not in errors
-
-
-def test_a_resample_of_all_has_their_precision():
     truth, found = pictures(12)
     whole = float(box_average_precision(truth, found, (0.5,)).mean())
     assert resampled_map50(truth, found)(np.arange(12)) == whole

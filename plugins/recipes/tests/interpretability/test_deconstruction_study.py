@@ -50,7 +50,7 @@ def test_a_study_that_can_not_be_is_refused(tmp_path, bad):
     assert isinstance(refused, InvalidOption)
 
 
-def test_known_tokens_follow_from_what_came_before():
+def test_known_tokens_follow_from_what_came_before_and_their_loss_falls_when_they_are_learned():
     recipe = TinyInduction()
     last = recipe.schedule.steps - 1
     for step in (0, last // 3, last):
@@ -62,14 +62,6 @@ def test_known_tokens_follow_from_what_came_before():
                 # Where strings take turns, the token before stands before it there, too: the string's first.
                 wanted = ids[begin - (len(spans) > 1) : end]
                 assert any(ids[i : i + len(wanted)] == wanted for i in range(begin - 1)), "it came before"
-
-
-def stretches(known):
-    edges = np.flatnonzero(np.diff([False, *known, False]))
-    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
-
-
-def test_loss_is_that_of_known_tokens_and_falls_when_they_are_learned():
     recipe = TinyInduction(width=16, layers=1, heads=2, kv_heads=1)
     torch.manual_seed(0)
     network = recipe.network().train()
@@ -84,6 +76,11 @@ def test_loss_is_that_of_known_tokens_and_falls_when_they_are_learned():
         losses.append(float(loss.detach()))
     assert losses[0] == pytest.approx(np.log(256), abs=0.3)
     assert losses[-1] < losses[0] - 0.3
+
+
+def stretches(known):
+    edges = np.flatnonzero(np.diff([False, *known, False]))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
 @pytest.mark.parametrize(("between", "repeats", "known", "share"), [(0, 5, 29, 0.8), (150, 2, 7, 0.6)])

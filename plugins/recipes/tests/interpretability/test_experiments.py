@@ -20,7 +20,7 @@ def golden_documents(golden):
     return [influences.Document(d["id"], d["domain"], d["ids"]) for d in golden.facts["attention_influence"]["docs"]]
 
 
-def test_losses_and_selection_equal_the_golden_ones(golden):
+def test_losses_and_selection_equal_the_golden_ones_which_keeps_one_at_least(golden):
     facts = golden.facts["attention_influence"]
     rows = list(influences.influence(golden.model, golden_documents(golden), [tuple(h) for h in facts["masked_heads"]]))
     for row, expected in zip(rows, facts["docs"], strict=True):
@@ -28,6 +28,12 @@ def test_losses_and_selection_equal_the_golden_ones(golden):
         assert row.masked == pytest.approx(expected["loss_masked"], abs=1e-4)
         assert row.score == pytest.approx(expected["score"], abs=1e-4)
     assert influences.select(rows) == facts["selected_top20pct_per_domain_ceil"]
+    rows = [influences.Influence(i, "a", 1.0, 2.0, score) for i, score in enumerate((0.5, 0.7, 0.7, None))]
+    assert (influences.select(rows, 0.01), influences.select(rows, 1.0)) == ({"a": [1]}, {"a": [1, 2, 0]})
+    assert len(influences.select(rows[:1] * 100, 0.07)["a"]) == 7  # 0.07 * 100 is a little more than 7
+    spec = influences.InfluenceSpec.model_construct(select=0.07, by_length=False)
+    rated = [{"domain": "a", "tokens": 20, "score": 0.5} for _ in range(100)]
+    assert sum(row["selected"] for row in influences._rank_rows(rated, spec)) == 7
 
 
 def test_losses_of_the_real_model_equal_the_golden_ones(smollm2):
@@ -52,15 +58,6 @@ def test_nothing_hidden_scores_zero_one_token_is_refused_and_long_text_is_a_weig
         influences.token_loss(golden.model, [3])
 
 
-def test_selection_keeps_one_at_least_and_follows_input_order_on_ties():
-    rows = [influences.Influence(i, "a", 1.0, 2.0, score) for i, score in enumerate((0.5, 0.7, 0.7, None))]
-    assert (influences.select(rows, 0.01), influences.select(rows, 1.0)) == ({"a": [1]}, {"a": [1, 2, 0]})
-    assert len(influences.select(rows[:1] * 100, 0.07)["a"]) == 7  # 0.07 * 100 is a little more than 7
-    spec = influences.InfluenceSpec.model_construct(select=0.07, by_length=False)
-    rated = [{"domain": "a", "tokens": 20, "score": 0.5} for _ in range(100)]
-    assert sum(row["selected"] for row in influences._rank_rows(rated, spec)) == 7
-
-
 LINES = [
     {"id": "a", "domain": "x", "text": "kqzwxm " * 4},
     {"id": "b", "domain": "x", "text": "abcdefghijklmnopqrst"},
@@ -78,7 +75,7 @@ def rows_of(report):
     return [json.loads(line) for line in report.artefacts[0].content.splitlines()]
 
 
-def test_rows_come_in_input_order_ranks_are_among_equals_and_texts_hold_other_line_breaks(context):
+def test_rows_come_in_input_order_with_ranks_among_equals_and_a_control_where_heads_are_left(context):
     rows = rows_of(ask(context, LINES))
     assert [row["id"] for row in rows] == ["a", "b", 3]
     assert "below 16" in rows[2]["error"]
@@ -88,9 +85,6 @@ def test_rows_come_in_input_order_ranks_are_among_equals_and_texts_hold_other_li
     lines = [{"id": i, "text": "kqzwxm " * n} for i, n in enumerate((3, 3, 30, 30))]
     assert sorted(row["rank"] for row in rows_of(ask(context, lines, by_length=True))) == [1, 1, 2, 2]
     assert [row["id"] for row in rows_of(ask(context, [{**LINES[0], "text": "kqzwxm\u2028hjvbtp\x85" * 3}]))] == ["a"]
-
-
-def test_fewer_other_heads_than_are_hidden_are_no_control(context):
     heads = [[layer, head] for layer in range(2) for head in range(4)]
     report = ask(context, LINES, heads=heads[:-1])
     assert [row["control_score"] for row in rows_of(report)[:2]] == [None] * 2

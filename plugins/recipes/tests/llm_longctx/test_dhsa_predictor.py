@@ -28,7 +28,7 @@ def text(seed, topics=6, channels=8):
     return keys, ratios
 
 
-def test_its_modules_are_the_official_ones_a_gap_is_judged_by_the_eight_tokens_around_it_and_ends_never_win():
+def test_modules_labels_and_loss_are_the_official_ones_and_a_gap_is_judged_by_the_tokens_around_it():
     shapes = {name: tuple(x.shape) for name, x in BoundaryPredictor(8).state_dict().items()}
     assert {name.rpartition(".")[0] for name in shapes} == {"enc.mha", "enc.mha.out_proj", "enc.norm", "mlp.0", "mlp.2"}
     assert (shapes["mlp.0.weight"], shapes["mlp.2.weight"]) == ((256, 4 * 8 + 1), (1, 256))
@@ -40,9 +40,6 @@ def test_its_modules_are_the_official_ones_a_gap_is_judged_by_the_eight_tokens_a
         changed = keys.clone()
         changed[first:] = 9.0
         assert torch.allclose(predictor(changed)[20], logits[20]) is not is_seen
-
-
-def test_labels_are_ratios_of_two_and_more_and_the_loss_is_the_focal_one():
     assert targets(torch.tensor([0.0, 1.9, 2.0, 7.0])).tolist() == [0, 0, 1, 1]
     logits, labels = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0])
     p = torch.sigmoid(logits)

@@ -18,16 +18,13 @@ from shared.registry import network
 from tests.golden import read_golden
 
 
-def test_losses_of_the_maps_equal_the_published_ones(fill, picture, mask):
+def test_losses_gradients_and_statistics_equal_the_published_ones(fill, picture, mask):
     expected, truth = read_golden(GOLDEN / "pranet_1x3x256x320.arrays"), mask(1, 256, 320)
     with torch.no_grad():
         maps = fill(network("pranet"))(picture(1, 256, 320))
     for form, key in (("released", "structure_loss_official"), ("paper", "structure_loss_reduction_none")):
         losses = [structure_loss(found, truth, form).item() for found in maps]
         np.testing.assert_allclose(losses, expected[key], rtol=1e-5, atol=1e-5)
-
-
-def test_one_training_step_has_the_golden_losses_gradients_and_statistics(fill, picture, mask):
     net, expected = fill(network("pranet")).train(), read("pranet_trainstep_2x3x96x96.arrays")
     truth = mask(2, 96, 96)
     losses = [structure_loss(found, truth, "released") for found in net(picture(2, 96, 96))]
@@ -83,7 +80,7 @@ def drawn(seed: int, height: int = 24, width: int = 31) -> tuple[np.ndarray, np.
     return ((0.4 * mask + rng.uniform(0.5, 0.6) * rng.random(mask.shape)) * 255).astype(np.uint8), mask
 
 
-def test_scores_of_polyp_free_and_of_faint_frames_follow_the_toolbox():
+def test_scores_of_polyp_free_and_faint_frames_and_of_data_sets_follow_the_toolbox():
     scores = segmentation_scores(np.zeros((8, 8), np.uint8), np.zeros((8, 8), bool))
     assert scores["mean_specificity"] == scores["mean_dice"] == scores["dice_at_half"] == 0
     assert scores["s_measure"] == 1
@@ -91,9 +88,6 @@ def test_scores_of_polyp_free_and_of_faint_frames_follow_the_toolbox():
     _, mask = drawn(3)
     scores = segmentation_scores((mask.astype(np.uint8) * 100), mask)
     assert (scores["max_dice"], scores["dice_at_half"]) == (pytest.approx(1), 0)
-
-
-def test_curves_are_averaged_before_the_maximum_and_empty_masks_left_out_of_weighted_f():
     pairs = [drawn(seed) for seed in range(4)]
     singles = [segmentation_scores(*pair) for pair in pairs]
     scores = dataset_scores(pairs)
@@ -117,7 +111,7 @@ def test_s_measure_weighted_f_mae_and_e_agree_with_pysodmetrics(seed):
     assert found == pytest.approx([told["sm"], told["wfm"], told["mae"], np.max(told["em"]["curve"])], abs=1e-3)
 
 
-def test_crops_show_nothing_that_is_marked_and_components_without_a_sure_pixel_go():
+def test_crops_show_nothing_that_is_marked_and_the_least_peak_that_keeps_them_empty_is_chosen():
     masks = np.stack([disc(64, 12, 12, 10), np.ones((64, 64), bool)])
     images = np.repeat(masks[..., None], 3, axis=-1).astype(np.uint8) * 255
     crops = crops_without_polyp(images, masks, np.random.default_rng(0))
@@ -130,9 +124,6 @@ def test_crops_show_nothing_that_is_marked_and_components_without_a_sure_pixel_g
     assert not left[:32].any()
     assert left[48, 48]
     assert np.array_equal(left[32:], page[32:] >= 0.5)
-
-
-def test_the_least_peak_that_keeps_crops_empty_is_chosen_unless_polyps_go():
     masks = np.stack([disc(64, 32, 32, 12)] * 4)
     maps = np.where(masks, 0.95, 0.05).astype(np.float32)
     faint = np.full((4, 64, 64), 0.05, np.float32)

@@ -87,7 +87,9 @@ def test_scores_separate_found_polyps_from_false_alarms():
     assert (scores["empty_with_any_pixel"], scores["frames"], scores["empty_frames"]) == (0.5, 4, 2)
 
 
-def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch(folder):
+def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch_and_names_those_without_masks(
+    folder, tmp_path
+):
     recipe = PraNetFull(folder=folder, schedule=SOON, valid=0.2, **TINY)
     recipe.prepare(folder)
     seen = [list(recipe.batches(step, np.random.default_rng(step))) for step in range(2)]
@@ -95,6 +97,13 @@ def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch(
     pictures = torch.cat([draw[1]["image"] for draw in seen])
     assert len({picture.numpy().tobytes() for picture in pictures}) == len(pictures) == 8
     assert ((seen[0][1]["mask"] > 0) & (seen[0][1]["mask"] < 1)).any()  # resizing makes masks soft
+    (folder / "masks" / "4.png").unlink()
+    with pytest.raises(NotFound, match=r"'4\."):
+        PraNetFull(folder=folder, **TINY).prepare(folder)
+    before = find_masks(folder)[0].digest
+    mask = folder / "masks" / "0.png"
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    assert find_masks(folder)[0].digest != before
 
 
 @pytest.mark.parametrize("kind", [pytest.param(PraNetFull, marks=pytest.mark.release), PraNetV2Full])
@@ -104,16 +113,6 @@ def test_a_full_recipe_trains_and_measures_on_the_folder_it_is_given(folder, tmp
     fitted = fit(recipe, tmp_path / "run")
     assert set(recipe.measure(fitted.network)) >= {"mean_dice", "s_measure", "empty_with_any_pixel"}
     assert "held-out" in recipe.facts()["measured_on"]
-
-
-def test_pictures_without_masks_are_named_and_the_digest_of_pairs_changes_with_any_byte(folder, tmp_path):
-    (folder / "masks" / "4.png").unlink()
-    with pytest.raises(NotFound, match=r"'4\."):
-        PraNetFull(folder=folder, **TINY).prepare(folder)
-    before = find_masks(folder)[0].digest
-    mask = folder / "masks" / "0.png"
-    mask.write_bytes(mask.read_bytes() + b"\0")
-    assert find_masks(folder)[0].digest != before
 
 
 @pytest.fixture(scope="module", params=[PraNetV2Segmenter])

@@ -122,7 +122,9 @@ def test_a_file_of_another_kind_too_large_or_unpacking_to_a_large_one_is_refused
         checkpoint_import.import_weights("toy", tmp_path / "a.h5", out)
 
 
-def test_what_no_prediction_needs_may_be_missing_and_importing_twice_stores_the_same(out, state, bring):
+def test_what_no_prediction_needs_may_be_missing_and_of_several_layouts_the_one_that_fits_is_taken(
+    out, state, bring, monkeypatch
+):
     for key in ("fc.weight", "fc.bias", "bn.num_batches_tracked"):
         del state[key]
     imported = bring(state | {"more": torch.zeros(1)})
@@ -130,6 +132,15 @@ def test_what_no_prediction_needs_may_be_missing_and_importing_twice_stores_the_
     assert imported.notes["unexpected"] == ["more"]
     assert set(read_weights(out / "toy.safetensors").arrays) == set(Net().state_dict())
     assert bring(state).sha256 == bring(state).sha256
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Line(**config))
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
+    for width in (2, 5):
+        assert bring(Line(width).state_dict()).network.config == {"width": width}
+    with pytest.raises(InvalidOption, match=r"norm.bias is \[2\], \[1\] is needed"):
+        bring(Line(5).state_dict() | {"norm.bias": torch.zeros(2)})
+    monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear())
+    with pytest.raises(InvalidOption, match="official layout"):
+        bring(state)
 
 
 @pytest.mark.parametrize(
@@ -164,20 +175,6 @@ def test_a_state_dict_beside_notes_of_its_training_or_of_a_wrapped_module_is_fou
     assert all(torch.equal(torch.from_numpy(arrays[key]).view(value.shape), value) for key, value in state.items())
 
 
-def test_a_network_takes_the_official_layout_that_fits_or_is_compared_with_the_nearest_and_has_one(
-    bring, monkeypatch, state
-):
-    monkeypatch.setattr(checkpoint_import, "network", lambda _name, **config: Line(**config))
-    monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({"width": 2}, {"width": 5}))
-    for width in (2, 5):
-        assert bring(Line(width).state_dict()).network.config == {"width": width}
-    with pytest.raises(InvalidOption, match=r"norm.bias is \[2\], \[1\] is needed"):
-        bring(Line(5).state_dict() | {"norm.bias": torch.zeros(2)})
-    monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear())
-    with pytest.raises(InvalidOption, match="official layout"):
-        bring(state)
-
-
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +189,7 @@ def _saved(file: Path, thing: Any) -> Path:
     return file
 
 
-def test_a_model_object_comes_out_as_its_state_dict_and_averaged_weights_win(tmp_path):
+def test_a_model_object_comes_out_as_its_state_dict_averaged_weights_win_and_views_stay_in_their_storage(tmp_path):
     net = Small()
     held = read_unpickled(_saved(tmp_path / "net.pt", {"epoch": 3, "model": net.half(), "ema": None}))
     expected = net.float().state_dict()
@@ -202,9 +199,6 @@ def test_a_model_object_comes_out_as_its_state_dict_and_averaged_weights_win(tmp
     live, average = Small(), Small()
     held = read_unpickled(_saved(tmp_path / "net.pt", {"model": live, "ema": average}))
     assert torch.equal(held["model.0.weight"], average.state_dict()["model.0.weight"])
-
-
-def test_a_view_outside_of_its_storage_is_refused(tmp_path):
     file = _saved(tmp_path / "net.pt", {"model": Small()})
     with zipfile.ZipFile(file) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}

@@ -45,12 +45,21 @@ def marked(folder: Path, names: tuple[str, ...] = ()) -> np.ndarray:
     return read_mask(pairs.masks[0]) > 128
 
 
-def test_outlines_mark_the_pixels_whose_centres_they_hold_and_several_their_union(tmp_path):
-    found = marked(write(tmp_path / "set", [label(SQUARE), label([[20, 0, 30, 0, 30, 10]], kind=5)]))
+def test_outlines_mark_the_pixels_whose_centres_they_hold_of_named_classes_alone(tmp_path):
+    folder = write(tmp_path / "set", [label(SQUARE), label([[20, 0, 30, 0, 30, 10]], kind=5)])
+    found = marked(folder)
     assert found[5:12, 5:15].all()
     assert found[:, :18].sum() == 70
     assert 45 <= found[:, 18:].sum() <= 55  # the diagonal runs through ten centres: pycocotools takes none of them
     assert marked(write(tmp_path / "more" / "set", [label([*SQUARE, [10, 5, 20, 5, 20, 12, 10, 12]])])).sum() == 15 * 7
+    assert marked(folder, ("polyp",)).sum() == 70
+    with pytest.raises(InvalidOption, match="no class cyst") as caught:
+        read(folder, ("cyst",))
+    assert "polyp, tool" in str(caught.value.hint)
+    pairs, problems = read(write(tmp_path / "bare" / "set", []))
+    assert len(pairs) == 1
+    assert not problems
+    assert not read_mask(pairs.masks[0]).any()
 
 
 @pytest.mark.parametrize(
@@ -61,18 +70,6 @@ def test_run_lengths_go_down_the_columns(tmp_path, counts):
     found = marked(write(tmp_path / "set", [label({"size": [HEIGHT, WIDTH], "counts": counts})]))
     assert found[3:7, 2:4].all()
     assert found.sum() == 8
-
-
-def test_only_named_classes_are_marked_and_no_label_is_an_empty_mask(tmp_path):
-    folder = write(tmp_path / "set", [label(SQUARE), label([[20, 0, 30, 0, 30, 10]], kind=5)])
-    assert marked(folder, ("polyp",)).sum() == 70
-    with pytest.raises(InvalidOption, match="no class cyst") as caught:
-        read(folder, ("cyst",))
-    assert "polyp, tool" in str(caught.value.hint)
-    pairs, problems = read(write(tmp_path / "more" / "set", []))
-    assert len(pairs) == 1
-    assert not problems
-    assert not read_mask(pairs.masks[0]).any()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +108,7 @@ def test_pictures_that_are_missing_broken_or_of_another_size_are_left_out(tmp_pa
     assert said == {"b.png": "is not there", "c.png": "can't be read", "d.png": "has another size"}
 
 
-def test_files_of_several_splits_name_their_own_pictures_and_two_of_one_add_their_labels(tmp_path):
+def test_files_of_several_splits_name_their_own_pictures_and_masks_as_pictures_come_first(tmp_path):
     write(tmp_path / "set" / "train", [label(SQUARE)])
     write(tmp_path / "set" / "valid", [])
     (tmp_path / "set" / "notes.json").write_text("[1]")
@@ -122,6 +119,15 @@ def test_files_of_several_splits_name_their_own_pictures_and_two_of_one_add_thei
     write(tmp_path / "set", [label(SQUARE)], file="first.json")
     write(tmp_path / "set", [label([[16, 5, 20, 5, 20, 12, 16, 12]])], file="second.json")
     assert marked(tmp_path / "set").sum() == 70 + 28
+    folder = write(tmp_path / "drawings", [label(SQUARE)], ("images/a.png",))
+    (folder / "masks").mkdir()
+    Image.new("1", (WIDTH, HEIGHT), 1).save(folder / "masks" / "a.png")
+    assert marked(folder).all()
+    (tmp_path / "bare").mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "bare" / "a.png")
+    with pytest.raises(NotFound, match="no pictures with masks") as caught:
+        read(tmp_path / "bare")
+    assert "COCO" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
@@ -133,15 +139,3 @@ def test_entries_without_their_parts_and_what_is_no_json_are_named(tmp_path, par
     (folder / "coco.json").write_text("{")
     with pytest.raises(InvalidOption, match=r"coco\.json is no JSON"):
         read(folder)
-
-
-def test_masks_as_pictures_come_first_and_boxes_without_any_outline_are_none(tmp_path):
-    folder = write(tmp_path / "set", [label(SQUARE)], ("images/a.png",))
-    (folder / "masks").mkdir()
-    Image.new("1", (WIDTH, HEIGHT), 1).save(folder / "masks" / "a.png")
-    assert marked(folder).all()
-    (tmp_path / "bare").mkdir()
-    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "bare" / "a.png")
-    with pytest.raises(NotFound, match="no pictures with masks") as caught:
-        read(tmp_path / "bare")
-    assert "COCO" in str(caught.value.hint)

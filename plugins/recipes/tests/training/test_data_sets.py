@@ -92,12 +92,7 @@ def test_every_format_says_the_same_without_hidden_files_and_another_encoding_is
         find_boxes(pictures)
 
 
-def test_pictures_are_read_as_they_are_served(tmp_path):
-    tones = np.linspace(0, 65535, 40 * 20).astype(np.uint16).reshape(20, 40)
-    Image.fromarray(tones).save(tmp_path / "deep.png")
-    assert np.array_equal(read_picture(tmp_path / "deep.png")[..., 0], tones >> 8)
-    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (read_picture(tmp_path / "clear.png") == 255).all()
+def test_pictures_have_the_size_in_which_they_are_read(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     for suffix in ("jpg", "png", "tif", "webp"):
@@ -253,19 +248,6 @@ def test_lists_patterns_and_folders_say_what_is_held_out_or_are_refused(tmp_path
     assert np.flatnonzero(held_out(paths, tmp_path)).tolist() == [1, 3, 5]
 
 
-def test_folders_of_a_split_may_be_capital_and_train_may_be_a_class(tmp_path):
-    for side in ("Train", "Test"):
-        for kind in ("car", "train"):
-            noise(tmp_path / "split" / side / kind / "0.png", len(side + kind))
-            noise(tmp_path / "vehicles" / kind / f"{side}.png", len(side + kind))
-    found, _ = find_classes(tmp_path / "split")
-    assert (found.counts, found.pictures[0].parts[-3]) == ({"car": 2, "train": 2}, "Train")
-    assert held_out(found.pictures, tmp_path / "split").tolist() == [False, False, True, True]
-    assert find_classes(tmp_path / "vehicles")[0].counts == {"car": 2, "train": 2}
-    tickets = [tmp_path / side / kind / "0.png" for side in ("train", "val") for kind in ("invalid", "valid")]
-    assert held_out(tickets, tmp_path).tolist() == [False, False, True, True]
-
-
 def test_near_copies_across_a_split_are_found(tmp_path):
     for seed in range(8):
         noise(tmp_path / f"{seed}.png", seed)
@@ -279,7 +261,7 @@ def test_near_copies_across_a_split_are_found(tmp_path):
     assert "--group-by" in lines[-1]
 
 
-def test_class_folders(tmp_path):
+def test_classes_are_folders_also_of_splits_which_may_be_capital_and_train_may_be_a_class(tmp_path):
     for index, name in enumerate(("hat", "shoe")):
         for seed in range(3):
             noise(tmp_path / name / f"{seed}.jpg", 10 * index + seed)
@@ -290,6 +272,16 @@ def test_class_folders(tmp_path):
     assert (found.names, found.counts) == (("hat", "shoe"), {"hat": 3, "shoe": 3})
     assert [problem.path.name for problem in problems] == ["bad.jpg", "empty"]
     assert unreadable(found.pictures) == []
+    for side in ("Train", "Test"):
+        for kind in ("car", "train"):
+            noise(tmp_path / "split" / side / kind / "0.png", len(side + kind))
+            noise(tmp_path / "vehicles" / kind / f"{side}.png", len(side + kind))
+    found, _ = find_classes(tmp_path / "split")
+    assert (found.counts, found.pictures[0].parts[-3]) == ({"car": 2, "train": 2}, "Train")
+    assert held_out(found.pictures, tmp_path / "split").tolist() == [False, False, True, True]
+    assert find_classes(tmp_path / "vehicles")[0].counts == {"car": 2, "train": 2}
+    tickets = [tmp_path / side / kind / "0.png" for side in ("train", "val") for kind in ("invalid", "valid")]
+    assert held_out(tickets, tmp_path).tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from fovea_recipes.training.calibrate import fit_novelty_detector, reliability_facts, sample_pictures
-from fovea_recipes.training.data.ood_images import make_ood_image, scramble
 from fovea_recipes.training.intervals import bootstrap, bootstraps, mean_interval
 from fovea_recipes.training.novelty import auroc, cross_distances, fit_gaussian
 from fovea_recipes.training.score_calibration import fit_platt, fit_temperature, reliability
@@ -19,7 +18,7 @@ def kind(rng: np.random.Generator, count: int, offset: float = 0.0) -> np.ndarra
     return (noise + offset * np.random.default_rng(2).normal(size=40)).astype(np.float32)
 
 
-def test_distance_is_that_of_a_full_gaussian_and_survives_half_precision():
+def test_distance_is_that_of_a_full_gaussian_larger_across_folds_and_survives_half_precision():
     rng = np.random.default_rng(3)
     x = (rng.normal(size=(5000, 5)) * [1, 2, 3, 1, 2]).astype(np.float32)
     fitted = fit_gaussian(x, axes=4)
@@ -33,6 +32,12 @@ def test_distance_is_that_of_a_full_gaussian_and_survives_half_precision():
     y = kind(rng, 20)
     assert np.allclose(again.distance(y), fitted.distance(y), rtol=0.02)
     assert InDistributionModel.read({"weight": np.zeros(3)}) is None
+    few = kind(np.random.default_rng(0), 30)
+    assert np.median(cross_distances(few, np.arange(30))) > np.median(fit_gaussian(few).distance(few))
+    assert len(cross_distances(few[:2], np.zeros(2, np.int64))) == 2
+    assert auroc([1, 2, 3], [4, 5]) == 1
+    assert auroc([1, 2], [1, 2]) == 0.5
+    assert auroc([3], [1, 2]) == 0
 
 
 @pytest.mark.parametrize("true", [0.5, 2.5])
@@ -65,7 +70,7 @@ def test_platt_makes_scores_reliable_and_keeps_their_order_also_in_small_cases()
     assert sum(found.notes["reliability"]["counts"]) == 4000
 
 
-def test_new_pictures_of_the_kind_pass_and_others_are_warned_of():
+def test_new_pictures_of_the_kind_pass_others_are_warned_of_and_half_of_a_foreign_kind_is_learnt():
     rng = np.random.default_rng(0)
     found = fit_novelty_detector(
         kind(rng, 200), np.arange(200) // 2, kind(rng, 100), {"walls": kind(rng, 50, offset=2.0)}
@@ -75,9 +80,6 @@ def test_new_pictures_of_the_kind_pass_and_others_are_warned_of():
     assert found.metrics["warned_walls"] > 0.9
     again = InDistributionModel.read(found.arrays)
     assert (again.distance(kind(rng, 100)) > found.constants["novelty"]).mean() < 0.06
-
-
-def test_half_of_a_foreign_kind_is_learnt_and_the_other_half_measured_beside_what_is_found_unlearnt():
     rng = np.random.default_rng(0)
     known, held = (rng.normal(size=(count, 30)).astype(np.float32) for count in (400, 200))
     walls, others = ((rng.normal(size=(120, 30)) + 1.2 * (np.arange(30) < 6)).astype(np.float32) for _ in range(2))
@@ -90,26 +92,6 @@ def test_half_of_a_foreign_kind_is_learnt_and_the_other_half_measured_beside_wha
     assert learnt["false_warnings"] <= 0.06
     again = InDistributionModel.read(found.arrays)
     assert (again.distance(others) > found.constants["novelty"]).mean() > unlearnt["warned_walls"] + 0.3
-
-
-def test_pictures_of_no_kind_are_drawn_and_mixed():
-    rng = np.random.default_rng(0)
-    drawn = [make_ood_image(rng) for _ in range(30)]
-    assert {each.shape for each in drawn} == {(192, 256, 3)}
-    assert np.std([each.mean() for each in drawn]) > 20
-    stripes = np.repeat(np.repeat(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], 50, 0), 3, 2)
-    mixed = [scramble(stripes, rng) for _ in range(20)]
-    assert all(each.shape[2] == 3 and each.dtype == np.uint8 for each in mixed)
-    assert len({each.shape for each in mixed}) > 1
-
-
-def test_a_distance_across_folds_is_larger_and_auroc_is_the_chance_that_the_other_is_farther():
-    few = kind(np.random.default_rng(0), 30)
-    assert np.median(cross_distances(few, np.arange(30))) > np.median(fit_gaussian(few).distance(few))
-    assert len(cross_distances(few[:2], np.zeros(2, np.int64))) == 2
-    assert auroc([1, 2, 3], [4, 5]) == 1
-    assert auroc([1, 2], [1, 2]) == 0.5
-    assert auroc([3], [1, 2]) == 0
 
 
 def test_masks_alone_or_beside_their_photographs_are_no_pictures_of_another_kind(tmp_path):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from fovea.errors import Cancelled, Conflict, InvalidOption
 from fovea_recipes.training import checkpoint
-from fovea_recipes.training.checkpoint import flatten_optimizer, read_checkpoint, restore_optimizer, write_checkpoint
+from fovea_recipes.training.checkpoint import read_checkpoint, write_checkpoint
 from fovea_recipes.training.recipe import MultiScale, Recipe, Schedule
 from fovea_recipes.training.trainer import FitProgress, fit
 from shared.registry import CallContext
@@ -27,7 +26,7 @@ def assert_same(one, other):
         assert torch.equal(one[name], other[name]), name
 
 
-def test_a_fit_learns_what_its_recipe_asks_for_and_tells_a_job_and_a_finished_one_is_not_trained_again(line, tmp_path):
+def test_a_fit_learns_what_its_recipe_asks_for_tells_a_job_and_is_repeated_by_its_seed(line, tmp_path):
     told: list[float] = []
     fitted = fit(line(), tmp_path, run=CallContext(report=lambda fraction, _note: told.append(fraction)))
     assert told == pytest.approx([(step + 1) / 60 for step in range(60)])
@@ -36,20 +35,17 @@ def test_a_fit_learns_what_its_recipe_asks_for_and_tells_a_job_and_a_finished_on
     assert not fitted.network.training
     again = fit(line(), tmp_path, on_step=lambda *_: pytest.fail("no step was left"))
     assert_same(weights(fitted), weights(again))
-
-
-def test_a_seed_repeats_its_weights_and_the_global_random_state_is_left_alone(line, tmp_path):
     one, two, three = (fit(line(seed=seed), tmp_path / str(i)) for i, seed in enumerate((1, 1, 2)))
     assert_same(weights(one), weights(two))
     assert not torch.equal(weights(one)["layer.weight"], weights(three)["layer.weight"])
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    fit(line(), tmp_path)
+    fit(line(), tmp_path / "anew")
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_an_interrupted_fit_ends_where_an_uninterrupted_one_does(line, tmp_path):
+def test_an_interrupted_fit_and_one_on_a_gpu_end_where_an_uninterrupted_one_does(line, tmp_path):
     whole = fit(line(), tmp_path / "whole")
     run = CallContext()
 
@@ -64,10 +60,6 @@ def test_an_interrupted_fit_ends_where_an_uninterrupted_one_does(line, tmp_path)
     assert seen[0] == 21  # the last checkpoint was after step 20
     assert_same(weights(whole), weights(resumed))
     assert resumed.progress.scores == whole.progress.scores
-
-
-def test_a_fit_on_a_gpu_is_scored_where_recipes_hold_their_data(line, tmp_path):
-    whole = fit(line(), tmp_path / "cpu")
     with PretendCuda().active():
         fitted = fit(line(), tmp_path / "gpu", device="cuda")
     assert_same(weights(whole), weights(fitted))
@@ -81,7 +73,7 @@ def test_a_checkpoint_of_other_knobs_or_data_is_not_continued(line, tmp_path, kn
         fit(line(**knobs), tmp_path)
 
 
-def test_the_weights_with_the_best_score_are_kept_and_patience_ends_a_fit(line, tmp_path, monkeypatch):
+def test_averaged_weights_with_the_best_score_are_kept_and_patience_ends_a_fit(line, tmp_path, monkeypatch):
     monkeypatch.setattr(line, "score", lambda _, network: -float(network.norm.num_batches_tracked))
     fitted = fit(line(), tmp_path)
     assert fitted.progress.best_step == 20
@@ -90,6 +82,11 @@ def test_the_weights_with_the_best_score_are_kept_and_patience_ends_a_fit(line, 
     monkeypatch.setattr(line, "score", lambda _recipe, _network: 0.0)
     schedule = Schedule(steps=60, batch=4, rate=0.1, validate_every=5, patience=3)
     assert fit(line(schedule=schedule), tmp_path / "flat").progress.step == 20
+    smooth = Schedule(steps=40, batch=2, rate=0.5, floor=0.5, ema=0.9, validate_every=40)
+    fit(line(schedule=smooth), tmp_path / "smooth")
+    last, _ = read_checkpoint(tmp_path / "smooth" / "last.safetensors")
+    assert not torch.equal(last["live/layer.weight"], last["average/layer.weight"])
+    assert last["average/norm.num_batches_tracked"] == 40
 
 
 def test_gradients_are_clipped_by_their_common_norm_or_clamped_element_by_element(line, tmp_path):
@@ -113,13 +110,6 @@ def test_gradients_are_clipped_by_their_common_norm_or_clamped_element_by_elemen
     assert free.norm() > 0.05
     assert free.abs().max() > 1.01 * half
     torch.testing.assert_close(moved(clamp=half / 0.1), free.clamp(-half, half))
-
-
-def test_averaged_weights_are_smoother_than_the_last_ones(line, tmp_path):
-    fit(line(schedule=Schedule(steps=40, batch=2, rate=0.5, floor=0.5, ema=0.9, validate_every=40)), tmp_path)
-    last, _ = read_checkpoint(tmp_path / "last.safetensors")
-    assert not torch.equal(last["live/layer.weight"], last["average/layer.weight"])
-    assert last["average/norm.num_batches_tracked"] == 40
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit_and_a_score_that_is_no_number_does_not(line, tmp_path, monkeypatch):
@@ -152,23 +142,9 @@ def test_the_rate_follows_half_a_cosine_and_scales_are_multiples_of_32():
 TENSORS = {"a/weight": torch.arange(6.0).view(2, 3), "a/count": torch.tensor(3), "b/weight": torch.zeros(0)}
 
 
-def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    net = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
-    for step in range(3):
-        stepped(net, optimizer, step)
-    return net, optimizer
-
-
-def stepped(net: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
-    optimizer.zero_grad()
-    net(x).square().mean().backward()
-    optimizer.step()
-
-
-def test_tensors_in_any_memory_order_and_state_come_back_as_they_were(tmp_path):
+def test_a_checkpoint_comes_back_as_it_was_is_no_pickle_and_outlives_a_crash_while_the_next_is_written(
+    tmp_path, monkeypatch
+):
     state = {"step": 7, "best": 0.25, "scores": [[1, 0.5]], "knobs": {"name": "ü"}}
     write_checkpoint(tmp_path / "new" / "last.safetensors", TENSORS, state)
     tensors, found = read_checkpoint(tmp_path / "new" / "last.safetensors")
@@ -178,9 +154,6 @@ def test_tensors_in_any_memory_order_and_state_come_back_as_they_were(tmp_path):
     x = torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last)
     write_checkpoint(tmp_path / "a.safetensors", {"x": x}, {})
     assert torch.equal(read_checkpoint(tmp_path / "a.safetensors")[0]["x"], x)
-
-
-def test_a_checkpoint_is_no_pickle_and_outlives_a_crash_while_the_next_is_written(tmp_path, monkeypatch):
     path = tmp_path / "last.safetensors"
     write_checkpoint(path, TENSORS, {"step": 1})
     assert path.read_bytes()[8:9] == b"{"  # the header of safetensors, after its length
@@ -196,18 +169,3 @@ def test_a_checkpoint_is_no_pickle_and_outlives_a_crash_while_the_next_is_writte
     with pytest.raises(OSError, match="disk full"):
         write_checkpoint(path, TENSORS, {"step": 2})
     assert read_checkpoint(path)[1] == {"step": 1}
-
-
-def test_a_restored_optimiser_goes_on_as_the_original_at_the_schedules_rates():
-    net, optimizer = trained()
-    twin = nn.Linear(3, 2)
-    twin.load_state_dict(net.state_dict())
-    restored = torch.optim.AdamW(twin.parameters(), lr=0.1)
-    restore_optimizer(restored, {name: tensor.clone() for name, tensor in flatten_optimizer(optimizer).items()})
-    for step in range(3, 6):
-        stepped(net, optimizer, step)
-        stepped(twin, restored, step)
-    assert torch.equal(net.weight, twin.weight)
-    other = torch.optim.AdamW(nn.Linear(3, 2).parameters(), lr=0.7)
-    restore_optimizer(other, flatten_optimizer(optimizer))
-    assert other.param_groups[0]["lr"] == 0.7

@@ -1,4 +1,4 @@
-"""Official checkpoints of vision networks come in key by key, and reach another machine through a real S3 server."""
+"""Official checkpoints of vision networks come in key by key, and reach another machine through an object store."""
 
 import functools
 import os
@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fovea.errors import InvalidOption, Malformed
-from fovea_actions.models import boundary_matching
 from fovea_planning.models import object_attention
 from fovea_recipes.training import checkpoint_import
 from fovea_recipes.training import cli as training_cli
@@ -22,7 +21,6 @@ from shared.registry.imported_weights import fetch_weights
 from shared.registry.weights import read_weights
 from shared.settings import Settings
 from shared.storage import open_object_store
-from shared.storage.tests.conftest import s3_variables  # noqa: F401  # fixture
 
 NETWORKS = tuple(name for name, build in networks().items() if ".models." in build.__module__)
 """Every network that has a file of its own in a service's room of models."""
@@ -30,9 +28,8 @@ NETWORKS = tuple(name for name, build in networks().items() if ".models." in bui
 
 @pytest.fixture(autouse=True)
 def _tables_are_made_once(monkeypatch):
-    """Tables that two networks compute when they are built: an import builds each several times."""
-    for module, name in ((object_attention, "fitted_positions"), (boundary_matching, "sampling_mask")):
-        monkeypatch.setattr(module, name, functools.cache(getattr(module, name)))
+    """An import builds the gaze network several times."""
+    monkeypatch.setattr(object_attention, "fitted_positions", functools.cache(object_attention.fitted_positions))
 
 
 def layout_names() -> list[Any]:
@@ -77,14 +74,12 @@ def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path)
     assert torch.equal(torch.from_numpy(stored.arrays[key]), net.float().state_dict()[key])
 
 
-def test_fovea_import_reaches_another_folder(tmp_path, monkeypatch, s3_variables):  # noqa: F811
+def test_fovea_import_reaches_another_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear(2, 2))
     monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
-    workstation = Settings(data_dir=tmp_path / "workstation", object_store="s3://fovea/import")
+    workstation = Settings(data_dir=tmp_path / "workstation", object_store=(tmp_path / "objects").as_uri())
     monkeypatch.setattr(training_cli, "settings", lambda: workstation)
     monkeypatch.setattr(os, "umask", lambda _mask: 0)  # this process goes on to other tests
-    for name, value in s3_variables.items():
-        monkeypatch.setenv(name, value)
     save_file({"weight": torch.full((2, 2), 0.5), "bias": torch.zeros(2)}, tmp_path / "toy.safetensors")
     training_cli.import_checkpoint("toy", tmp_path / "toy.safetensors")
     fetch_weights(open_object_store(workstation), tmp_path / "pod")

@@ -41,9 +41,6 @@ def test_formulas_add_hide_dim_and_blur():
     added = [mixture - clean for mixture, clean in drawn]
     assert all(layer.min() >= -1e-6 for layer in added)
     assert all(layer.std() < 0.5 * noise(2).std() for layer in added)
-
-
-def test_blurring_keeps_the_mean_and_stops_at_its_radius():
     point = np.zeros((21, 21, 3), np.float32)
     point[10, 10] = 1
     spread = synthesis.blur(point, 3, 4)
@@ -51,13 +48,7 @@ def test_blurring_keeps_the_mean_and_stops_at_its_radius():
     assert (spread[10, :, 0] > 0).tolist() == [6 <= place < 15 for place in range(21)]
 
 
-def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setattr(albums, "PHOTOGRAPHS", {"test": ("no_such_library_here/x.png",)})
-    with pytest.raises(NotReady, match="no_such_library_here"):
-        photographs("test")
-
-
-def test_splits_share_no_scene_and_pairs_repeat_with_their_seed():
+def test_splits_share_no_scene_pairs_repeat_with_their_seed_and_a_missing_library_is_named(monkeypatch):
     train, test = sources("train", 3, seed=1), sources("test", 3, seed=1)
     seen = {picture.tobytes() for picture in (*train.photographs, *train.scenes)}
     assert not seen & {picture.tobytes() for picture in (*test.photographs, *test.scenes)}
@@ -69,6 +60,9 @@ def test_splits_share_no_scene_and_pairs_repeat_with_their_seed():
     assert 0 < found.plain.sum() < 12
     for mixed, clean, plain in zip(found.mixed, found.clean, found.plain, strict=True):
         assert np.array_equal(mixed, clean) == plain
+    monkeypatch.setattr(albums, "PHOTOGRAPHS", {"test": ("no_such_library_here/x.png",)})
+    with pytest.raises(NotReady, match="no_such_library_here"):
+        photographs("test")
 
 
 def test_losses_equal_the_published_ones_and_send_gradients_to_the_prediction_only(fill, picture):
