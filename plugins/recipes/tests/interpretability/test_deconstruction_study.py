@@ -11,7 +11,7 @@ from fovea_recipes.interpretability.tiny_induction import LETTERS, TinyInduction
 from shared.registry import CallContext, LoadContext
 
 SPEC = {
-    "variants": ["standard", "mlp"], "layouts": ["uniform", "hybrid"], "seeds": [1, 2], "steps": 16,
+    "variants": ["standard", "mlp"], "layouts": ["uniform", "hybrid"], "seeds": [1, 2], "steps": 8,
     "size": {"width": 16, "layers": 2, "heads": 2, "context": 32, "batch": 4},
 }  # fmt: skip
 

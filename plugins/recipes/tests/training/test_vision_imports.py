@@ -1,4 +1,4 @@
-"""Official checkpoints of vision networks come in key by key, and reach another machine through an object store."""
+"""Official checkpoints of vision networks come in key by key, and reach another machine through a real S3 server."""
 
 import functools
 import os
@@ -21,6 +21,7 @@ from shared.registry.imported_weights import fetch_weights
 from shared.registry.weights import read_weights
 from shared.settings import Settings
 from shared.storage import open_object_store
+from shared.storage.tests.conftest import s3_variables  # noqa: F401  # fixture
 
 NETWORKS = tuple(name for name, build in networks().items() if ".models." in build.__module__)
 """Every network that has a file of its own in a service's room of models."""
@@ -74,12 +75,14 @@ def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path)
     assert torch.equal(torch.from_numpy(stored.arrays[key]), net.float().state_dict()[key])
 
 
-def test_fovea_import_reaches_another_folder(tmp_path, monkeypatch):
+def test_fovea_import_reaches_another_folder(tmp_path, monkeypatch, s3_variables):  # noqa: F811
     monkeypatch.setattr(checkpoint_import, "network", lambda _name: nn.Linear(2, 2))
     monkeypatch.setattr(checkpoint_import, "layouts", lambda _name: ({},))
-    workstation = Settings(data_dir=tmp_path / "workstation", object_store=(tmp_path / "objects").as_uri())
+    workstation = Settings(data_dir=tmp_path / "workstation", object_store="s3://fovea/import")
     monkeypatch.setattr(training_cli, "settings", lambda: workstation)
     monkeypatch.setattr(os, "umask", lambda _mask: 0)  # this process goes on to other tests
+    for name, value in s3_variables.items():
+        monkeypatch.setenv(name, value)
     save_file({"weight": torch.full((2, 2), 0.5), "bias": torch.zeros(2)}, tmp_path / "toy.safetensors")
     training_cli.import_checkpoint("toy", tmp_path / "toy.safetensors")
     fetch_weights(open_object_store(workstation), tmp_path / "pod")
@@ -88,6 +91,7 @@ def test_fovea_import_reaches_another_folder(tmp_path, monkeypatch):
 
 
 def test_a_gaze_network_is_imported_with_its_shelf_and_its_position_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_import, "layouts", lambda name: layouts(name)[:2])
     table = np.random.default_rng(0).standard_normal((11, 86))
     net = network("oat", grid=(2, 11), position_table=table)
     state = {f"model.{key}": value for key, value in net.state_dict().items()}
