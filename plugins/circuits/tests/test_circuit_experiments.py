@@ -178,15 +178,6 @@ def test_attribution_adds_up_of_the_positions_that_are_asked_for_and_the_texts_o
     assert np.abs(end).max() < 1e-4 < np.abs(everywhere).max(), "prompts differ before the end"
 
 
-def test_indicators_of_a_layers_maps_equal_the_golden_ones():
-    golden = read_golden(GOLDEN / "indicators.arrays")
-    found = indicators(torch.from_numpy(golden["maps"]))
-    for name in ("entropy", "concentration", "sink", "local_focus"):
-        assert np.allclose(getattr(found, name), golden[name], atol=1e-6), name
-    half = indicators(torch.from_numpy(golden["maps"]).bfloat16().requires_grad_())
-    assert np.allclose(half.sink, golden["sink"], atol=0.01)
-
-
 def test_patching_reaches_the_other_prompt_and_a_patch_nowhere_is_refused(context):
     report = ask(ActivationPatching, context, clean="abc", corrupt="dbc", correct="m", wrong="d")
     effect = np.array(report.grid("effect").values)
@@ -211,13 +202,19 @@ def test_queries_of_the_layer_itself_change_nothing(tiny, back):
     assert np.allclose(found, tiny.model(ids), atol=1e-4), "below the first layer there is none: its own are used"
 
 
-def test_heads_are_relaxed_one_at_a_time_and_each_relaxation_once(context):
+def test_indicators_equal_the_golden_ones_and_heads_are_relaxed_one_at_a_time(context):
     layers = ask(Deconstruction, context, kinds=["uniform", "identity", "uniform"]).grid("layers")
     assert layers.rows.ticks == ["uniform", "identity"]
     assert [len(row) for row in layers.values] == [len(layers.columns.ticks)] * 2
     report = ask(Deconstruction, context, each="head", kinds=["identity"])
     assert np.array(report.grid("identity").values).shape == (3, 4)
     assert any("dependence" in warning for warning in report.warnings)
+    golden = read_golden(GOLDEN / "indicators.arrays")
+    found = indicators(torch.from_numpy(golden["maps"]))
+    for name in ("entropy", "concentration", "sink", "local_focus"):
+        assert np.allclose(getattr(found, name), golden[name], atol=1e-6), name
+    half = indicators(torch.from_numpy(golden["maps"]).bfloat16().requires_grad_())
+    assert np.allclose(half.sink, golden["sink"], atol=0.01)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -14,14 +14,11 @@ def test_help_says_what_it_said(monkeypatch, capfdbinary, snapshot, verb):
     assert "as [id]." in help_runner(monkeypatch, capfdbinary)("judge", "support", "--help")[1]
 
 
-def test_a_judge_that_a_table_leaves_out_is_named_in_every_form_of_output(monkeypatch, capsys):
+def test_judges_that_a_table_leaves_out_are_named_and_two_passages_of_one_id_refused(monkeypatch, capsys, tmp_path):
     found = {"rows": [], "left_out": [{"judge": "one", "reason": "No grade."}]}
     monkeypatch.setattr(systems, "fetch", lambda *_, **__: found)
     systems.leaderboard(gateway=GatewayOptions(json_lines=True))
     assert capsys.readouterr() == ("", "one is not shown: No grade.\n")
-
-
-def test_two_passages_of_one_id_are_refused_where_the_first_was_dropped(tmp_path):
     file = tmp_path / "passages.jsonl"
     file.write_text('{"id": 1, "text": "a"}\n{"id": "1", "text": "a"}\n{"id": "01", "text": "b"}\n')
     assert answers._passages(file) == {"1": "a", "01": "b"}

@@ -114,7 +114,7 @@ def test_agreement_comes_with_interval_bias_invalid_shares_and_disagreements_the
     ]  # fmt: skip
 
 
-def test_ensembles_count_who_votes_and_state_their_rule(client):
+def test_ensembles_count_who_votes_and_templates_are_listed_shown_and_rendered_dry(client):
     judges = ["1 0 a 0\n1 0 b 3\n", "1 0 a 1\n", "1 0 c 2\n"]
     found = client.post("/v1/judge/ensembles", json={"judges": judges}).json()
     assert parse_qrels(found["qrels"]) == {("1", "a"): 1, ("1", "b"): 3, ("1", "c"): 2}
@@ -124,9 +124,6 @@ def test_ensembles_count_who_votes_and_state_their_rule(client):
     body = {"judges": judges, "combine": "average", "weights": [0, 1, 0]}
     assert client.post("/v1/judge/ensembles", json=body).json()["pairs"] == 1
     assert client.post("/v1/judge/ensembles", json={"judges": judges, "combine": "median"}).status_code == 200
-
-
-def test_templates_are_listed_shown_and_rendered_dry(client):
     listed = client.get("/v1/judge/templates").json()
     assert {row["template"]["id"] for row in listed} == set(load_templates())
     one = client.get(f"/v1/judge/templates/direct@{get_template('direct').digest}").json()

@@ -116,7 +116,7 @@ def test_query_and_passage_arrive_as_they_are_and_between_the_marks(name, text):
     assert text not in rest or not one.system
 
 
-def test_marks_follow_the_seed_and_what_varies_stands_last():
+def test_marks_follow_the_seed_what_varies_stands_last_and_words_are_read_by_the_templates_map():
     assert make_fence("q", "p") != make_fence("q", "p")
     assert make_fence("q", "p", 1) == make_fence("q", "p", 1)
     assert (
@@ -126,9 +126,6 @@ def test_marks_follow_the_seed_and_what_varies_stands_last():
     for one in load_templates().values():
         assert one.kind in COMPARING or one.turns[0].index("{fence}") < 20
         assert one.criteria == {} or one.turns[0].index("{criterion}") > one.turns[0].index("{passage}")
-
-
-def test_words_are_read_by_the_templates_map_and_numbers_still_by_the_parser():
     read = get_template("words").read_grade
     assert [read(text).grade for text in ("Perfect.", "related", "Grade: **useful**", "irrelevant\n", "2")] == [
         3, 1, 2, 0, 2,

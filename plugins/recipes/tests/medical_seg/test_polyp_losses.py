@@ -6,8 +6,6 @@ import numpy as np
 import py_sod_metrics as oracle
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fovea_recipes.medical_seg.empty_crops import choose_peak, crops_without_polyp, drop_faint, share_clean
 from fovea_recipes.medical_seg.losses import deep_supervision, dual_supervision, structure_loss
@@ -60,17 +58,6 @@ def test_deep_supervision_is_the_sum_over_maps_and_dual_wants_background_elsewhe
     torch.testing.assert_close(deep_supervision(maps, truth), sum(structure_loss(m, truth) for m in maps))
     good = [(2 * truth - 1) * 9] * 4
     assert dual_supervision([*good, *[-m for m in good]], truth) < dual_supervision([*good, *good], truth)
-
-
-@given(st.integers(0, 2**31), st.floats(-60, 60))
-def test_losses_are_finite_and_never_negative(seed, scale):
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(2, 1, 16, 16, generator=generator)
-    logits = scale * torch.randn(2, 1, 16, 16, generator=generator)
-    for form in ("paper", "released"):
-        loss = structure_loss(logits, mask, form)
-        assert torch.isfinite(loss)
-        assert loss >= 0
 
 
 def drawn(seed: int, height: int = 24, width: int = 31) -> tuple[np.ndarray, np.ndarray]:
