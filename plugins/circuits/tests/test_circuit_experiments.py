@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from scipy.stats import spearmanr
 
-from fovea.errors import InvalidOption, Malformed, TooLarge
+from fovea.errors import Cancelled, InvalidOption, Malformed, TooLarge
 from fovea_circuits import patching
 from fovea_circuits.activation_cache import run_with_cache
 from fovea_circuits.circuit_tasks import group_by_length, make_coloured_objects, make_indirect_objects, parse_pairs
@@ -23,8 +23,11 @@ from fovea_circuits.experiments.indicators import Indicators, indicators
 from fovea_circuits.patching import ablate, ablation_values
 from fovea_circuits.simplified_attention import SimplifiedAttention
 from plugins.circuits.tests.conftest import GOLDEN, load_golden, read
+from services.interpretability.core.report import Report
+from services.interpretability.core.result_store import ResultStore
 from services.interpretability.tests.conftest import ask, probing
 from shared.lm.taps import Replace, Uniform, trace
+from shared.registry import CallContext
 from tests.golden import read_golden
 from tests.harness.language_model import share_language_model
 
