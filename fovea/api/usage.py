@@ -90,7 +90,7 @@ class UsageScanner:
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes; of a document all at once."""
-        self.model = self.model or find_model(chunk)
+        self.model = self.model or find_model(self._tail + chunk)
         if not self._is_stream:
             self._read_usage(chunk)
             return

@@ -450,9 +450,10 @@ def test_what_answers_say_is_read_and_what_they_quote_is_not():
     cut.feed(b'data: {"type": "response.output_text.delta", "delta": "x"}\n\n' * 3)
     assert cut.sum_up(1)["tokens_out"] == 3
     hung_up = UsageScanner(is_stream=True)  # on Anthropic's form, whose first event states what was read
-    hung_up.feed(b'data: {"type": "message_start", "message": {"usage": {"input_tokens": 4, "output_tokens": 0}}}\n\n')
+    hung_up.feed(b'data: {"type": "message_start", "message": {"mod')
+    hung_up.feed(b'el": "smol", "usage": {"input_tokens": 4, "output_tokens": 0}}}\n\n')
     hung_up.feed(b'data: {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "x"}}\n\n' * 3)
-    assert [hung_up.sum_up(1)[name] for name in ("tokens_in", "tokens_out")] == [4, 3]
+    assert [hung_up.model, *(hung_up.sum_up(1)[name] for name in ("tokens_in", "tokens_out"))] == ["smol", 4, 3]
     for broken in (b"", b"[]", b'{"usage": 5}', b'{"usage": {"prompt_tokens": "x", "completion_tokens": -1}}', b"\xff"):
         scanner = UsageScanner(is_stream=False)
         scanner.feed(broken)
