@@ -116,7 +116,6 @@ def test_dhsa_finds_the_published_boundaries_in_attention():
     ratios = mass_ratios(attention_weights(Q, K, causal_mask(256)).mean(0))
     assert (ratios - golden("dhsa_ratios")).abs().max() < 1e-8
     assert select_boundaries(ratios, 1.1, 8, 8, 32) == GOLDEN["dhsa_labels"].tolist()
-    assert not mass_ratios(torch.ones(9, 9)).any(), "a short text has no gap with room to both sides"
 
 
 @pytest.mark.parametrize("density", ["0.25", "0.125"])

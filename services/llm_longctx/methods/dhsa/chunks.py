@@ -25,7 +25,7 @@ def mass_ratios(attention: Tensor, window: int = 4, eps: float = 1e-6, sliding_w
     image = torch.zeros(N + 1, N + 1, dtype=torch.float64, device=device)
     image[1:, 1:] = attention.double().cumsum(0).cumsum(1)
     ratios = torch.zeros(N, dtype=torch.float64, device=device)
-    i = torch.arange(first := max(2 * w - 1, 0), max(N - 2 * w, first), device=device)
+    i = torch.arange(max(2 * w - 1, 0), max(N - 2 * w, 0), device=device)
     if not len(i):
         return ratios
     top = i + w
