@@ -63,7 +63,7 @@ def plain(name: str, which: int, bits: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("name", "which", "bits"), in_depth(CASES, ALWAYS))
 def test_every_method_runs_as_on_a_cpu(name, which, bits):
-    """Those whose steps are not recorded, with a recorder; for others see `test_graph_steps.py`."""
+    """Methods whose steps are not recorded, with a recorder; for others see `test_graph_steps.py`."""
     how, wanted, device = method(name, **knobs_of(name)[which]), plain(name, which, bits), PretendCuda()
     recorder = None if is_recorded(how) else PlainRecorder()
     with device.active():

@@ -220,7 +220,7 @@ NODE = {
 }  # fmt: skip
 LINK = {"source": str, "target": str, "weight": float}
 ABOUT = {"slug": str, "scan": str, "prompt": str, "prompt_tokens": list}
-"""What Neuronpedia's schema of attribution graphs (version 1) requires."""
+"""Fields that Neuronpedia's schema of attribution graphs (version 1) requires."""
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def parsed(events: bytes) -> list[Any]:
 
 
 class HeldQueue(ForgetfulQueue):
-    """Its jobs begin when a test says so, and it can be away or full."""
+    """Queue whose jobs begin when a test says so, and which can be away or full."""
 
     away, room = False, 100
 

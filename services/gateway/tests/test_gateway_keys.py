@@ -1,4 +1,4 @@
-"""Who calls: API keys, the verb that makes them and keys on a full disk; tokens of a real identity provider."""
+"""Callers: API keys, the verb that makes them and keys on a full disk; tokens of a real identity provider."""
 
 import asyncio
 import base64

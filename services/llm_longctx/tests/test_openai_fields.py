@@ -231,7 +231,7 @@ def check_nested_fields(client, route, body, named):
 
 
 def check_known_fields(client, route, body, model):
-    """Those that are not served are refused by name unless they ask for nothing."""
+    """Fields that are not served are refused by name unless they ask for nothing."""
     refused = [name for name in REFUSED if find_fate(name, model)[0] == "refused" and "." not in name]
     for name in refused:
         default = REFUSED[name].default

@@ -43,7 +43,7 @@ def asked(inbox, monkeypatch):
 
 
 async def cancel_and_retry(queue: RedisJobQueue, payload: Payload) -> Job:
-    """What becomes of a job that is cancelled and tried again once it runs."""
+    """Cancel a job and try it again once it runs: see what becomes of it."""
     job, _ = await queue.submit(payload)
     await started(queue, job)
     await queue.cancel(job.id, "ann")

@@ -27,7 +27,7 @@ def request(*inputs: Any, **more: Any) -> dict[str, Any]:
 
 
 def at(place: str) -> str:
-    """What is told of a value that is no part of a message: where it stands, as field and in words."""
+    """Name where a value stands that doesn't belong in a message, as field and in words."""
     return rf"^{place}: .*message: {place}: "
 
 
