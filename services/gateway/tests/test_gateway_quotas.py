@@ -92,6 +92,7 @@ async def test_counting_goes_on_while_redis_is_away(own_redis):
     await limits.stop()
 
 
+@pytest.mark.timed("A busy pool differs from an outage by the time of the answer alone.")
 async def test_a_burst_waits_for_connections_and_is_not_an_outage(redis_url):
     limits = RateLimiter(Settings(auth="keys", redis_url=redis_url))
     many = Caller("ann", frozenset(), "k9", KeyLimits(rate_per_minute=1000))
