@@ -63,6 +63,8 @@ def read_object(data: bytes) -> FileDataset:
         is_implicit, is_little = found.original_encoding
         explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
         found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+    if "BitsAllocated" in found and not found.get("BitsStored"):
+        found.BitsStored = found.BitsAllocated
     return found
 
 

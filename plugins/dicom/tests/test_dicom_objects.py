@@ -31,7 +31,7 @@ from fovea_dicom.geometry import PixelSize, count_frames, find_edges, find_funct
 from fovea_dicom.reading import has_pixels, read_frame, read_object
 from fovea_dicom.schemas import SeriesOut
 from fovea_dicom.sources import fill_identity, has_geometry
-from fovea_dicom.windowing import GreyWindow, parse_window
+from fovea_dicom.windowing import GreyWindow, parse_window, to_grey
 from plugins.dicom.tests.test_dicom_study import check_references, holding, read_report
 from shared.vision.limits import DecodeBounds
 
@@ -112,6 +112,17 @@ def test_twelve_bits_are_read_from_the_upper_end_of_their_words_too_and_from_jpe
     low.HighBit, high.HighBit = 11, 15
     assert (read_frame(high) == (wanted := read_frame(low))).all()
     assert (read_frame(high) == wanted).all()  # once more: reading changes nothing
+    high.BitsStored = None
+    assert np.ptp(read_frame(read_object(to_bytes(high)))) == 255
+
+
+def test_a_table_s_entries_are_bytes_or_words_in_the_order_of_the_file():
+    table, one = holding(LUTDescriptor=[4, 0, 8]), grey([[0, 1], [2, 3]])
+    for bits, order, kind in ((8, True, "u1"), (16, True, "<u2"), (16, False, ">u2")):
+        table.LUTDescriptor[2], one.VOILUTSequence = bits, [table]
+        table.add_new("LUTData", "OW", (np.arange(4) * 2 ** (bits - 2)).astype(kind).tobytes())
+        one.set_original_encoding(False, order)
+        assert to_grey(np.arange(4), one, 0, None).tolist()[:3] == [0, 64, 128]
 
 
 def test_the_window_of_an_enhanced_object_stands_in_its_functional_groups():
