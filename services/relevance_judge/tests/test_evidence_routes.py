@@ -13,6 +13,7 @@ from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.metrics.bootstrap import draw_ratios
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.prompt_template import get_template, load_templates
@@ -153,6 +154,12 @@ def test_the_interval_is_repeatable_and_narrows_with_more_queries():
         return found[1] - found[0]
 
     assert width(100) < width(6)
+    many = {(f"{q}", "a"): q % 4 for q in range(3000)}
+    tracemalloc.start()
+    assert kappa_interval(many, many, draws=1000) == (1, 1)
+    assert draw_ratios([{name: (1, 2) for name, _ in many}], draws=1000, seed=1).tolist() == [[0.5] * 1000]
+    assert tracemalloc.get_traced_memory()[1] < 1e7  # a sample at a time
+    tracemalloc.stop()
     assert kappa_interval({("1", "a"): 1}, {("1", "a"): 1}) is None
     assert kappa_interval({("1", "a"): 1, ("2", "a"): 1}, {("1", "a"): 1, ("2", "a"): 1}) is None
 
