@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -162,7 +162,7 @@ def _add_up(terms: Floats, cuts: NDArray[np.int64]) -> Floats:
     return np.asarray(sum(row[places] for row, places in zip(terms, cuts, strict=True)))
 
 
-@cache
+@lru_cache(maxsize=4)
 def _triples(count: int) -> NDArray[np.int64]:
     """All places [3, n] of three cuts among so many points, in order."""
     return np.array(list(itertools.combinations_with_replacement(range(count), 3))).T.copy()
