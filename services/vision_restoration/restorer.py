@@ -28,7 +28,7 @@ from services.vision_restoration.image_io import Format, PictureFile, read_image
 from services.vision_restoration.metrics import psnr, ssim
 from services.vision_restoration.tiled_inference import CONTEXT, TilePlan, plan_tiles, restore_by_tiles
 from services.vision_restoration.variant import Variant
-from services.vision_restoration.variant_engines import VariantEngines
+from services.vision_restoration.variant_engines import TimedEngine, VariantEngines, measure_pace
 from services.vision_restoration.weights_loading import WHOLE, build_artifacts, load_weights
 from shared.export.artifacts import ExportedForms
 from shared.registry import CallContext, Card, LoadContext
@@ -111,8 +111,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         picture = self._read_image(request.image, "image")
         variant = request.variant or self.engines.default
         timed = self.engines.open(variant)
-        height, width = picture.pixels.shape[:2]
-        size = working_size(height, width, request.resolution)
+        size = working_size(picture.pixels.shape[0], picture.pixels.shape[1], request.resolution)
         plan = plan_tiles(*size, variant, request, timed.bytes_per_pixel)
         form = _format(request.format if request.format != "same" else picture.format)
         if request.bit_depth == "16" and form != "png":
@@ -120,7 +119,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         item = _Photograph(
             request=request,
             watch=watch,
-            notes=[*picture.notes, *self._variant_notes(variant), *_size_notes((height, width), size)],
+            notes=[*picture.notes, *self._variant_notes(variant), *_size_notes(picture.pixels.shape[:2], size)],
             picture=picture,
             variant=variant,
             plan=plan,
@@ -135,9 +134,8 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
             return read_image(data, self.bounds)
 
     def _variant_notes(self, variant: Variant) -> list[str]:
-        if variant == self.engines.default:
-            return []
-        return [f"The weights were trained as {self.engines.default}; {variant} is not what they learnt."]
+        told = f"The weights were trained as {self.engines.default}; {variant} is not what they learnt."
+        return [told] if variant != self.engines.default else []
 
     def infer(self, items: Sequence[_Photograph], run: CallContext) -> None:
         """Restore each picture tile by tile, unless only an estimate is asked for.
@@ -146,7 +144,7 @@ class Restorer(VisionServable[RestoreIn, RestoreOut, _Photograph]):
         """
         for item in items:
             if not item.request.dry_run or run.media in self.forms:
-                _require_time(item.estimate, run)
+                _require_time(item, self.engines.open(item.variant), run)
                 self._restore(item, run)
 
     def _restore(self, item: _Photograph, run: CallContext) -> None:
@@ -211,16 +209,19 @@ def _format(wanted: str) -> Format:
     return "jpeg" if wanted == "jpeg" else "webp" if wanted == "webp" else "png"
 
 
-def _size_notes(whole: tuple[int, int], worked: tuple[int, int]) -> list[str]:
-    if whole == worked:
-        return []
+def _size_notes(whole: tuple[int, ...], worked: tuple[int, int]) -> list[str]:
     copy = f"{worked[1]}×{worked[0]} pixels"
-    return [f"Reflections were looked for in a copy of {copy}; resolution=full looks at every pixel, and takes longer."]
+    told = f"Reflections were looked for in a copy of {copy}; resolution=full looks at every pixel, and takes longer."
+    return [told] if whole != worked else []
 
 
-def _require_time(estimate: Estimate, run: CallContext) -> None:
+def _require_time(item: _Photograph, timed: TimedEngine, run: CallContext) -> None:
     """Refuse what can't end before the caller's deadline. Raises DeadlineExceeded: it would take longer."""
-    if run.deadline is not None and time.monotonic() + estimate.seconds > run.deadline:
+    left = math.inf if run.deadline is None else run.deadline - time.monotonic()
+    if item.estimate.seconds > left:  # by the pace of a moment when others computed, perhaps
+        timed.pace = measure_pace(timed.engine)
+        item.estimate = item.plan.estimate(timed.pace, timed.bytes_per_pixel, item.picture.pixels.nbytes)
+    if (estimate := item.estimate).seconds > left:
         raise DeadlineExceeded(
             f"{estimate.tiles} tiles take about {timedelta(seconds=round(estimate.seconds))} (h:mm:ss), more than "
             "the request may.",

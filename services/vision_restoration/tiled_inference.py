@@ -66,8 +66,7 @@ def plan_tiles(height: int, width: int, variant: Variant, request: RestoreIn, pe
     """
     context = CONTEXT[variant] if request.tile_context is None else request.tile_context
     core = request.tile_core or _core(height, width, context, request.memory_mib, per_pixel)
-    sides = [(w.height, w.width) for w in windows(height, width, core=core, context=context, grid=TILE_GRID)]
-    areas = [high * wide for high, wide in sides]
+    areas = [w.height * w.width for w in windows(height, width, core=core, context=context, grid=TILE_GRID)]
     return TilePlan(height, width, core, context, sum(areas), max(areas), len(areas))
 
 

@@ -53,7 +53,7 @@ class VariantEngines:
                 engine = open_engine(self._context, artifacts.forms(self._remote_name(variant), self._context.objects))
                 check_tensors(engine, artifacts)
                 self._opened[variant] = TimedEngine(
-                    engine, bytes_per_pixel(self._weights, engine.name), _measure_pace(engine)
+                    engine, bytes_per_pixel(self._weights, engine.name), measure_pace(engine)
                 )
             return self._opened[variant]
 
@@ -75,7 +75,7 @@ class VariantEngines:
             opened.engine.close()
 
 
-def _measure_pace(engine: Engine) -> float:
+def measure_pace(engine: Engine) -> float:
     """Seconds per pixel, by the second of two runs: the first one sets things up."""
     feed = {engine.inputs[0].name: np.zeros((1, 3, _PROBE_SIDE, _PROBE_SIDE), np.float32)}
     engine.run(feed)

@@ -29,14 +29,14 @@ class TritonOptions:
     """How Triton runs the models.
 
     Attributes:
-        max_batch: Largest batch of a graph whose batch axis is free.
+        max_batch: Largest batch of a graph whose batch axis is free; a service may send 32 patches of a picture.
         delay_us: Longest wait for a batch to fill, microseconds.
         instances: Copies of a model per device.
         has_gpu: Whether instances are on GPUs.
         has_tensorrt: Whether ONNX Runtime hands what it can to TensorRT, in FP16; the first start takes minutes.
     """
 
-    max_batch: int = 8
+    max_batch: int = 32
     delay_us: int = 2000
     instances: int = 1
     has_gpu: bool = True

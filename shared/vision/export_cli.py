@@ -31,7 +31,7 @@ def _group() -> None:
 def export_triton(
     folder: Annotated[Path, typer.Argument(help="The model repository; made if it is not there.")],
     models: Annotated[list[str], typer.Argument(help="Names of vision models, as `fovea models` lists them.")],
-    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch that Triton makes.")] = 8,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch that Triton takes.")] = 32,
     delay_us: Annotated[int, typer.Option(min=0, help="Longest wait for a batch to fill, microseconds.")] = 2000,
     instances: Annotated[int, typer.Option(min=1, help="Copies of each model per device.")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu/--cpu", help="Where Triton runs them.")] = True,

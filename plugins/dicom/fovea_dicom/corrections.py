@@ -117,10 +117,11 @@ def _read_segmentation(file: NamedFile) -> FileDataset:
 def _find_sources(pictures: Sequence[NamedFile], before: Dataset) -> tuple[list[FileDataset], list[str]]:
     """The pictures of the series that a segmentation is of, and why others are left out."""
     series = {str(one.get("SeriesInstanceUID")) for one in before.get("ReferencedSeriesSequence") or ()}
-    rows, skipped = sort_out(pictures)
-    own = [one for _, one in rows if str(one.get("SeriesInstanceUID")) in series]
-    skipped += [f"{name}: of another series." for name, one in rows if str(one.get("SeriesInstanceUID")) not in series]
-    instances = {instance for instance, _ in read_masks(before)}
+    (rows, skipped), instances = sort_out(pictures), {instance for instance, _ in read_masks(before)}
+    # Of objects without a series the segmentation names one that was made up.
+    is_own = [str(one.get("SeriesInstanceUID")) in series or str(one.SOPInstanceUID) in instances for _, one in rows]
+    own = [one for (_, one), its in zip(rows, is_own, strict=True) if its]
+    skipped += [f"{name}: of another series." for (name, _), its in zip(rows, is_own, strict=True) if not its]
     size = before.Rows, before.Columns
     sized = [one for one in own if (one.get("Rows"), one.get("Columns")) == size]
     if any(count_frames(one) > 1 for one in sized):

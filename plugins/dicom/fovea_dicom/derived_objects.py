@@ -29,6 +29,8 @@ from fovea_dicom.sources import (
 MANUFACTURER = "Fovea"
 POLYP = hd.sr.CodedConcept("41329004", "SCT", "Polyp")
 SEG_SERIES, REPORT_SERIES = 9001, 9002
+LONGEST = 64
+"""Letters of a description."""
 
 Masks = NDArray[np.bool_]
 
@@ -99,7 +101,7 @@ def build_segmentation(
             software_versions=version,
             device_serial_number="0",
             content_label="SEGMENTATION",
-            series_description=f"{label}, {model}",
+            series_description=f"{label}, {model}"[:LONGEST],
         )
     if not is_placed:
         sizes = {find_pixel_size(one, index) for one in sources for index in range(count_frames(one))}
@@ -148,7 +150,7 @@ def build_report(
             instance_number=1,
             manufacturer=MANUFACTURER,
             is_complete=True,
-            series_description=f"Areas, {model}",
+            series_description=f"Areas, {model}"[:LONGEST],
         )
     restore_classes(report, sources)
     return report

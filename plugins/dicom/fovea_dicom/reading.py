@@ -4,7 +4,6 @@ A dataset's facts about a patient are neither logged nor put into an error: pydi
 are silenced for the whole process.
 """
 
-import copy
 import io
 import logging
 import warnings
@@ -30,6 +29,7 @@ from pydicom.uid import (
 from fovea.errors import Malformed, TooLarge, UnsupportedMedia
 from fovea_dicom.bodies import is_dicom
 from fovea_dicom.geometry import count_frames
+from fovea_dicom.sources import copy_object
 from fovea_dicom.windowing import GreyWindow, to_grey
 from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
 
@@ -63,6 +63,8 @@ def read_object(data: bytes) -> FileDataset:
         is_implicit, is_little = found.original_encoding
         explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
         found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+    if "BitsAllocated" in found and not found.get("BitsStored"):
+        found.BitsStored = found.BitsAllocated
     return found
 
 
@@ -137,7 +139,7 @@ def _decode(dataset: FileDataset, index: int) -> NDArray[Any]:
     stored, high, allocated = (int(dataset.get(name) or 0) for name in ("BitsStored", "HighBit", "BitsAllocated"))
     shift = 0 if dataset.file_meta.TransferSyntaxUID.is_encapsulated else high + 1 - stored
     if is_shifted := 0 < shift <= allocated - stored:  # pydicom takes the lowest bits of each word
-        dataset = copy.copy(dataset)
+        dataset = copy_object(dataset)
         dataset.BitsStored = high + 1
     try:
         raw = np.asarray(pixel_array(dataset, index=index))
@@ -153,7 +155,7 @@ def _with_little_endian_palette(dataset: FileDataset) -> Dataset:
     """The dataset, with palettes in the byte order in which pydicom reads them."""
     if dataset.original_encoding[1] is not False:
         return dataset
-    turned = copy.copy(dataset)
+    turned = copy_object(dataset)
     for colour in ("Red", "Green", "Blue"):
         name = f"{colour}PaletteColorLookupTableData"
         if name in dataset:

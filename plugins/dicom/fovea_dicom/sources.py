@@ -8,6 +8,7 @@ import copy
 import datetime as dt
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -20,6 +21,8 @@ from pydicom.uid import (
 from pydicom.valuerep import DSfloat
 
 from fovea_dicom.geometry import count_frames, find_functional_item, find_pixel_size, read_numbers
+
+AnyDataset = TypeVar("AnyDataset", bound=Dataset)
 
 EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
@@ -45,7 +48,7 @@ def fill_identity(sources: Sequence[Dataset]) -> list[Dataset]:
     made = {name: generate_uid() for name in UIDS[:2]}
     found = []
     for source in sources:
-        one = _copy(source)
+        one = copy_object(source)
         for name in EMPTY:
             if name not in one or one[name].VM > 1:  # bytes of an unknown character set may look like the separator
                 setattr(one, name, "")
@@ -89,7 +92,7 @@ def make_geometry(sources: Sequence[Dataset]) -> list[Dataset]:
     """
     reference, found = generate_uid(), []
     for place, source in enumerate(sources):
-        one = _copy(source)
+        one = copy_object(source)
         size = find_pixel_size(source)
         spacing = [DSfloat(mm, auto_format=True) for mm in ((size.row_mm, size.column_mm) if size else (1.0, 1.0))]
         one.FrameOfReferenceUID, one.PositionReferenceIndicator = reference, ""
@@ -125,7 +128,7 @@ def remove_geometry(segmentation: Dataset, sources: Sequence[Dataset], *, keep_s
         content = group.FrameContentSequence[0]
         content.StackID, content.InStackPositionNumber, content.DimensionIndexValues = STACK, number, [1, number]
     segment = segmentation.DimensionIndexSequence[0]
-    index = _copy(segment)
+    index = copy_object(segment)
     index.DimensionIndexPointer = Tag("InStackPositionNumber")
     index.FunctionalGroupPointer = Tag("FrameContentSequence")
     index.DimensionDescriptionLabel = "In-Stack Position Number"
@@ -134,7 +137,7 @@ def remove_geometry(segmentation: Dataset, sources: Sequence[Dataset], *, keep_s
 
 def name_still(sources: Sequence[Dataset]) -> list[Dataset]:
     """Copies of the class `STILL`, which `restore_classes` takes back."""
-    found = [_copy(source) for source in sources]
+    found = [copy_object(source) for source in sources]
     for one in found:
         one.SOPClassUID = STILL
     return found
@@ -155,7 +158,7 @@ def restore_classes(made: Dataset, sources: Sequence[Dataset]) -> None:
     made.walk(name_class)
 
 
-def _copy(source: Dataset) -> Dataset:
+def copy_object(source: AnyDataset) -> AnyDataset:
     """A copy with elements of its own; `copy.copy` would let both write into one dictionary, and pixels are shared."""
     one = copy.copy(source)
     one._dict = {tag: copy.copy(element) for tag, element in source._dict.items()}  # noqa: SLF001  # no public way

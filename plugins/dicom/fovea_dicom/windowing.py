@@ -52,7 +52,7 @@ def to_grey(raw: NDArray[Any], dataset: Dataset, index: int, window: GreyWindow 
     values, padding = _rescale(raw, dataset, index), _padding_mask(raw, dataset)
     used = window or find_window(dataset, index)
     if used is None and (tables := dataset.get("VOILUTSequence")):
-        shades = _apply_table(values, tables[0])
+        shades = _apply_table(values, tables[0], "<>"[dataset.original_encoding[1] is False])
     elif used is None:
         shades = _stretch(values, values[~padding])
     else:
@@ -80,14 +80,15 @@ def _rescale(raw: NDArray[Any], dataset: Dataset, index: int) -> Floats:
     return raw.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
 
 
-def _apply_table(values: Floats, item: Dataset) -> Floats:
-    """A look-up table's shades 0…1."""
+def _apply_table(values: Floats, item: Dataset, order: str) -> Floats:
+    """A look-up table's shades 0…1; entries of 8 bits may lie two in a word, others have the bytes' `order`."""
     entries, first, bits = (int(number) for number in item.LUTDescriptor)
-    data = item.LUTData
-    table = np.frombuffer(data, np.uint16) if isinstance(data, bytes) else np.asarray(data)
+    data, entries = item.LUTData, entries or 2**16
+    kind = np.uint8 if len(data) < 2 * entries else np.dtype(f"{order}u2")
+    table = np.frombuffer(data, kind) if isinstance(data, bytes) else np.asarray(data)
     if first >= 2**15 and values.min() < 0:
         first -= 2**16  # a signed first value that was stored unsigned
-    places = np.clip(values.astype(np.int64) - first, 0, (entries or 2**16) - 1)
+    places = np.clip(values.astype(np.int64) - first, 0, entries - 1)
     return np.asarray(table[np.minimum(places, len(table) - 1)] / (2**bits - 1)).clip(0, 1)
 
 

@@ -64,7 +64,8 @@ async def test_edited_masks_become_a_new_version_in_the_same_series(tmp_path):
     hd.seg.segread(io.BytesIO(found.segmentation))
     if shutil.which("dciodvfy"):
         check_with_dciodvfy(tmp_path, found.segmentation, found.report)
-    third = correct_segmentation([source], found.segmentation, edited[:1], DEFAULT_BOUNDS)
+    after.ManufacturerModelName = after.SegmentSequence[0].SegmentLabel = "another vendor's " * 3
+    third = correct_segmentation([source], corrections.to_bytes(after), edited[:1], DEFAULT_BOUNDS)
     assert (third.version, third.changed) == (3, [])
 
 
@@ -136,7 +137,7 @@ async def test_parts_that_do_not_belong_together_are_named():
 
 
 async def test_objects_without_an_id_have_masks_of_different_names_that_are_taken_back():
-    stills = [film(picture((2, 2, side)), SOPInstanceUID="") for side in (3, 4)]
+    stills = [film(picture((2, 2, side)), SOPInstanceUID="", SeriesInstanceUID="") for side in (3, 4)]
     (series,) = (await segment(*stills)).series
     first, second = (one.instance for one in series.instances)
     assert first != second

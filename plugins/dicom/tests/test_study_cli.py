@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import httpx2
@@ -17,14 +18,14 @@ from tests.harness.waiting import wait_until
 
 
 def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, url, tmp_path):
-    study = tmp_path / "study"
+    study = tmp_path / os.fsdecode(b"M\xfcller")
     (study / "series1").mkdir(parents=True)
     (study / "series1" / "IM0").write_bytes(endoscopy(spacing=[0.1, 0.1]))
     (study / "IM1").write_bytes(raw("test-SR.dcm"))
     (study / "readme.txt").write_text("no picture")
     (study / "empty.dcm").write_bytes(b"")
     (study / "cut.dcm").write_bytes(raw("MR_small.dcm")[:4000])
-    (study / "ct.dcm").write_bytes(raw("CT_small.dcm"))
+    (study / os.fsdecode(b"M\xfcller.dcm")).write_bytes(raw("CT_small.dcm"))
     code, out, err = fovea("segment", study, "-o", tmp_path / "out")
     assert code == 0, err
     assert "found in 2 of 2 frames" in out

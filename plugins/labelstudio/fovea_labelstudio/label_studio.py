@@ -95,6 +95,8 @@ class LabelStudio:
                 if answer.status_code in HTTP_REFUSED:
                     hint = "Set FOVEA_LABEL_STUDIO_TOKEN to an access token of an account that sees the project."
                     raise PermissionDenied("Label Studio does not take the token.", hint=hint)
+                if answer.is_redirect:
+                    raise NotReady("Its storage has pre-signed URLs, which are not followed: switch them off there.")
                 if answer.status_code != httpx2.codes.OK:
                     raise NotReady(f"Label Studio answered {answer.status_code}.")
                 body = bytearray()

@@ -14,7 +14,7 @@ from PIL import Image
 from fovea.api.boxes import Detection, DetectOut
 from fovea.api.classes import Candidate, Classified, ClassifyOut
 from fovea.api.image import Times
-from fovea.errors import InvalidOption, Malformed, PermissionDenied, TooLarge, UnsupportedMedia
+from fovea.errors import InvalidOption, Malformed, NotReady, PermissionDenied, TooLarge, UnsupportedMedia
 from fovea_labelstudio.brush_codec import decode_brush, encode_brush
 from fovea_labelstudio.cli import check_access
 from fovea_labelstudio.label_config import find_control
@@ -303,6 +303,10 @@ async def test_what_is_no_file_of_a_task_or_of_elsewhere_is_not_fetched_and_labe
     for elsewhere in ("http://169.254.169.254/latest", "//evil.test/a", "http://studio.test:9/a", "file:///etc/passwd"):
         with pytest.raises(InvalidOption):
             await studio.fetch_picture(elsewhere)
+    answer = httpx2.Response(303, headers={"location": "https://bucket.test/a.jpg?signature=x"})
+    signed = LabelStudio("http://studio.test", "t", limit=9, transport=httpx2.MockTransport(lambda _: answer))
+    with pytest.raises(NotReady, match="pre-signed"):
+        await signed.fetch_picture("/tasks/7/resolve/?fileuri=a")
     studio._token = "wrong"
     with pytest.raises(PermissionDenied, match="token"):
         await studio.fetch_picture("http://studio.test:8080/data/big")

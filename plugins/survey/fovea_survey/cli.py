@@ -118,7 +118,8 @@ def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
         if not (re.search(r"(^|/)pictures/\d{4,}-", path.as_posix()) and (path.parents[1] / "survey.json").exists())
     ]
     counts = Counter(name for name, _ in found)
-    return ((name if counts[name] == 1 else path.as_posix(), path) for name, path in found)
+    chosen = ((name if counts[name] == 1 else path.as_posix(), path) for name, path in found)
+    return ((name.encode(errors="replace").decode(), path) for name, path in chosen)  # of other encodings than UTF-8
 
 
 def _count_others(sources: Sequence[Path]) -> str:

@@ -48,22 +48,21 @@ def merge_damage(observations: Sequence[Observation], merge_m: float) -> list[Da
     """
     sightings, damages = list(_iter_sightings(observations)), list[DamagePoint]()
     for label in dict.fromkeys(one.best[1].label for one in sightings):
-        own = [one for one in sightings if one.best[1].label == label]
+        own = sorted((one for one in sightings if one.best[1].label == label), key=lambda one: -one.best[1].score)
         metres = to_metres([_degrees(one.best[0]) for one in own])
-        near = cKDTree(metres).query_ball_point(metres, merge_m) if merge_m else [[place] for place in range(len(own))]
-        used: set[int] = set()
-        for place in sorted(range(len(own)), key=lambda place: -own[place].best[1].score):
-            if place in used:
+        tree, free = cKDTree(metres), [True] * len(own)
+        for place, one in enumerate(own):
+            if not free[place]:
                 continue
-            group, pictures = [place], own[place].pictures
-            for other in sorted(near[place], key=lambda other: -own[other].best[1].score):
-                if other not in used and other != place and not own[other].pictures & pictures:
-                    group.append(other)
+            free[place], group, pictures = False, [one], {*one.pictures}
+            # One place at a time: the neighbours of all at once are gigabytes where thousands share a place.
+            for other in tree.query_ball_point(metres[place], merge_m, return_sorted=True) if merge_m else ():
+                if free[other] and own[other].pictures.isdisjoint(pictures):
+                    group.append(own[other])
                     pictures |= own[other].pictures
-            used.update(group)
-            latitude, longitude = _degrees(own[place].best[0])
-            facts = _describe([own[member] for member in group])
-            damages.append(DamagePoint(**facts, latitude=latitude, longitude=longitude))
+                    free[other] = False
+            latitude, longitude = _degrees(one.best[0])
+            damages.append(DamagePoint(**_describe(group), latitude=latitude, longitude=longitude))
     return damages
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from fovea.errors import InvalidOption, NotFound
 from services.relevance_judge.judge import EXAMPLE, NO_GRAPH, PAPER, Judge, apply_calibration
 from services.relevance_judge.metrics.ensembles import NO_VOTE, EnsembleRule, combine_votes
-from services.relevance_judge.prompt_template import get_template
+from services.relevance_judge.prompt_template import get_template, make_fence
 from services.relevance_judge.schemas import UNCALIBRATED, EnsembleIn, JudgeIn, Member, Pair, Verdict
 from shared.registry import CallContext, Card
 from shared.registry.discovery import servables
@@ -54,7 +54,7 @@ class Ensemble(Judge[EnsembleIn]):
         if request.combine == "signals":
             facts = _combine_signals(verdicts, request, template, llm)
         else:
-            facts = _combine_votes(verdicts, request.combine, request)
+            facts = _combine_votes(verdicts, request.combine, request, pair)
         flags = {flag for one in verdicts for flag in one.flags} | {*facts.pop("flags", ())}
         if request.combine == "signals":
             flags -= {UNCALIBRATED} if facts["valid"] else set()
@@ -91,9 +91,9 @@ def _judge_for_template(member: Member, known: Mapping[str, type[Judge]]) -> str
     return next(name for name, judge in known.items() if kind in judge.kinds)
 
 
-def _combine_votes(verdicts: list[Verdict], how: EnsembleRule, request: EnsembleIn) -> dict[str, Any]:
-    votes = [[one.grade] for one in verdicts]
-    weights, seed = [one.weight for one in request.members], request.seed or 0
+def _combine_votes(verdicts: list[Verdict], how: EnsembleRule, request: EnsembleIn, pair: Pair) -> dict[str, Any]:
+    votes, weights = [[one.grade] for one in verdicts], [one.weight for one in request.members]
+    seed = int(make_fence(pair.query, pair.passage, request.seed or 0), 16)  # each pair draws for itself
     (grade,) = combine_votes(votes, how, tie=request.tie, rounding=request.rounding, weights=weights, seed=seed)
     if grade == NO_VOTE:
         is_bare = all(one.reason == UNCALIBRATED for one in verdicts)

@@ -22,10 +22,10 @@ def draw_ratios(counts: Sequence[Ratio], *, draws: int, seed: int) -> Floats:
     Counts are {query: (numerator, denominator)}; a query that is missing counts (0, 0). A ratio is NaN, for
     `percentile_interval` only, where a sample's denominator is 0.
     """
-    names = sorted({name for one in counts for name in one})
+    rng, names = np.random.default_rng(seed), sorted({name for one in counts for name in one})
     parts = np.asarray([[one.get(name, (0.0, 0.0)) for name in names] for one in counts], float)
-    times = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1.0 / max(len(names), 1)), draws)
-    sums = np.einsum("dq,cqk->cdk", times.astype(float), parts)
+    samples = (rng.multinomial(len(names), np.full(len(names), 1.0 / len(names))).astype(float) for _ in range(draws))
+    sums = np.stack([np.einsum("q,cqk->ck", times, parts) for times in samples], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan))
 

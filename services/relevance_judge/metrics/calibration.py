@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -133,39 +134,38 @@ def _cuts(x: Floats, y: NDArray[Any], how: FitRule) -> tuple[float, float, float
 
 def _by_quantile(x: Floats, y: NDArray[Any]) -> tuple[float, float, float]:
     """Cut so that as many training pairs fall below each cut as have a lower label."""
-    edges = np.concatenate([[-np.inf], _midpoints(np.sort(x)), [np.inf]])
+    ordered = np.sort(x)
+    edges = np.concatenate([[-np.inf], (ordered[1:] + ordered[:-1]) / 2, [np.inf]])
     below = [int((y < grade).sum()) for grade in (1, 2, 3)]
     finite = np.nan_to_num(edges[below], posinf=float(x.max()) + 1.0, neginf=float(x.min()) - 1.0)
-    first, second, third = (float(cut) for cut in finite)
-    return first, second, third
-
-
-def _midpoints(ordered: Floats) -> Floats:
-    return (ordered[1:] + ordered[:-1]) / 2
+    return float(finite[0]), float(finite[1]), float(finite[2])
 
 
 def _by_kappa(x: Floats, y: NDArray[Any]) -> tuple[float, float, float]:
-    ends = [float(x.min()) - 1.0, float(x.max()) + 1.0]
-    points = np.concatenate([ends[:1], _midpoints(np.unique(x)), ends[1:]])
+    known = np.unique(x)
+    points = np.concatenate([known[:1] - 1.0, (known[1:] + known[:-1]) / 2, known[-1:] + 1.0])
     if len(points) > CANDIDATES:
         points = points[np.linspace(0, len(points) - 1, CANDIDATES).round().astype(int)]
-    # Labels [points, 4] at or above each point; a grade holds what lies between its cut and the next.
+    # Labels [points, 4] at or above each point; a grade is how many cuts lie at or below a signal.
     above = np.stack([np.bincount(y[x >= point], minlength=4) for point in points]).astype(np.float64)
-    cuts = np.asarray(list(itertools.combinations_with_replacement(range(len(points)), 3)))
-    first, second, third = (above[cuts[:, n]] for n in range(3))
-    tables = np.stack([above[0] - first, first - second, second - third, third], axis=1)
-    best = points[cuts[int(np.argmax(_quadratic(tables)))]]  # the first of equals has the lowest cuts
+    (sizes, sums), cuts = (above @ np.asarray(((1.0, 0), (1, 1), (1, 2), (1, 3)))).T, _triples(len(points))
+    odd, squares = np.asarray((1.0, 3.0, 5.0))[:, None], above[0] @ np.arange(4.0) ** 2  # k² is a sum of odd numbers
+    expected = sizes[0] * squares + _add_up((sizes[0] * odd - 2 * sums[0]) * sizes, cuts)
+    observed = sizes[0] * (squares + _add_up(odd * sizes - 2 * sums, cuts))
+    kappas = np.where(expected > 0, 1.0 - observed / np.where(expected > 0, expected, 1.0), -np.inf)
+    best = points[cuts[:, int(np.argmax(kappas))]]  # the first of equals has the lowest cuts
     return float(best[0]), float(best[1]), float(best[2])
 
 
-_SQUARED = np.subtract.outer(np.arange(4.0), np.arange(4.0)) ** 2
+def _add_up(terms: Floats, cuts: NDArray[np.int64]) -> Floats:
+    """Sums [n] of the terms [3, points] of three cuts [3, n]."""
+    return np.asarray(sum(row[places] for row, places in zip(terms, cuts, strict=True)))
 
 
-def _quadratic(tables: Floats) -> Floats:
-    """Quadratic kappa of many tables [n, 4, 4] at once; −inf where undefined."""
-    expected = np.einsum("ni,nk,ik->n", tables.sum(2), tables.sum(1), _SQUARED)
-    observed = (tables * _SQUARED).sum((1, 2)) * tables.sum((1, 2))
-    return np.where(expected > 0, 1.0 - observed / np.where(expected > 0, expected, 1.0), -np.inf)
+@lru_cache(maxsize=4)
+def _triples(count: int) -> NDArray[np.int64]:
+    """All places [3, n] of three cuts among so many points, in order."""
+    return np.array(list(itertools.combinations_with_replacement(range(count), 3))).T.copy()
 
 
 def _leave_queries_out(x: Floats, y: NDArray[Any], q: NDArray[Any], how: FitRule) -> dict[str, float | None]:

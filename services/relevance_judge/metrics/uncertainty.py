@@ -19,9 +19,9 @@ def kappa_interval(reference: Qrels, judge: Qrels, *, draws: int = 2000, seed: i
     tables = np.stack([*_tables(reference, judge).values()] or [np.zeros((4, 4), np.int64)])
     if len(tables) < MIN_QUERIES:
         return None
-    picks = np.random.default_rng(seed).integers(0, len(tables), (draws, len(tables)))
-    times = np.stack([np.bincount(row, minlength=len(tables)) for row in picks])
-    return percentile_interval(_kappas(np.einsum("dq,qab->dab", times, tables).astype(np.float64)))
+    rng, flat = np.random.default_rng(seed), tables.reshape(len(tables), -1)
+    drawn = [np.bincount(rng.integers(0, len(flat), len(flat)), minlength=len(flat)) @ flat for _ in range(draws)]
+    return percentile_interval(_kappas(np.reshape(drawn, (-1, 4, 4)).astype(np.float64)))
 
 
 def _tables(reference: Qrels, judge: Qrels) -> Mapping[str, NDArray[np.int64]]:

@@ -1,6 +1,7 @@
 """`POST /v1/judge/trust`: a judge against lexical and embedding baselines on a labelled sample. Stores nothing."""
 
 from collections.abc import Mapping
+from itertools import groupby
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -70,12 +71,11 @@ def report_trust(request: Request, body: TrustIn) -> TrustOut:
 def _lexical_baselines(
     pairs: list[tuple[str, str]], topics: Mapping[str, str], passages: Mapping[str, str]
 ) -> dict[str, Signals]:
-    index = LexicalIndex(passages)
-    scores = {qid: index.bm25(topics[qid]) for qid in dict.fromkeys(qid for qid, _ in pairs)}
-    return {
-        "overlap": {(q, d): overlap(topics[q], {d: passages[d]})[d] for q, d in pairs},
-        "bm25": {(q, d): scores[q][d] for q, d in pairs},
-    }
+    index, bm25 = LexicalIndex(passages), Signals()
+    for qid, own in groupby(sorted(pairs), lambda pair: pair[0]):  # a query at a time: it has a score for every passage
+        scores = index.bm25(topics[qid])
+        bm25 |= {pair: scores[pair[1]] for pair in own}
+    return {"overlap": {(q, d): overlap(topics[q], {d: passages[d]})[d] for q, d in pairs}, "bm25": bm25}
 
 
 def _embedding_baseline(

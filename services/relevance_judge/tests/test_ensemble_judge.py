@@ -87,6 +87,8 @@ def test_judges_of_all_kinds_vote_their_signals_are_shown_and_names_in_short_are
     assert [signal is None for signal in found.signals] == [True, False, False]
     names = [f"{name}@{get_template(name).digest}" for name in ("direct", "digits", "query-lift")]
     assert found.template == ",".join(names)
+    pairs = [[{"query": query, "passage": "p"}] for query in "abcdefgh"]
+    assert {_one(ensemble, members=members[:2], tie="random", pairs=each).grade for each in pairs} == {1, 2}
     members = ["yes-no", "log-odds/digits", "log-odds"]
     given = EnsembleIn.model_validate({"query": "q", "passages": ["p"], "members": members}).members
     assert [(m.judge, m.template) for m in given] == [(None, "yes-no"), ("log-odds", "digits"), ("log-odds", None)]

@@ -1,6 +1,7 @@
 """Calibrations and weights of signals, reports of trust, and bias of judges."""
 
 import math
+import time
 import tracemalloc
 
 import numpy as np
@@ -82,6 +83,9 @@ def test_many_pairs_of_one_query_and_a_long_name_take_little_memory():
     tracemalloc.stop()
     assert found.metrics["pair_order"] == pytest.approx(0.5, abs=0.01)
     assert peak < 100e6  # a table of all pairs has 2.5 billion entries
+    begun = time.process_time()
+    fit(signals[:300], [place % 4 for place in range(300)], [*map(str, range(300))], how="kappa")
+    assert time.process_time() - begun < 6  # 45,760 triples of cuts for each query
 
 
 Pairs = dict[tuple[str, str], float]

@@ -1,6 +1,7 @@
 """Routes below `/v1/judge/`: evidence from uploaded labels, runs and texts, and calibrations in versions."""
 
 import json
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,9 +13,11 @@ from services.relevance_judge.judges.log_odds import LogOdds
 from services.relevance_judge.judges.prompted_grade import PromptedGrade
 from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.metrics.agreement import agree
+from services.relevance_judge.metrics.bootstrap import draw_ratios
 from services.relevance_judge.metrics.uncertainty import kappa_interval
 from services.relevance_judge.parsing.trec import format_qrels, parse_qrels
 from services.relevance_judge.prompt_template import get_template, load_templates
+from services.relevance_judge.routes import trust
 from services.relevance_judge.storage.mini_collection import load_mini_collection
 from services.relevance_judge.storage.versioned_store import VersionedStore
 from services.relevance_judge.tests.conftest import post, serve_judges
@@ -47,6 +50,11 @@ def test_the_embedding_baseline_is_the_similarity_judge_and_weights_make_an_ense
     assert row["lead"] == pytest.approx(0, abs=1e-6)
     assert not found["is_better"]
     assert found["missing"] == 0
+    texts = {f"{place}": "tides" for place in range(4000)}
+    tracemalloc.start()
+    trust._lexical_baselines([(name, "0") for name in [*texts][:200]], texts, texts)
+    assert tracemalloc.get_traced_memory()[1] < 3e7  # no score of all passages for all topics
+    tracemalloc.stop()
     judges = {name: judgements(name) for name in ("similarity", "query-lift", "overlap")}
     found = post(client, "ensembles/weights", {"reference": TEXTS["qrels.txt"], "judges": judges})
     assert found["options"] is None  # the overlap file names no template
@@ -146,6 +154,12 @@ def test_the_interval_is_repeatable_and_narrows_with_more_queries():
         return found[1] - found[0]
 
     assert width(100) < width(6)
+    many = {(f"{q}", "a"): q % 4 for q in range(3000)}
+    tracemalloc.start()
+    assert kappa_interval(many, many, draws=1000) == (1, 1)
+    assert draw_ratios([{name: (1, 2) for name, _ in many}], draws=1000, seed=1).tolist() == [[0.5] * 1000]
+    assert tracemalloc.get_traced_memory()[1] < 1e7  # a sample at a time
+    tracemalloc.stop()
     assert kappa_interval({("1", "a"): 1}, {("1", "a"): 1}) is None
     assert kappa_interval({("1", "a"): 1, ("2", "a"): 1}, {("1", "a"): 1, ("2", "a"): 1}) is None
 
