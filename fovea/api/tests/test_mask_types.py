@@ -1,12 +1,9 @@
 """The request of a segmentation takes its options in every form that fronts hand over, and refuses the rest."""
 
-import base64
-
 import pytest
 from pydantic import ValidationError
 
-from fovea.api.image import Times
-from fovea.api.mask import RunLengths, SegmentIn, SegmentOut
+from fovea.api.mask import SegmentIn
 
 PICTURE = b"\x89PNG picture"
 
@@ -27,22 +24,6 @@ def test_bad_option_is_refused_by_name(field, value):
     with pytest.raises(ValidationError) as caught:
         SegmentIn.model_validate({"image": PICTURE, field: value})
     assert field in str(caught.value.errors()[0]["loc"])
-
-
-@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
-def test_base64_with_and_without_prefix_is_the_same_picture(prefix):
-    assert SegmentIn(image=prefix + base64.b64encode(PICTURE).decode()).image == PICTURE
-
-
-def test_answer_survives_the_wire():
-    answer = SegmentOut(
-        model="m", version="1", engine="onnx", width=3, height=2, empty=False, area=1, area_percent=16.7,
-        max_probability=0.9, mean_probability=0.8, component_count=1, mask=PICTURE, times=Times(decode=1.5),
-        components=[{"box": (0, 0, 1, 1), "area": 1, "centre": (0.5, 0.5), "probability": 0.8}],
-        contours=[{"points": [(0, 0), (1, 0), (1, 1), (0, 1)], "hole": False}],
-        rle=RunLengths(size=(2, 3), counts="01"),
-    )  # fmt: skip
-    assert SegmentOut.model_validate_json(answer.model_dump_json()) == answer
 
 
 def test_schema_marks_the_picture_for_fronts():

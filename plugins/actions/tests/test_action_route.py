@@ -43,14 +43,6 @@ def test_npy_of_any_number_and_order_is_read(array):
     assert read_matrices(((1.0, 2.0), (3.0, 4.0)), "features")["features"].tolist() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz_gives_its_arrays_by_name(save):
-    file = io.BytesIO()
-    save(file, features=MATRIX, semantics=MATRIX[:2])
-    found = read_matrices(file.getvalue(), "features")
-    assert {name: array.shape for name, array in found.items()} == {"features": (3, 4), "semantics": (2, 4)}
-
-
 def _archive(kind: int = zipfile.ZIP_DEFLATED, /, **entries: bytes) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", kind) as archive:

@@ -1,12 +1,10 @@
 """Fixtures of the tests: a tiny model behind the routes that bring what is steered, and commands that ask it."""
 
-import sys
-
 import pytest
 
-from fovea.cli import main as cli
 from services.llm_longctx.api import lora, methods
 from services.llm_longctx.tests.conftest import Server, _one_thread, app_of, client, codec, decoder, folder  # noqa: F401
+from tests.command import command_runner
 
 
 @pytest.fixture(scope="session")
@@ -17,14 +15,12 @@ def server(folder, tmp_path_factory):  # noqa: F811  # a fixture
 
 
 @pytest.fixture
-def run(server, monkeypatch, capsys):
+def run(server, monkeypatch, capfdbinary):
     """Run a command; gives its exit code, the lines of its output, and its errors."""
+    command = command_runner(monkeypatch, capfdbinary)
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["fovea", *words, "--url", server.url])
-        with pytest.raises(SystemExit) as ended:
-            sys.exit(cli.main())
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out.splitlines(), err
+        code, out, err = command(*words, "--url", server.url)
+        return code, out.splitlines(), err
 
     return call

@@ -29,14 +29,6 @@ def refusal(client, **fields) -> dict:
     return caught.value.body
 
 
-def test_an_intervention_changes_a_chat_and_its_neighbours_stay_as_they_are(client):
-    plain = text_of(client)
-    assert text_of(client, extra_body={"interventions": [UP]}) != plain == text_of(client)
-    assert go_on(client, extra_body={"interventions": [UP]}).choices[0].text != go_on(client).choices[0].text
-    masked = {"type": "scale", "site": "z.1", "heads": [0, 1, 2], "factor": 0}
-    assert text_of(client, extra_body={"interventions": [masked]})
-
-
 def test_a_stream_brings_captures_token_by_token(client):
     capture = [
         {"type": "activation", "site": "resid_post.1", "positions": "decode"},

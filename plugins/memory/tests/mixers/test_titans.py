@@ -134,15 +134,6 @@ def test_any_cut_of_a_stream_equals_one_pass(cuts, which):
     assert last.index == state.index == sum(cuts)
 
 
-def test_given_state_is_left_as_it_is():
-    net, x = paper(), torch.randn(1, 9, 12, dtype=torch.float64)
-    with torch.no_grad():
-        _, state = net(x)
-        before = [w.clone() for w in (*state.weights, *state.momentum, *state.tails)]
-        net(x, state)
-    assert all(torch.equal(a, b) for a, b in zip(before, (*state.weights, *state.momentum, *state.tails), strict=True))
-
-
 @pytest.mark.parametrize(("depth", "refresh"), [(1, 4), (1, 16), (2, 4), (2, 16)])
 def test_clamped_memory_survives_what_blows_up_a_bare_one(depth, refresh):
     """Repeated tokens, rate and momentum gates wide open: stale gradients of a window and momentum add up."""
