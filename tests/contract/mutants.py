@@ -102,16 +102,6 @@ class OneSession(TitansMAG):
         return super().make_adapter(loaded, threads)
 
 
-class AnswersLate(TitansMAG):
-    """Streams the answer to the request before."""
-
-    before: BaseModel | None = None
-
-    def stream(self, request: BaseModel, run: CallContext) -> AsyncGenerator[BaseModel, None]:
-        asked, self.before = self.before or request, request
-        return super().stream(asked, run)
-
-
 class RemembersOptions(_Segmenter):
     """A threshold that was asked for once stays."""
 
@@ -124,10 +114,6 @@ class RemembersOptions(_Segmenter):
 
 def segments(name: str, **otherwise: Any) -> type[Servable[Any, Any]]:
     return wrong(name, _Segmenter, **otherwise)
-
-
-def _share_threshold(batch: Sequence[SegmentIn]) -> list[SegmentIn]:
-    return [one.model_copy(update={"threshold": 0.5 ** len(batch) * batch[0].threshold * 2}) for one in batch]
 
 
 def _speak_on(self: Any, request: BaseModel, _run: CallContext) -> AsyncGenerator[BaseModel, None]:
@@ -155,10 +141,8 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
         text.check_log_probabilities_are_the_cards_networks, servables.check_networks_hold_the_named_weights,
     ],
     OneSession: [servables.check_same_request_has_the_same_answer, servables.check_batch_equals_its_singles],
-    AnswersLate: [servables.check_nothing_of_earlier_requests_remains, servables.check_batch_equals_its_singles],
     wrong("SpeaksOn", TitansMAG, stream=_speak_on): [servables.check_cancelled_run_stops],
     segments("OneForAll", ask=lambda batch: [batch[0]] * len(batch)): [servables.check_batch_equals_its_singles],
-    segments("SharesOptions", ask=_share_threshold): [servables.check_batch_equals_its_singles],
     segments("IgnoresOneOption", ask=_any_area): [servables.check_every_option_matters],
     segments("ForgetsParts", tell=each(changed(rle=None))): [servables.check_include_adds_what_it_names],
     RemembersOptions: [servables.check_nothing_of_earlier_requests_remains],

@@ -27,7 +27,7 @@ def home(tmp_path_factory):
     return folder
 
 
-DEAR = {"OtherModelAnswers", "AnswersLate", "IgnoresOneOption"}  # refused after seconds
+DEAR = {"OtherModelAnswers", "IgnoresOneOption"}  # refused after seconds
 
 
 @pytest.mark.parametrize(("kind", "check"), cases(WRONG_SERVABLES, lambda kind, _: kind.__name__ not in DEAR))

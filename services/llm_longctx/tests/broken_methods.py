@@ -1,6 +1,5 @@
 """Attention methods that are broken on purpose, each in one way, with the check of the contract that refuses it."""
 
-import math
 from collections import Counter
 
 import torch
@@ -47,7 +46,6 @@ def roll_queries(self, view):
     return SnapKv.after_prefill(self, type(view)(**{**fields, "q": view.q.roll(2, 0)}))
 
 
-broken("engine", "lets the mean weigh too much", Razor, _weight=lambda _self, dropped: math.log(dropped) + 1)
 broken("engine", "leaves an entry out of the mean", Razor,
        _mean=lambda self, head, begin, end: Razor._mean(self, head, begin, end - 1))  # fmt: skip
 broken("engine", "never cuts while decoding", KNorm, after_decode=lambda _self, step, _: CacheUpdate(memo=step.memo))
@@ -69,22 +67,12 @@ def keep_more(extra):
     )
 
 
-def keep_older(self, heads, *more):
-    orders = StreamingLlm._cut(self, heads, *more)
-    return {g: type(order)(heads[g].positions[: len(order.positions)]) for g, order in orders.items()}
-
-
-def score_alike(self, view):
-    return torch.zeros(view.positions.shape).masked_fill(view.positions < self.sink, math.inf)
-
-
 broken("retention", "keeps an entry too few", KNorm, _cut=keep_more(-1))
 broken("retention", "keeps an entry more than it foresees", KNorm, _cut=keep_more(1))
 broken("retention", "says that it evicts, and only looks away", Power, actions=frozenset({"eviction"}))
 broken("retention", "keeps the lowest scores", KNorm, after_prefill=lambda self, view: turn(self).after_prefill(view))
 broken("retention", "evicts sinks", StreamingLlm,
        _cut=lambda self, *given: StreamingLlm._cut(self.with_knobs(sink=0), *given))  # fmt: skip
-broken("retention", "keeps the older of equal entries", StreamingLlm, score=score_alike, _cut=keep_older)
 
 broken("effect", "says that it acts, and reads and keeps everything", KNorm, contract_knobs={"ratio": 1.0})
 broken("effect", "reads prompts sparsely in secret", Power, phases=frozenset({"decode"}))

@@ -177,10 +177,13 @@ def go_on(client, prompt="Once upon", **more):
 
 class Ear:
     def __init__(self, stop_at=None) -> None:
-        self.tokens, self.prompted, self.ends, self.stop_at = [], [], [], stop_at
+        self.tokens, self.prompted, self.captured, self.ends, self.stop_at = [], [], [], [], stop_at
 
     def on_prompt(self, tokens):
         self.prompted += tokens
+
+    def on_capture(self, captured):
+        self.captured += captured
 
     def on_token(self, token):
         self.tokens.append(token)

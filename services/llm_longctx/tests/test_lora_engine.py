@@ -11,12 +11,12 @@ from services.llm_longctx.engine import Engine, GenerationRequest, Request
 from services.llm_longctx.engine.device.parallel_backend import check_divisible
 from services.llm_longctx.engine.taps import ActivationCapture, PlacedEdit, RequestTaps
 from services.llm_longctx.methods import methods
-from services.llm_longctx.tests.conftest import native
-from services.llm_longctx.tests.hooks import drain
+from services.llm_longctx.tests.conftest import Ear, native
+from services.llm_longctx.tests.hooks import Listeners, drain
 from services.llm_longctx.tests.method_contract.oracle import PLAN, trials
 from services.llm_longctx.tests.test_decode_step import IDS, ROLES, build, round_matrices
 from services.llm_longctx.tests.test_fidelity import compare
-from services.llm_longctx.tests.test_request_taps import ALL, BACKENDS, N, _Scores, captured, traced, vector
+from services.llm_longctx.tests.test_request_taps import ALL, BACKENDS, N, captured, traced, vector
 from services.llm_longctx.tests.tiny_models import random_adapter, tiny_decoder
 from shared.lm.interventions import Add
 from shared.lm.lora import PLACES, LoraAdapter
@@ -81,16 +81,21 @@ def scores(engine: Engine, adapters) -> list:
     """Tokens and log-probabilities of requests that decode in one batch."""
     ears = []
     for i, adapter in enumerate(adapters):
-        ears.append(_Scores())
+        ears.append(Ear())
         request = GenerationRequest(
-            IDS[i : N + i], max_tokens=6, policy=engine.policy, top_logprobs=3, adapter=adapter, hooks=ears[-1]
+            IDS[i : N + i],
+            max_tokens=6,
+            policy=engine.policy,
+            top_logprobs=3,
+            adapter=adapter,
+            hooks=Listeners(ears[-1]),
         )
         engine.scheduler.add_request(request)
     batches, decode = [], engine.runner.decode
     engine.runner.decode = lambda states, *more: batches.append(len(states)) or decode(states, *more)
     drain(engine.scheduler)
     assert max(batches) == len(adapters)
-    return [ear.scores for ear in ears]
+    return [ear.tokens for ear in ears]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -104,7 +109,7 @@ def test_one_step_has_different_adapters_and_none_and_neighbours_get_the_same_bi
     assert (mixed[0], mixed[3]) == (plain[0], plain[3])
     alone = [scores(engine(), [None, adapter, None, None])[1] for adapter in (one, two)]
     assert mixed[1] == alone[0] != plain[1]
-    assert [token for token, _, _ in mixed[2]] != [token for token, _, _ in plain[2]]
+    assert [token.id for token in mixed[2]] != [token.id for token in plain[2]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

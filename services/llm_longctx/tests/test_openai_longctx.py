@@ -30,22 +30,14 @@ def used(answer):
     return answer.usage.longctx if isinstance(answer.usage.longctx, dict) else dict(answer.usage.longctx)
 
 
-def test_usage_says_what_served_and_what_it_held(client):
-    plain, duo = used(go_on(client, LONG[:120])), used(ask(client, DUO))
-    assert (plain["method"], plain["kv_bytes"]) == ("dense", plain["kv_bytes_dense"])
-    assert plain["backend"] in backends()
-    assert (plain["kv_ratio"], plain["prefill_density"], plain["fallback"]) == (1, 1, None)
-    assert (duo["method"], duo["knobs"]["recent"]) == ("duo", 16)
-    assert duo["kv_bytes"] < plain["kv_bytes"]
-    assert duo["kv_ratio"] == pytest.approx(duo["kv_bytes"] / duo["kv_bytes_dense"])
-
-
 @pytest.mark.parametrize(("dtype", "most"), [("q8", 0.95), ("q4", 0.85), ("r4", 0.85), ("r3", 0.8)])
 def test_older_keys_and_values_take_few_bits_where_a_request_wants(client, dtype, most):
     text = (LONG * 2)[:170]
     few = used(ask(client, {"method": "dense", "kv_cache_dtype": dtype}, text))
     whole = used(ask(client, {"method": "dense", "kv_cache_dtype": "auto"}, text))
     assert (few["kv_cache_dtype"], whole["kv_cache_dtype"], whole["kv_ratio"]) == (dtype, "auto", 1)
+    assert whole["backend"] in backends()
+    assert few["kv_ratio"] == pytest.approx(few["kv_bytes"] / few["kv_bytes_dense"])
     assert few["kv_ratio"] < most
     with pytest.raises(openai.BadRequestError, match="kv_cache_dtype"):
         ask(client, {"method": "dense", "kv_cache_dtype": "fp8"}, text)

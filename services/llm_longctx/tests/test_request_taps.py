@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from services.llm_longctx.engine import Engine, GenerationRequest, Request, Sampling
-from services.llm_longctx.engine.offline.completion import TokenCollector
 from services.llm_longctx.engine.taps import (
     ActivationCapture,
     AttentionCapture,
@@ -143,26 +142,11 @@ def test_captures_alone_change_no_bit():
 def _logprobs(net, taps, others: int = 0, method_name: str = "dense"):
     """Tokens and log-probabilities of an untapped request next to `others` requests with taps, or of a tapped one."""
     engine = Engine(net, method_name, None if method_name == "dense" else ROLES, page=16)
-    collectors = []
-
-    def request(ids, taps):
-        collector = _Scores()
-        collectors.append(collector)
-        return GenerationRequest(ids, max_tokens=8, policy=engine.policy, top_logprobs=3, taps=taps, hooks=collector)
-
-    first = request(IDS[:N], None if others else taps)
-    drain(engine.scheduler, first, *(request(IDS[5 + i : N + 5 + i], taps) for i in range(others)))
-    return collectors[0].scores
-
-
-class _Scores(TokenCollector):
-    def __init__(self):
-        super().__init__()
-        self.scores = []
-
-    def on_token(self, answer, token):
-        self.scores.append((token.id, token.logprob, token.top))
-        return super().on_token(answer, token)
+    ear, asked = Ear(), {"max_tokens": 8, "policy": engine.policy, "top_logprobs": 3}
+    first = GenerationRequest(IDS[:N], taps=None if others else taps, hooks=Listeners(ear), **asked)
+    beside = (GenerationRequest(IDS[5 + i : N + 5 + i], taps=taps, **asked) for i in range(others))
+    drain(engine.scheduler, first, *beside)
+    return ear.tokens
 
 
 @pytest.mark.parametrize("kind", ["residual", "heads", "attend", "rows"])
@@ -196,20 +180,11 @@ def test_a_steered_prefix_is_never_reused_by_an_unsteered_request_nor_the_other_
     assert ask(RequestTaps(captures=(ActivationCapture("z.0", TokenRange(20, 21, (20,))),)))[1] == 16
 
 
-class _Ear(Ear):
-    def __init__(self):
-        super().__init__()
-        self.captured = []
-
-    def on_capture(self, captured):
-        self.captured += captured
-
-
 def test_each_of_n_answers_is_steered_and_captures_prompt_and_answer():
     net = build("llama")
     engine = Engine(net, page=16)
     taps = RequestTaps(tuple(edits_of("residual")), (ActivationCapture("z.1", TokenRange.of([-1, N, N + 1], N, 600)),))
-    collectors = [_Ear(), _Ear()]
+    collectors = [Ear(), Ear()]
     samplings = [Sampling(temperature=1.0, seed=seed) for seed in (1, 2)]
     hooks = Listeners(*collectors)
     drain(engine.scheduler, GenerationRequest(IDS[:N], samplings, 6, policy=engine.policy, taps=taps, hooks=hooks))

@@ -138,12 +138,12 @@ def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, codec, monkeypatch
     options = {"tools": TOOLS, "temperature": 1.2, "seed": 1, "max_tokens": 400, "frequency_penalty": 1e-9}
     if stream:
         with roomy.chat.completions.stream(messages=HELLO, model="tiny-llama", **options) as events:
-            assert "tool_calls.function.arguments.delta" in {event.type for event in events}
+            assert sum(event.type == "tool_calls.function.arguments.delta" for event in events) > 5
             choice = events.get_final_completion().choices[0]
     else:
         choice = say(roomy, **options).choices[0]
     call = choice.message.tool_calls[0]
-    assert choice.message.content.startswith("So:")
+    assert (choice.finish_reason, choice.message.content[:3]) == ("tool_calls", "So:")
     jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
 
 
@@ -169,17 +169,6 @@ def test_required_calls_some_tool_and_several_stay_apart(roomy):
         assert 1 <= len(calls) <= 8
         assert {call.function.name for call in calls} <= {"get_weather", "get_time"}
         assert len({call.id for call in calls}) == len(calls)
-
-
-def test_a_stream_brings_the_call_in_pieces(roomy):
-    options = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 300}
-    whole = say(roomy, **options).choices[0].message.tool_calls[0].function
-    choices = [chunk.choices[0] for chunk in say(roomy, stream=True, **options)]
-    pieces = [piece for choice in choices for piece in choice.delta.tool_calls or ()]
-    name, arguments = ("".join(getattr(one.function, part) or "" for one in pieces) for part in ("name", "arguments"))
-    assert (name, arguments, choices[-1].finish_reason) == (whole.name, whole.arguments, "tool_calls")
-    assert {piece.index for piece in pieces} == {0}
-    assert len(pieces) > 5
 
 
 @pytest.mark.parametrize("choice", CHOICES)
