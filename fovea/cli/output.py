@@ -43,10 +43,10 @@ class Screen:
             raise InvalidOption(f"{form!r} is not a form of output.", hint=hint, field="format")
         self.form = form
         self.as_json = form not in {None, "table", "tsv", "csv"}
-        self.out = Console(highlight=False, soft_wrap=True)
+        self.out = Console(highlight=False, soft_wrap=True, emoji=False)
         if not self.out.is_terminal:
             self.out.width = _PIPE_WIDTH  # a table in a file is not cut
-        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     @property
     def is_tsv(self) -> bool:
@@ -83,7 +83,7 @@ class Screen:
         if self.is_tsv:
             if head or self.form == "csv":
                 self._write_tsv([columns])
-            self._write_tsv(tuple(Text.from_markup(cell).plain for cell in row) for row in rows)
+            self._write_tsv(tuple(Text.from_markup(cell, emoji=False).plain for cell in row) for row in rows)
             return
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
         for number, column in enumerate(columns):

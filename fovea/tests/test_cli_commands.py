@@ -44,6 +44,7 @@ def test_models_are_listed_narrowed_and_read_by_programs_and_a_card_names_facts_
     code, out, _ = fovea("models", "--task", "segment", "--json")
     assert code == 0
     assert [(entry["id"], entry["ready"]) for entry in lines(out)] == [("disc", True), ("disc-large", False)]
+    assert '"q:100:3 :smile:"' in fovea("run", "judge", "--prompt", "q:100:3 :smile:")[1]  # no emoji
     code, _, err = fovea("models", "--task", "paint")
     assert (code, "does 'paint'. Tasks: " in err) == (4, True)
     _, out, _ = fovea("models", "disc")
