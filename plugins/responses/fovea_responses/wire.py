@@ -93,13 +93,13 @@ class ResponseObject(BaseModel):
     id: str
     object: Literal["response"] = "response"
     created_at: int
+    model: str  # before what a caller wrote: the gateway books the usage of a stream under the first that it meets
     status: Literal["in_progress", "completed", "incomplete"]
     error: None = None
     incomplete_details: dict[str, str] | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
     metadata: dict[str, Any] = {}
-    model: str
     output: list[dict[str, Any]] = Field(description="Messages with text, and calls of functions.")
     parallel_tool_calls: bool = True
     previous_response_id: str | None = None

@@ -36,10 +36,9 @@ _MAX_ADDRESSES = 10_000
 
 def read_credentials(headers: Mapping[bytes, bytes]) -> str | None:
     """Read the key from a request's headers (lower-case names); None where there is none."""
-    if (api_key := headers.get(b"x-api-key")) is not None:
-        return api_key.decode("latin-1").strip()
+    api_key = headers.get(b"x-api-key", b"").decode("latin-1").strip()
     kind, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    return key.strip() if kind.lower() == "bearer" and key.strip() else None
+    return api_key or (key.strip() if kind.lower() == "bearer" and key.strip() else None)
 
 
 class KeyRing:

@@ -133,6 +133,7 @@ def test_a_key_is_found_in_two_headers_and_near_misses_and_an_expired_one_are_re
     for text, key in {b"Bearer abc": "abc", b"bearer  abc ": "abc", b"Basic abc": None, b"Bearer": None}.items():
         assert read_credentials({b"authorization": text}) == key, text
     assert read_credentials({b"x-api-key": b"abc", b"authorization": b"Bearer def"}) == "abc"
+    assert read_credentials({b"x-api-key": b" ", b"authorization": b"Bearer def"}) == "def"
     assert read_credentials({}) is None
     _, text = ring.add("ann", ("infer",))
     odd = (None, "", "fovea_", "fovea_00000000_x", "\udcff", "ключ")

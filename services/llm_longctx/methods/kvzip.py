@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +20,8 @@ from shared.lm.host_transfer import take_rows
 
 _OVERLAP = 8
 """Last tokens of the chunk before, with which later replays begin."""
+_TILE = 1 << 19, 1 << 26
+"""Entries of an attention map that are made at a time, on a processor, whose caches hold them, and on a GPU."""
 
 
 class KvZip(EvictionMethod):
@@ -82,8 +85,7 @@ class KvZip(EvictionMethod):
         orders = [head.positions.argsort() for head in view.heads]
         k = torch.stack([head.k[at] for head, at in zip(view.heads, orders, strict=True)])
         v = torch.stack([head.v[at] for head, at in zip(view.heads, orders, strict=True)])
-        columns = self._columns(view.output, range(len(k)), view.q.shape[0] // len(k), k)
-        scored = self._score_replay(view.q, k, v, view.k, view.replay, view.hidden, columns)
+        scored = self._score_replay(view.q, k, v, view.k, view.replay, view.hidden, view.output)
         return (*before, (view.replay.begin, scored))
 
     def score(self, view: ScoringView) -> Tensor:
@@ -96,33 +98,29 @@ class KvZip(EvictionMethod):
         summary = []
         for one in inputs.get("replays", ()):
             replay = Replay(int(one["start"]), int(one["end"]), ())
-            columns = self._columns(inputs.get("wo"), range(len(k)), one["q"].shape[0] // len(k), k)
-            scored = self._score_replay(one["q"], k, v, one["k"], replay, one.get("hidden"), columns)
+            scored = self._score_replay(one["q"], k, v, one["k"], replay, one.get("hidden"), inputs.get("wo"))
             summary.append((replay.begin, scored))
         return tuple(summary)
 
-    def _columns(self, output: Tensor | None, heads: Sequence[int], group: int, k: Tensor) -> Tensor | None:
-        return None if output is None else split_output(output, heads, group, k.shape[-1])
-
     def _score_replay(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        own: Tensor,
-        replay: Replay,
-        hidden: Tensor | None,
-        columns: Tensor | None,
+        self, q: Tensor, k: Tensor, v: Tensor, own: Tensor, at: Replay, hidden: Tensor | None, output: Tensor | None
     ) -> Tensor:
         """The largest probability of each replayed entry [G,end-begin] over a group's heads and all queries [H,T,d]."""
-        wide, (_, T, d), G = torch.promote_types(q.dtype, torch.float32), q.shape, len(k)
-        sinks, n = min(self.sink, replay.begin), replay.end - replay.begin
-        keys = torch.cat((k[:, :sinks], k[:, replay.begin : replay.end], own), 1).to(wide)
-        logits = q.to(wide).reshape(G, -1, T, d) @ keys[:, None].mT * d**-0.5
+        wide, (H, T, d), G = torch.promote_types(q.dtype, torch.float32), q.shape, len(k)
+        sinks, n = min(self.sink, at.begin), at.end - at.begin
+        keys = torch.cat((k[:, :sinks], k[:, at.begin : at.end], own), 1).to(wide)
         later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
-        logits[..., sinks + n :].masked_fill_(later, -math.inf)
-        seen: Tensor = logits.softmax(-1)[..., sinks : sinks + n]
-        if self.plus and hidden is not None and columns is not None:
-            added = torch.einsum("gnd,grcd->grnc", v[:, replay.begin : replay.end].to(wide), columns.to(wide))
-            seen = seen * added.norm(dim=-1)[:, :, None] / hidden.to(wide).norm(dim=-1)[:, None]
-        return seen.amax((1, 2))
+        asking, found = q.to(wide).reshape(G, -1, T, d) * d**-0.5, keys.new_zeros(G, H // G, n)
+        step = max(1, _TILE[q.device.type == "cuda"] // (H * keys.shape[1]))
+        for begin, end in pairwise((*range(0, T, step), T)):
+            logits = asking[:, :, begin:end].reshape(G, -1, d) @ keys[:, : sinks + n + end].mT
+            logits = logits.view(G, H // G, end - begin, -1)
+            logits[..., sinks + n :].masked_fill_(later[begin:end, :end], -math.inf)
+            seen = logits.softmax(-1)[..., sinks : sinks + n]
+            if self.plus and hidden is not None:
+                seen = seen / hidden[begin:end].to(wide).norm(dim=-1)[:, None]
+            found = torch.maximum(found, seen.amax(2))
+        if self.plus and output is not None:
+            columns = split_output(output.to(wide), range(G), H // G, d)
+            found *= torch.einsum("gnd,grcd->grnc", v[:, at.begin : at.end].to(wide), columns).norm(dim=-1)
+        return found.amax(1)

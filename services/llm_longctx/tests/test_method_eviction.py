@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fovea.errors import BadInput, InvalidOption
 from services.interpretability.head_plans.statistic import query_centres
 from services.llm_longctx.engine import Engine, Request
-from services.llm_longctx.methods import method
+from services.llm_longctx.methods import kvzip, method
 from services.llm_longctx.methods.core.eviction.allocation import count_kept, keep_per_layer, pyramid_counts
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import CacheView, ScoringView
@@ -87,7 +87,8 @@ def kept(name, *shape):
 
 @pytest.mark.parametrize("n", [96, 257])
 @pytest.mark.parametrize("case", CASES["cases"])
-def test_scores_and_kept_sets_are_the_published_ones(case, n):
+def test_scores_and_kept_sets_are_the_published_ones(monkeypatch, case, n):
+    monkeypatch.setattr(kvzip, "_TILE", (4000, 4000))  # so that a replay of this size takes several
     facts = CASES["cases"][case]
     how, layers = method(facts["method"], **facts["knobs"]), [inputs(layer, n) for layer in range(2)]
     more = [beside(layer, n, facts["surrogate"]) for layer in range(2)]
