@@ -21,9 +21,9 @@ METHODS = (
     *(f"services/llm_longctx/{part}/**/*.py" for part in ("methods", "kv_cache", "engine/attention")),
     *(f"services/llm_longctx/kernels/**/*.{ending}" for ending in ("py", "cpp", "h")),
 )
-ENGINE = ("services/llm_longctx/engine/**/*.py", *METHODS)
-ONLY_IN_RULER = ("services/llm_longctx/methods/kvzip.py",)
-"""Methods that no other suite runs."""
+NOT_RUN = "!services/llm_longctx/methods/kvzip.py"
+"""What begins with `!` does not count: the suite `ruler` alone runs this method."""
+ENGINE = ("services/llm_longctx/engine/**/*.py", *METHODS, NOT_RUN)
 PARTIAL = (
     "services/detection/layers/partial.py",
     "services/detection/models/patnet.py",
@@ -49,7 +49,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
     "ruler": METHODS,
     "restoration": ("services/vision_restoration/**/*.py", *VISION),
     "serving": (*GATEWAY, *VISION),
-    "longctx_memory": ("services/llm_longctx/kv_cache/**/*.py", "services/llm_longctx/methods/**/*.py"),
+    "longctx_memory": ("services/llm_longctx/kv_cache/**/*.py", "services/llm_longctx/methods/**/*.py", NOT_RUN),
     "sparsity_mixers": tuple(
         f"plugins/memory/fovea_memory/mixers/{part}" for part in ("*.py", "landmark/*.py", "routing/*.py")
     ),
@@ -76,7 +76,7 @@ def identify(suite: str) -> dict[str, Any]:
     """Digests of the weights and the code that a suite measures today."""
     shipped = shipped_weights()
     weights = {name: read_manifest(shipped[name]).sha256 for name in WEIGHTS.get(suite, ())}
-    return {"weights": weights, "code": digest_code(CODE.get(suite, ENGINE), () if suite == "ruler" else ONLY_IN_RULER)}
+    return {"weights": weights, "code": digest_code(CODE.get(suite, ENGINE))}
 
 
 def explain_staleness(table: Mapping[str, Any]) -> str:
@@ -90,10 +90,10 @@ def explain_staleness(table: Mapping[str, Any]) -> str:
     return "" if then["code"] == now["code"] else "its code has changed since"
 
 
-def digest_code(patterns: tuple[str, ...], without: tuple[str, ...] = ()) -> str:
+def digest_code(patterns: tuple[str, ...]) -> str:
     """Digest what the files of these patterns do: their places, imports, docstrings and tests do not count."""
     files = {file for pattern in patterns for file in ROOT.glob(pattern) if "tests" not in file.parts}
-    files -= {ROOT / name for name in without}
+    files -= {ROOT / pattern[1:] for pattern in patterns if pattern[0] == "!"}
     texts = [(file.suffix, file.read_text("utf8")) for file in files]
     code = sorted(dump_code(text) if suffix == ".py" else text for suffix, text in texts)
     return hashlib.sha256("\0".join(filter(None, code)).encode()).hexdigest()[:16]

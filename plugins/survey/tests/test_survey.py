@@ -156,11 +156,9 @@ def test_damage_seen_twice_counts_once_and_two_of_one_picture_count_twice():
     ]  # fmt: skip
     assert [one.label for one in merge_damage(drive, 3)] == ["D40", "D40", "D40", "D00"]
     assert len(merge_damage(drive, 0)) == 5
-    tracemalloc.start()
+    tracemalloc.start()  # a telephone without reception puts thousands at one place: their pairs are not held
     assert len(merge_damage([seen(f"{n}", 0, "D40") for n in range(2000)], 3)) == 1
-    assert (
-        tracemalloc.get_traced_memory()[1] < 2e7
-    )  # not all pairs of what a telephone without reception puts at one place
+    assert tracemalloc.get_traced_memory()[1] < 2e7
     tracemalloc.stop()
     best = merge_damage(drive, 3)[0]
     assert (best.pictures[0], len(best.pictures)) == ("b", 2)
