@@ -7,6 +7,7 @@ import pytest
 from openai.types.responses import response_create_params
 
 from fovea.api.text import ChatChunk
+from fovea.api.usage import UsageScanner
 from fovea.errors import NotReady
 from fovea_responses import response_store, routes
 from fovea_responses.response_builder import ResponseBuilder
@@ -63,6 +64,15 @@ def test_a_text_is_answered_like_the_same_chat_also_in_events_and_what_only_chat
     assert kinds[-1] == "response.incomplete"
     assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("metadata", [{"model": "mine"}, {"note": "x" * 5000}])
+def test_usage_counts_under_the_model_whatever_a_caller_wrote(server, metadata, is_stream):
+    answer = server.http.post(URL, json=BODY | {"metadata": metadata, "stream": is_stream})
+    scanner = UsageScanner(is_stream=is_stream)
+    scanner.feed(answer.content)
+    assert (answer.status_code, scanner.model) == (200, MODEL)
 
 
 def test_a_turn_with_several_calls_is_one_message_as_in_its_chat(client):
