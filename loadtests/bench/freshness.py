@@ -22,7 +22,7 @@ METHODS = (
     *(f"services/llm_longctx/kernels/**/*.{ending}" for ending in ("py", "cpp", "h")),
 )
 NOT_RUN = "!services/llm_longctx/methods/kvzip.py"
-"""What begins with `!` does not count: the suite `ruler` alone runs this method."""
+"""A method that the suite `ruler` alone runs; patterns that begin with `!` leave files out."""
 ENGINE = ("services/llm_longctx/engine/**/*.py", *METHODS, NOT_RUN)
 PARTIAL = (
     "services/detection/layers/partial.py",
