@@ -48,6 +48,7 @@ def toy_room(tmp_path, monkeypatch):
     for name in [n for n in sys.modules if n.startswith("services.relevance_judge")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(services, "__path__", [str(tmp_path), *services.__path__])
+    monkeypatch.setattr(services, "relevance_judge", None, raising=False)  # an import sets it: gone with the room
     yield room
     for name in [n for n in sys.modules if n.startswith("services.relevance_judge")]:
         del sys.modules[name]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -78,6 +79,7 @@ class CancelsAfter(CallContext):
         super().check()
 
 
+@cache
 def pictures_of(kind: type[Servable[Any, Any]]) -> list[str]:
     properties = kind.In.model_json_schema()["properties"]
     return [name for name, prop in properties.items() if prop.get("contentMediaType", "").startswith("image/")]
