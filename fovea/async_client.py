@@ -93,6 +93,7 @@ class AsyncClient(ClientMethods):
                     if stream.is_end(event):
                         return
                     yield stream.parse_event(event)
+                stream.finish()
 
     @asynccontextmanager
     async def _open_stream(self, call: Call[Any]) -> AsyncIterator[httpx2.Response]:

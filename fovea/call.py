@@ -16,7 +16,7 @@ import httpx2
 from pydantic import BaseModel
 
 from fovea.error_responses import parse_error, parse_stream_error
-from fovea.errors import Fault
+from fovea.errors import Fault, NotReady
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
@@ -84,14 +84,21 @@ class StreamCall(Generic[Item]):
     Attributes:
         call: The request; its own `read` is not used.
         read: Parses the data of one event; raises `ValueError` when it can't.
+        end: Data of the event that only marks the end (OpenAI's `[DONE]`), where the stream has one.
     """
 
     call: Call[Any]
     read: Callable[[str], Item]
+    end: str | None = None
 
     def is_end(self, event: httpx2.ServerSentEvent) -> bool:
-        """Whether this event only marks the end of the stream (OpenAI's `[DONE]`)."""
-        return event.data == "[DONE]"
+        """Whether this event only marks the end of the stream."""
+        return event.data == self.end
+
+    def finish(self) -> None:
+        """Note that no event is left. Raises NotReady: the stream has a mark of its end, which did not come."""
+        if self.end is not None:
+            raise NotReady("The answer broke off before its end.", hint="Try again.")
 
     def parse_event(self, event: httpx2.ServerSentEvent) -> Item:
         """Parse one event. Raises FoveaError: the event says that the answer broke off."""

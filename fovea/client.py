@@ -125,6 +125,7 @@ class Client(ClientMethods):
                 if stream.is_end(event):
                     return
                 yield stream.parse_event(event)
+            stream.finish()
 
     @contextmanager
     def _open_stream(self, call: Call[Any]) -> Iterator[httpx2.Response]:

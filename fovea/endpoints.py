@@ -94,7 +94,8 @@ def chat_stream(
     """Stream the answer to a conversation; the last event has the number of tokens."""
     streaming = {"stream": True, "stream_options": {"include_usage": True}}
     request = {"model": model, "messages": build_messages(messages, system), **options, **streaming}
-    return StreamCall(task("chat", request, {}, accept="text/event-stream"), ChatPiece.model_validate_json)
+    call = task("chat", request, {}, accept="text/event-stream")
+    return StreamCall(call, ChatPiece.model_validate_json, end="[DONE]")
 
 
 def sweep(prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: Unpack[SweepOptions]) -> Call[Sweep]:

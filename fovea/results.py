@@ -50,8 +50,8 @@ class ModelCard(ModelEntry, extra="allow", populate_by_name=True):
     answer_schema: dict[str, Any] = Field(default_factory=dict)
 
 
-class MethodCard(BaseModel):
-    """One attention method, as `/v1/longctx/methods` describes it."""
+class MethodCard(BaseModel, extra="allow"):
+    """One attention method, as `/v1/longctx/methods` describes it; facts that this version does not know are kept."""
 
     name: str
     summary: str

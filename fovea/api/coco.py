@@ -1,5 +1,7 @@
 """COCO's annotation JSON, as far as detection and segmentation use it: pictures, categories, boxes and outlines."""
 
+import json
+
 from pydantic import BaseModel, Field
 
 
@@ -80,5 +82,5 @@ class CocoDataset(BaseModel):
         )
 
     def to_json(self) -> str:
-        """The file's text; no `segmentation` or `score` where there is none."""
-        return self.model_dump_json(exclude_none=True, indent=1) + "\n"
+        """The file's text; no `score` where there is none. Escapes keep names of files that are not UTF-8."""
+        return json.dumps(self.model_dump(exclude_none=True), indent=1) + "\n"

@@ -11,7 +11,7 @@ FINAL: frozenset[JobStatus] = frozenset({"succeeded", "failed", "cancelled"})
 """States that a job does not leave (a retry makes it queued again)."""
 
 
-class Job(BaseModel):
+class Job(BaseModel, extra="allow"):
     """A request that is answered later."""
 
     id: str

@@ -45,10 +45,13 @@ class ImageBatch(ABC):
 
     task: ClassVar[str]
     progress_label: ClassVar[str]
+    own_options: ClassVar[frozenset[str]] = frozenset({"image"})
+    """Options of the model that the command sets itself."""
 
     screen: Screen
     options: dict[str, Any] = field(default_factory=dict)
     output: Path | None = None
+    reserved_stems: Sequence[str] = ()
     total: int = 0
     failed: int = 0
     exit_codes: set[int] = field(default_factory=set)
@@ -84,12 +87,15 @@ class ImageBatch(ABC):
         self.options["model"] = self.options["model"] or await client.default_model(self.task)
         schema = (await client.model(self.options["model"])).request_schema
         names, texts = split_arguments(arguments, schema)
+        if own := [name for name, _ in texts if name in self.own_options]:
+            hint = f"Give pictures as arguments. `fovea run {self.task}` takes all options of the model."
+            raise InvalidOption(f"`fovea {self.task}` sets {own[0]} itself.", hint=hint, field=own[0])
         self.options |= parse_options(texts, schema)
         return names
 
     async def _run(self, arguments: list[str], concurrency: int, connection: Connection) -> None:
         async with connection.open_async() as client:
-            images = find_images(await self.parse_arguments(client, arguments))
+            images = find_images(await self.parse_arguments(client, arguments), self.reserved_stems)
             if not images:
                 hint = "Give files, folders, patterns, URLs, or - for standard input."
                 raise InvalidOption("No picture was given.", hint=hint)

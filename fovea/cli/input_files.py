@@ -49,13 +49,12 @@ class ImageSource:
         return data
 
 
-def find_images(names: Iterable[str]) -> list[ImageSource]:
+def find_images(names: Iterable[str], reserved: Iterable[str] = ()) -> list[ImageSource]:
     """Find all pictures that arguments name, in their order; folders and patterns are expanded.
 
-    Raises NotFound: a folder or pattern holds no picture.
+    No stem is a reserved one. Raises NotFound: a folder or pattern holds no picture.
     """
-    taken: set[str] = set()
-    found = []
+    taken, found = set(reserved), []
     for path in (path for name in names for path in _expand(name)):
         stem = make_unique(_stem_of(path), taken)
         taken.add(stem)
@@ -101,7 +100,8 @@ def _expand(name: str) -> Iterator[str]:
 def _is_result(file: Path) -> bool:
     """Whether a command wrote this picture, next to NAME.json: its second run does not read it."""
     name, _, layer = file.stem.rpartition(".")
-    return layer in {"mask", "overlay", "boxes", "classes", "restored"} and file.with_name(f"{name}.json").exists()
+    layers = {"mask", "overlay", "boxes", "classes", "restored", "reflection", "comparison"}
+    return layer in layers and file.with_name(f"{name}.json").exists()
 
 
 def _stem_of(name: str) -> str:

@@ -83,7 +83,8 @@ def add_request_options(
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        options = {name: value for name in added if (value := values.pop(name)) is not None}
+        given = {name: value for name in added if (value := values.pop(name)) not in (None, [])}
+        options = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
         command(**values, options=options)
 
     parameters = [parameter for parameter in own.values() if parameter.name != "options"] + list(added.values())
@@ -102,9 +103,11 @@ def _parameters(kind: type[BaseModel], without: frozenset[str]) -> Iterator[insp
 
 
 def _type(field: FieldInfo) -> Any:
-    """The type of a field where the command line supports it, text otherwise; null is left out."""
+    """The type of a field where the command line supports it, text otherwise, which a list may repeat; no null."""
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)]
     kind = kinds[0] if len(kinds) == 1 and get_origin(field.annotation) in {Union, UnionType} else field.annotation
+    if get_origin(kind) is tuple:
+        return list[str]
     return kind if kind in {bool, int, float} or get_origin(kind) is Literal else str
 
 

@@ -26,7 +26,7 @@ from fovea.api.problem import oip_error, openai_error, problem
 from fovea.api.sweeps import SweepRequest
 from fovea.api.text import ChatMessage, ChatRequest
 from fovea.call import Call, StreamCall, read_json
-from fovea.chat import ChatOptions, ChatPiece, build_messages
+from fovea.chat import ChatOptions, build_messages
 from fovea.error_responses import parse_error, parse_stream_error, read_retry_after, translate_errors
 from fovea.errors import InvalidOption, by_status
 from fovea.lora import add_adapter
@@ -222,7 +222,8 @@ def test_an_event_that_says_the_answer_broke_off_is_raised_and_a_failed_job_is_o
     assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
     with pytest.raises(ValueError, match="model"):
         found.parse(SegmentOut)
-    stream = StreamCall(endpoints.chat([]), ChatPiece.model_validate_json)
+    assert "newer" in Job.model_validate({**job.model_dump(), "newer": 1}).model_dump()
+    stream = endpoints.chat_stream([])
     both = [{"index": 1, "delta": {"content": "no"}}, {"index": 0, "delta": {"content": "yes"}}]
     assert (stream.parse_event(event(chunk(choices=both))).text, stream.parse_event(event(chunk())).text) == ("yes", "")
     assert stream.is_end(event("[DONE]"))

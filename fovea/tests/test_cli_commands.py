@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import sys
 from types import SimpleNamespace
@@ -54,6 +55,8 @@ def test_models_are_listed_narrowed_and_read_by_programs_and_a_card_names_facts_
     assert lines(out)[0]["schema"]["properties"]["threshold"]["default"] == 0.5
     listed = list(csv.DictReader(fovea("models", "--format", "csv")[1].splitlines()))
     assert {"model": "disc", "task": "segment"}.items() <= next(row for row in listed if row["model"] == "disc").items()
+    shown = csv.reader(io.StringIO(fovea("methods", "nearby", "--format", "csv")[1]))
+    assert next(shown) == ["Hears the last words.\nNo more."]
     for form in ("csv", "tsv"):
         code, out, said = fovea("segment", str(folder / "a.jpg"), "--format", form)
         assert (code, out, "--format json" in said) == (2, "", True)
@@ -129,6 +132,12 @@ def test_names_may_be_long_or_in_another_encoding_and_signs_that_an_old_one_lack
     code, out, _ = fovea("segment", odd, "-o", folder / "out")
     assert (code, out.startswith(f"{odd}: ")) == (0, True)
     assert (folder / "out/caf_.json").exists()
+    plain = (folder / "b.jpeg").rename(folder / "coco.jpeg")
+    assert fovea("segment", odd, plain, "--coco", "part", "-o", folder / "data")[0] == 0
+    held = json.loads((folder / "data/coco.json").read_text())
+    assert [image["file_name"] for image in held["images"]] == ["caf\udce9.jpg", "coco.jpeg"]
+    assert json.loads((folder / "data/coco-2.json").read_text())["width"] == 320
+    assert "/x[1].json\n" in fovea("run", "segment", plain, "-o", folder / "x[1].json")[2]
     sys.stdout.reconfigure(encoding="latin-1")
     code, out, _ = fovea("models")
     assert (code, "0.873 synthetic / \\u2013" in out) == (0, True)
@@ -166,6 +175,9 @@ def site():
     ("segment a.jpg --threshold 7", 2, "--threshold"), ("segment a.jpg --normalise median", 2, "median"),
     ("segment a.jpg --model nope", 4, "nope"), ("run paint", 4, "Tasks: chat, segment, classify, judge."),
     ("run classify a.jpg b.jpeg", 2, "2 files were given; this model takes 1."),
+    ("segment a.jpg --include mask", 2, "sets include itself"), ("segment a.jpg --image x", 2, "fovea run segment"),
+    ("run segment a.jpg --image x", 2, "given twice"), ("run segment a.jpg --job -o x", 2, "fovea jobs result"),
+    ("run classify a.jpg --format csv", 2, "--format json"),
     ("run classify a.jpg --option top_k", 2, "has no value"), ("run classify none.jpg", 4, "no file"),
 ])  # fmt: skip
 def test_mistakes_are_answered_before_any_picture_is_sent(fovea, folder, monkeypatch, stage, words, code, said):

@@ -133,9 +133,10 @@ def test_options_are_described_with_choices_and_handed_on_where_given(verb):
     assert (told["threshold"], told["mode"]) == ("Where to cut. [0.5]", 'How. (fast | slow) ["fast"]')
     assert not {"model", "image", "others"} & told.keys()
     assert verb("x")[:2] == (0, {"word": "x", "loud": False, "options": {}})
-    code, called, _ = verb("x", "--loud", "--threshold", "0", "--no-keep", "--mode", "slow", "--top-k", "2")
+    twice = ("--forms", "a", "--forms", "b,c")
+    code, called, _ = verb("x", "--loud", "--threshold", "0", "--no-keep", "--mode", "slow", "--top-k", "2", *twice)
     assert (code, called["loud"]) == (0, True)
-    assert called["options"] == {"threshold": 0.0, "keep": False, "mode": "slow", "top_k": 2}
+    assert called["options"] == {"threshold": 0.0, "keep": False, "mode": "slow", "top_k": 2, "forms": "a,b,c"}
     _, _, out = verb("--help")
     for words in ("--threshold", "Where to cut.", "0<=x<=1", "fast|slow", "--keep", "--no-keep", " mask, box "):
         assert words in out
@@ -164,7 +165,8 @@ def verb():
 
 
 def test_folders_are_spelled_out_in_order_stems_safe_and_a_name_with_a_bracket_is_first_a_file(tmp_path):
-    for name in ("b.PNG", "a.jpg", "._a.jpg", "c.txt", "d.tiff", "a.json", "a.mask.png", "b.mask.png"):
+    written = ("a.json", "a.mask.png", "a.reflection.png", "a.comparison.jpg")
+    for name in ("b.PNG", "a.jpg", "._a.jpg", "c.txt", "d.tiff", "b.mask.png", *written):
         (tmp_path / name).touch()
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/e.png").touch()
@@ -174,6 +176,7 @@ def test_folders_are_spelled_out_in_order_stems_safe_and_a_name_with_a_bracket_i
         ["x/a.png", "y/a.jpg", "-", "http://h/p/a.png?q=/etc/x", "http://h/", "http://h/a%20b$.png", "z/a b$ü.png"]
     )
     assert [source.stem for source in found] == ["a", "a-2", "stdin", "a-3", "picture", "a_20b_", "a b$ü"]
+    assert [source.stem for source in find_images(["coco.jpg", "a.jpg"], ["coco"])] == ["coco-2", "a"]
     (tmp_path / "a[1].png").touch()
     assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a[1]"]
     assert find_images([f"{'ü' * 120}\udcff.png"])[0].stem == "ü" * 100

@@ -64,6 +64,8 @@ class FakeClient:
         if "prefer" in call.headers:
             self.asked.append((call.path.rpartition("/")[2], call.json))
             return SimpleNamespace(id=call.json["model"])
+        if call.path == "/v1/longctx/methods":
+            return [SimpleNamespace(name="duo")]
         return f"{call.path} as {call.params['format']}".encode()
 
     def model(self, name):
@@ -97,8 +99,10 @@ def test_experiments_are_listed_and_a_study_told_with_its_warnings_or_as_json_li
     assert "Few samples." in err
     assert json.loads(study("retrieval-heads", "--json")[1])["title"] == "Retrieval heads"
     for words in (["-O", "samples"], ["--then", "duo", "--lengths", "many"]):
+        client.asked.clear()
         code, _, err, _ = study("retrieval-heads", *words)
-        assert (code, bool(err)) == (2, True)
+        assert (code, bool(err), client.asked) == (2, True, [])
+    assert ("Methods: duo." in study("retrieval-heads", "--then", "dou")[2], client.asked) == (True, [])
 
 
 def test_a_long_table_says_how_much_is_shown_and_a_pipe_gets_all_with_all_digits(study, monkeypatch):

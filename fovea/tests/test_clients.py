@@ -119,6 +119,7 @@ def test_a_failed_job_raises_what_the_call_would_have_raised_and_can_be_retried(
 
 
 JOB = {"id": "1", "service": "s", "path": "/", "created": "2026-01-01T00:00:00Z"}
+EVENT_STREAM = {"content-type": "text/event-stream"}
 AWAY = httpx2.ConnectError("refused")
 CUT = httpx2.RemoteProtocolError("peer closed connection without sending complete message body")
 
@@ -156,7 +157,7 @@ class Scripted(httpx2.MockTransport):
 
 
 def stream(*told: str | Exception) -> httpx2.Response:
-    return httpx2.Response(200, stream=Events(*told), headers={"content-type": "text/event-stream"})
+    return httpx2.Response(200, stream=Events(*told), headers=EVENT_STREAM)
 
 
 @pytest.mark.parametrize("lost", [(), (CUT, AWAY, AWAY, AWAY)], ids=["ended", "restarted"])
@@ -232,12 +233,23 @@ async def test_an_answer_that_nobody_reads_on_is_closed_at_once():
             self.is_closed = True
 
     body = Stream()
-    reply = httpx2.Response(200, stream=body, headers={"content-type": "text/event-stream"})
+    reply = httpx2.Response(200, stream=body, headers=EVENT_STREAM)
     async with AsyncClient(transport=httpx2.MockTransport(lambda _: reply)) as client:
         pieces = client.chat_stream("hi")
         assert (await anext(pieces)).text == "a"
         await pieces.aclose()
         assert body.is_closed
+
+
+async def test_a_stream_that_ends_without_its_mark_is_no_whole_answer():
+    chunk = b'data: {"id": "1", "created": 1, "model": "m", "choices": []}\n\n'
+    for sent in (chunk, b""):
+        transport = httpx2.MockTransport(lambda _, s=sent: httpx2.Response(200, content=s, headers=EVENT_STREAM))
+        with Client(transport=transport) as client, pytest.raises(errors.NotReady, match="broke off"):
+            list(client.chat_stream("hi"))
+        async with AsyncClient(transport=transport) as aclient:
+            with pytest.raises(errors.NotReady, match="broke off"):
+                [piece async for piece in aclient.chat_stream("hi")]
 
 
 @pytest.mark.parametrize(("one", "other"), [(Client, AsyncClient), (Jobs, AsyncJobs)])

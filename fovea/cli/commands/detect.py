@@ -43,7 +43,8 @@ def _detect(
     Prints the number of objects of each class. The exit code is 1 if any failed.
     """
     formats = _choose_formats(also or (), output)
-    batch = _DetectBatch(gateway.screen, {**options, "model": model}, output=output, formats=formats)
+    reserved = [stem for form, stem in ((COCO, "coco"), ("yolo", "classes")) if form in (also or ())]
+    batch = _DetectBatch(gateway.screen, {**options, "model": model}, output, reserved, formats=formats)
     batch.in_coco = {} if COCO in (also or ()) else None
     batch.run(sources, concurrency, gateway)
 

@@ -81,7 +81,7 @@ def result(
     found = gateway.send(endpoints.result(job_id))
     write_file(output, found.content)
     if output is not None:
-        Screen().note(f"wrote {output} ({found.content_type}, {len(found.content):,} bytes)")
+        Screen().note_written(f"{output} ({found.content_type}, {len(found.content):,} bytes)")
 
 
 def _print(screen: Screen, job: Job) -> None:

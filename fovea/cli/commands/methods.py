@@ -23,7 +23,7 @@ def methods(
     """List attention methods, or show the settings of one."""
     screen = gateway.screen
     with gateway.open() as client:
-        found = client.send(endpoints.methods()) if name is None else [_fetch_method(client, name)]
+        found = client.send(endpoints.methods()) if name is None else [fetch_method(client, name)]
     if screen.wrote(*found):
         return
     if name is None:
@@ -45,12 +45,13 @@ def build_longctx(client: Client, name: str | None, knobs: Sequence[str]) -> dic
     pairs = [parse_pair(knob, "--knob") for knob in knobs]
     if name is None:  # a budget, or settings of a model with attention of its own, which only its service knows
         return parse_options(pairs, {}) or None
-    card, own = _fetch_method(client, name), LongctxOptions.model_json_schema()
+    card, own = fetch_method(client, name), LongctxOptions.model_json_schema()
     schema = {part: {**own.get(part, {}), **card.knobs.get(part, {})} for part in ("properties", "$defs")}
     return {"method": card.name, **parse_options(pairs, schema)}
 
 
-def _fetch_method(client: Client, name: str) -> MethodCard:
+def fetch_method(client: Client, name: str) -> MethodCard:
+    """Fetch an attention method by its name. Raises NotFound: there is none; the hint lists those there are."""
     found = {one.name: one for one in client.send(endpoints.methods())}
     if name not in found:
         raise NotFound(f"There is no attention method {name!r}.", hint=f"Methods: {', '.join(found)}.")

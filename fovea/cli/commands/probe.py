@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from fovea import endpoints
 from fovea.api.model import ModelEntry
+from fovea.cli.commands.methods import fetch_method
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen, format_figure
@@ -76,13 +77,15 @@ def probe(
         schema = client.model(experiment).request_schema
         lm_option = {"lm": lm} if lm else {}
         request = {"model": experiment, **lm_option, **parse_options(map(parse_pair, option or ()), schema)}
+        lengths, depths = _parse_numbers(follow_up.lengths), _parse_numbers(follow_up.depths)
+        if follow_up.then is not None:  # before the long part
+            fetch_method(client, follow_up.then)
         report = run_study(client, screen, request)
         save_report(report, experiment, output, screen)
         save_figures(client, request, report, output, screen)
         print_report(screen, report)
         if follow_up.then is None:
             return
-        lengths, depths = _parse_numbers(follow_up.lengths), _parse_numbers(follow_up.depths)
         grid = {"model": "needle-grid", "lengths": lengths, "depths": depths, **lm_option}
         hint = "retrieval-heads and head-plans make one."
         plan = read_artefact(report, PLAN_FILE, "head plan", hint, "then")
@@ -157,7 +160,7 @@ def save_report(report: dict[str, Any], name: str, folder: Path | None, screen: 
         text = artefact["content"] or ""
         data = base64.b64decode(text) if artefact.get("encoding") == "base64" else text.encode()
         (folder / Path(artefact["name"]).name).write_bytes(data)
-    screen.note(f"wrote {folder / name}.json and {len(report['artefacts'])} artefacts")
+    screen.note_written(f"{folder / name}.json and {len(report['artefacts'])} artefacts")
 
 
 def save_figures(
@@ -183,7 +186,7 @@ def save_figures(
         file.write_bytes(content)
         written.append(str(file))
     if written:
-        screen.note(f"wrote {escape(' and '.join(written))}")
+        screen.note_written(" and ".join(written))
 
 
 def read_artefact(report: dict[str, Any], name: str, what: str, hint: str, field: str) -> Any:

@@ -45,12 +45,20 @@ def run(
     [bold]fovea models ID[/] lists a model's options; write them as --top-k 3.
     """
     screen = gateway.screen
+    if form.job and form.output is not None:
+        hint = "Write it with `fovea jobs result ID -o FILE` once the job has ended."
+        raise InvalidOption("--job has no answer to write yet.", hint=hint, field="output")
+    if screen.form in {"tsv", "csv"}:
+        raise InvalidOption("An answer can't be table rows.", hint="Use --format json.", field="format")
     with gateway.open() as client:
         name = model or client.default_model(task)
         schema = client.model(name).request_schema
         files, texts = split_arguments(arguments or [], schema)
         request = {"model": name, **parse_options([*texts, *map(parse_pair, option or ())], schema)}
         pictures = dict(zip(_match_fields(schema, files), files, strict=True))
+        if twice := pictures.keys() & request.keys():
+            name = min(twice)
+            raise InvalidOption(f"{name} was given twice: as {pictures[name]!r} and as an option.", field=name)
         if form.job:
             screen.line(client.jobs.submit(task, request, pictures=pictures, accept=form.accept))
             return
@@ -83,6 +91,6 @@ def _write_answer(screen: Screen, answer: Any, output: Path | None) -> None:
     if output is not None or isinstance(answer, bytes):
         write_file(output, answer if isinstance(answer, bytes) else f"{screen.format_json(answer)}\n".encode())
         if output is not None:
-            screen.note(f"wrote {output}")
+            screen.note_written(str(output))
     elif not screen.wrote(answer):
         screen.text(screen.format_json(answer))

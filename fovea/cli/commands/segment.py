@@ -42,7 +42,9 @@ def _segment(
     if coco is not None and len(pictures) < len(sources):
         gateway.screen.note("[yellow]--coco is of pictures only: coco.json has nothing of DICOM.[/]")
     if pictures:
-        _SegmentBatch(gateway.screen, options, output=output, class_name=coco).run(pictures, concurrency, gateway)
+        reserved = () if coco is None else ("coco",)
+        batch = _SegmentBatch(gateway.screen, options, output=output, reserved_stems=reserved, class_name=coco)
+        batch.run(pictures, concurrency, gateway)
 
 
 segment = add_request_options(_segment, SegmentIn, without=frozenset({"image", "model", "include"}))
@@ -53,6 +55,7 @@ segment = add_request_options(_segment, SegmentIn, without=frozenset({"image", "
 class _SegmentBatch(ImageBatch):
     task = "segment"
     progress_label = "segmenting"
+    own_options = frozenset({"image", "include"})
 
     class_name: str | None = None
     in_coco: dict[str, SegmentOut] = field(default_factory=dict)

@@ -78,7 +78,7 @@ def ensemble(
     if not found["pairs"]:
         screen.note("[yellow]No pair has a grade. `fovea judge calibrate` fits cuts for signals.[/]")
     if output is not None:
-        screen.note(f"wrote {output} ({found['pairs']} pairs, {' · '.join(map(str, found['counts']))} per grade)")
+        screen.note_written(f"{output} ({found['pairs']} pairs, {' · '.join(map(str, found['counts']))} per grade)")
 
 
 def _print_terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:

@@ -44,7 +44,7 @@ def import_collection(
     names = {"topics": "topics.tsv", "passages": "passages.jsonl", "qrels": "qrels.txt", "run": "bm25.trec"}
     for field, name in names.items():
         (output / name).write_text(found[field], "utf8")
-        screen.note(f"wrote {output / name} ({found[field].count(chr(10))} lines)")
+        screen.note_written(f"{output / name} ({found[field].count(chr(10))} lines)")
     old = [
         f"{files[name].name} is not UTF-8; it was read as {kind}."
         for name, (_, kind) in texts.items()
