@@ -43,7 +43,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         extra="forbid", env_prefix="FOVEA_", env_ignore_empty=True, frozen=True, populate_by_name=True,
-        use_attribute_docstrings=True)  # fmt: skip
+        use_attribute_docstrings=True, allow_inf_nan=False)  # fmt: skip
 
     # Where we listen.
     host: str = Field("127.0.0.1", description="Address the gateway binds to; loopback unless told otherwise.")

@@ -22,6 +22,7 @@ def configure_logs(level: str = "INFO", form: Literal["json", "console"] = "cons
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=render, foreign_pre_chain=_CHAIN))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs whole URLs, also those with a signature
 
 
 def log(name: str = "fovea") -> Any:

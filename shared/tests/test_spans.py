@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import httpx2
 import pytest
 from structlog.testing import capture_logs
 
@@ -146,6 +147,9 @@ def test_json_log_line_carries_the_context_trace_and_span(recorded_spans, capsys
     told = {"request_id": "r1", "service": "s", "model": "m", "event": "served", "ms": 3}
     assert line.items() >= told.items()
     assert span.traceparent.split("-")[2] in str(line)
+    with httpx2.Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(200))) as client:
+        client.get("http://bucket/p.png?signature=s3cret")
+    assert "s3cret" not in capsys.readouterr().err
     kept = telemetry.log()
     kept.info("used once, and kept by structlog")
     telemetry.configure_logs("INFO", "console")
