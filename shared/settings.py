@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.validation_errors import list_errors
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     """Most memory of the Redis that `fovea up` starts; a full one refuses new jobs. 0 sets no limit."""
     data_dir: Path = Path(".fovea")
     """State of this machine: Redis files, job payloads, caches, logs."""
-    object_store: str | None = None
+    object_store: str | None = Field(None, pattern=r"^[a-z0-9]+://")
     """Object store of what users made: `s3://bucket/prefix`, `gs://…`, `az://…` or `file:///folder`; unset, the data
     folder. Credentials come from the cloud's usual variables (`AWS_ACCESS_KEY_ID` …)."""
     enabled_services: str = ""
@@ -238,6 +238,14 @@ class Settings(BaseSettings):
             logging.getLogger(__name__).warning(message)
         return {**found, **given}
 
+    @field_validator("replica_secret")
+    @classmethod
+    def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        text = secret.get_secret_value().strip() if secret else ""
+        if not (text.isascii() and text.isprintable()):  # `openssl rand -base64 64` makes two lines
+            raise ValueError("It is sent in a header, so it must be printable ASCII in one line")
+        return secret
+
     @model_validator(mode="after")
     def _complete_redis_url(self) -> Self:
         """Put password and certificates into the URL, which is all that a client of Redis needs."""
@@ -339,9 +347,10 @@ def settings() -> Settings:
         first = list_errors(error)[0]
         field = "".join(map(str, first["loc"][:1]))
         known = Settings.model_fields.get(field)
-        msg = "It has another form" if first["type"] == "string_pattern_mismatch" else first["msg"]
+        is_form = first["type"] == "string_pattern_mismatch"
+        msg = "It has another form" if is_form else first["msg"].removeprefix("Value error, ")
         problem = f"{_variable(field) if known else field}: {msg}. {known.description if known else ''}"
-    problem = " ".join(problem.removeprefix(": Value error, ").split())
+    problem = " ".join(problem.removeprefix(": ").split())
     sys.stderr.write(f"The settings can't be used. {problem}\n")
     sys.exit(2)
 

@@ -193,7 +193,7 @@ def _wait_for_ping(url: str, process: subprocess.Popen[bytes] | None, timeout_s:
             try:
                 client.ping()
             except redis.RedisError as error:
-                why = str(error)
+                why = str(error).rstrip(".")
                 if isinstance(error, redis.AuthenticationError) and process is None:
                     break  # (where a child was started, another process has its port, and the child is about to end)
                 time.sleep(0.02)

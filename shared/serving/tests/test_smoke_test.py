@@ -102,6 +102,10 @@ def test_up_on_a_port_in_use_says_so_and_ends(tmp_path, monkeypatch):
 
 
 def test_up_refuses_a_service_that_there_is_not_and_takes_a_model_and_adapters_from_disk(tmp_path, monkeypatch):
+    same = Settings(data_dir=tmp_path, host="::1", http_port=8, grpc_port=8)
+    assert launch._Product(same)._gateway == "http://[::1]:8"
+    with pytest.raises(NotReady, match="are both 8"):
+        launch._Product(same)._check()
     config = Settings(data_dir=tmp_path, enabled_services="medical-seg,detecton")
     with pytest.raises(NotFound, match="'detecton'") as refused:
         launch._Product(config)._check()

@@ -23,7 +23,7 @@ from shared.jobs import redis_server
 from shared.registry import discovery
 from shared.registry.weights import PACKAGES, has_files, read_manifest, read_weights
 from shared.serving.device_placement import choose_device, list_gpus
-from shared.serving.up.launch import port_in_use
+from shared.serving.up.launch import find_port_trouble
 from shared.settings import Settings, settings
 from shared.storage import open_object_store
 
@@ -89,10 +89,9 @@ def _memory(config: Settings) -> list[Diagnosis]:
 
 
 def _ports(config: Settings) -> list[Diagnosis]:
-    ports = ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT"))
-    taken = [detail for port, variable in ports if (detail := port_in_use(config.host, port, variable))]
     free = f"{config.http_port} (HTTP) and {config.grpc_port} (gRPC) on {config.host} are free"
-    return [Diagnosis("ports", "bad", detail) for detail in taken] or [Diagnosis("ports", "good", free)]
+    trouble = [Diagnosis("ports", "bad", told) for told in find_port_trouble(config)]
+    return trouble or [Diagnosis("ports", "good", free)]
 
 
 def _redis(config: Settings) -> list[Diagnosis]:

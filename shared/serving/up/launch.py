@@ -66,8 +66,15 @@ def _require_path(path: Path) -> Path:
     return path.resolve()
 
 
-def port_in_use(host: str, port: int, variable: str) -> str | None:
-    """An error text when a port is taken; None when it is free."""
+def find_port_trouble(config: Settings) -> list[str]:
+    """What keeps the gateway from its ports, a sentence each; empty when they are free."""
+    if config.http_port == config.grpc_port != 0:
+        return [f"FOVEA_HTTP_PORT and FOVEA_GRPC_PORT are both {config.http_port}. Set one to another port."]
+    ports = ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT"))
+    return [told for port, variable in ports if (told := _try_port(config.host, port, variable))]
+
+
+def _try_port(host: str, port: int, variable: str) -> str | None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -203,9 +210,8 @@ class _Product:
         if config.placement == "ray" and importlib.util.find_spec("ray") is None:
             hint = "Try: pip install 'fovea-platform[cluster]'."
             raise NotReady("FOVEA_PLACEMENT is ray, which is not installed.", hint=hint)
-        for port, variable in ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT")):
-            if taken := port_in_use(config.host, port, variable):
-                raise NotReady(taken)
+        for trouble in find_port_trouble(config):
+            raise NotReady(trouble)
 
     def _environment(self, server: RedisServer) -> dict[str, str]:
         config = self._settings
@@ -258,4 +264,5 @@ def _request_stop(stop_signal: asyncio.Future[str], name: str) -> None:
 
 def _reachable(host: str) -> str:
     """The address at which a server that listens on `host` is reached from here."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104  # compared, not bound
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
+    return f"[{name}]" if ":" in name else name
