@@ -32,8 +32,7 @@ class Call(Generic[Answer]):
         method: HTTP method.
         path: Path below the gateway's URL.
         read: Parses a successful response; raises `ValueError` when it can't.
-        json: Body sent as JSON.
-        content: Body sent as it is.
+        json, content: Body, sent as JSON or as it is.
         files: Parts sent as multipart: field → (file name, bytes, content type).
         form: Further multipart fields: text as it is, everything else as JSON.
         params: Query parameters; `None` values are left out.

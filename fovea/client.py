@@ -94,7 +94,7 @@ class Client(ClientMethods):
         pictures: Mapping[str, PictureLike] | None = None,
         accept: str | None = None,
     ) -> Any:
-        """Run any task.
+        """Run any task, and wait for it where the service queues it as a job, because it takes long.
 
         Args:
             task: For example `classify`; `client.models()` lists what there is.
@@ -102,9 +102,7 @@ class Client(ClientMethods):
             pictures: Encoded pictures by field; they are sent as they are, not as base64.
             accept: Another media type for the answer, for example `image/png`.
 
-        Returns:
-            The JSON answer as Python values, or bytes for another media type (`accept`) or a stream. A request that
-            the service queues as a job, because it takes long, is waited for.
+        Returns the JSON answer as Python values, or bytes for another media type or a stream.
         """
         answer = self.send(endpoints.allow_job(endpoints.task(task, options or {}, pictures or {}, accept=accept)))
         if not isinstance(answer, Job):

@@ -99,15 +99,12 @@ def chat_stream(
 
 
 def sweep(prompt: str | Sequence[Any], tokens: Sequence[str | int], **options: Unpack[SweepOptions]) -> Call[Sweep]:
-    """Patch one activation of a prompt after another, and look at named next tokens after each patch.
+    """Patch one activation of a prompt after another; get a grid of named next tokens: layers by positions or heads.
 
     Args:
         prompt: The patched prompt: a text, its token ids, or messages.
         tokens: Next tokens to look at: texts of one token each, or ids.
         options: As `fovea.api.sweeps.SweepRequest` describes them.
-
-    Returns:
-        The grid, layer by layer; its columns are positions or heads.
     """
     given = {"prompt": prompt, "tokens": [tokens] if isinstance(tokens, str) else list(tokens), **options}
     return Call("POST", "/v1/sweeps", parse_as(Sweep), json={name: x for name, x in given.items() if x is not None})

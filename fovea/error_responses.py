@@ -39,10 +39,8 @@ def parse_stream_error(event: Any) -> FoveaError | None:
 def translate_errors(url: str) -> Iterator[None]:
     """Turn failures of the connection to `url` into exceptions of `fovea.errors`.
 
-    Raises:
-        NotReady: No gateway answers there, or the connection broke.
-        DeadlineExceeded: The answer did not come in time.
-        Malformed: The address is not valid.
+    Raises NotReady: no gateway answers there, or the connection broke; DeadlineExceeded: the answer did not come in
+    time; Malformed: the address is not valid.
     """
     try:
         yield

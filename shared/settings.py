@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     triton_timeout_s: float = Field(60, gt=0, description="Seconds after which a call to `triton_url` is given up.")
     triton_connections: int = Field(8, ge=1, description="Calls to `triton_url` at once, per model.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="cpu, cuda, cuda:0 … or auto.")
-    intra_op_threads: int = Field(0, ge=0, description="Intra-op threads of one model; 0 means all cores.")
+    intra_op_threads: int = Field(0, ge=0, le=1024, description="Intra-op threads of one model; 0 means all cores.")
     max_batch_size: int = Field(8, ge=1, description="Largest micro-batch.")
     preload: str = "all"
     """Models that are loaded at start: `all`, `default` (the first of each service), names, with commas between. Others
@@ -347,10 +347,9 @@ def settings() -> Settings:
         first = list_errors(error)[0]
         field = "".join(map(str, first["loc"][:1]))
         known = Settings.model_fields.get(field)
-        is_form = first["type"] == "string_pattern_mismatch"
-        msg = "It has another form" if is_form else first["msg"].removeprefix("Value error, ")
+        msg = "It has another form" if first["type"] == "string_pattern_mismatch" else first["msg"]
         problem = f"{_variable(field) if known else field}: {msg}. {known.description if known else ''}"
-    problem = " ".join(problem.removeprefix(": ").split())
+    problem = " ".join(problem.replace("Value error, ", "").removeprefix(": ").split())
     sys.stderr.write(f"The settings can't be used. {problem}\n")
     sys.exit(2)
 

@@ -40,13 +40,12 @@ class ImageResult:
 class ImageBatch(ABC):
     """The pictures of one command, and the folder that is written to.
 
-    Without a `progress_label` there is no progress bar.
+    Without a `progress_label` there is no progress bar. The command sets `own_options` of the model itself.
     """
 
     task: ClassVar[str]
     progress_label: ClassVar[str]
     own_options: ClassVar[frozenset[str]] = frozenset({"image"})
-    """Options of the model that the command sets itself."""
 
     screen: Screen
     options: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """Options that all commands share: the gateway's address and key, the model, JSON output."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ Form = Annotated[
         help="table, tsv, csv, json, name, or a template such as '{id} {status}'. Default: table; in a pipe tsv.",
     ),
 ]
+OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to; default: standard output.")]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the task's own default.")]
 
 
@@ -54,11 +56,6 @@ class GatewayOptions(Connection):
 
     json_lines: AsJson = False
     form: Form = None
-
-    @property
-    def as_json(self) -> bool:
-        """Whether answers are records for programs: JSON, names or a template."""
-        return self.screen.as_json
 
     @property
     def screen(self) -> Screen:

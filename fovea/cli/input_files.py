@@ -33,10 +33,7 @@ class ImageSource:
     async def read(self) -> bytes:
         """Read its bytes.
 
-        Raises:
-            NotFound: The file or the URL can't be read.
-            TooLarge: The URL holds more than `MAX_FETCH_BYTES`.
-            Malformed: It is empty.
+        Raises NotFound: it can't be read; TooLarge: a URL holds more than `MAX_FETCH_BYTES`; Malformed: it is empty.
         """
         if self.name == "-":
             data = bytes(await asyncio.to_thread(sys.stdin.buffer.read))

@@ -71,19 +71,12 @@ class Screen:
         return json.dumps(value, indent=2, ensure_ascii=False)
 
     def text(self, text: str) -> None:
-        """Write plain text; in CSV as one cell."""
-        if self.form == "csv":
-            self._write_tsv([[text]])
-        else:
-            self.out.print(text, markup=False)
+        """Write plain text."""
+        self.out.print(text, markup=False)
 
-    def note(self, text: str) -> None:
-        """Write a note next to the answer (rich markup)."""
-        self.err.print(text)
-
-    def note_written(self, what: str) -> None:
-        """Note what was written where; nothing in it is markup, as names of files may have brackets."""
-        self.err.print(f"wrote {what}", markup=False)
+    def note(self, text: str, *, markup: bool = True) -> None:
+        """Write a note next to the answer; names of files are no rich markup."""
+        self.err.print(text, markup=markup)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, head: bool = True) -> None:
         """Write a table; cells may hold rich markup. In a pipe: whole cells between tabs; CSV has a head."""

@@ -2,6 +2,7 @@
 
 import gzip
 import sys
+import zlib
 from pathlib import Path
 
 from fovea.errors import Malformed, NotFound
@@ -18,28 +19,25 @@ def read_text(path: Path | None) -> str:
     if path is None:
         return ""
     try:
-        return (sys.stdin.buffer.read() if str(path) == "-" else _read(path)).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise NotFound(f"There is no file {path}.") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        return read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise Malformed(f"{path} can't be read as text: {error}.") from error
 
 
-def read_old_text(path: Path) -> tuple[str, str]:
-    """Read a text file of any age: UTF-8 with or without its mark, else Windows' or plain Latin-1; and the encoding.
-
-    Raises NotFound, Malformed: as `read_text`.
-    """
+def read_file(path: Path) -> bytes:
+    """Read the bytes of such a file. Raises as `read_text`."""
+    if str(path) == "-":
+        return sys.stdin.buffer.read()
     try:
-        return read_text(path), "UTF-8"
-    except Malformed as error:
-        if not isinstance(error.__cause__, UnicodeDecodeError):
-            raise
-    raw = _read(path)
-    try:
-        return raw.decode("cp1252"), "Windows-1252"
-    except UnicodeDecodeError:
-        return raw.decode("latin1"), "Latin-1"
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(MAX_TEXT_BYTES + 1)
+    except FileNotFoundError as error:
+        raise NotFound(f"There is no file {path}.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise Malformed(f"{path} can't be read: {error}.") from error
+    if len(raw) > MAX_TEXT_BYTES:
+        raise Malformed(f"{path} has more than {MAX_TEXT_BYTES // 2**20} MB.", hint="Send it in parts.")
+    return raw
 
 
 def write_text(path: Path | None, text: bytes) -> None:
@@ -55,11 +53,3 @@ def write_file(path: Path | None, content: bytes) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-
-
-def _read(path: Path) -> bytes:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        raw = file.read(MAX_TEXT_BYTES + 1)
-    if len(raw) > MAX_TEXT_BYTES:
-        raise Malformed(f"{path} has more than {MAX_TEXT_BYTES // 2**20} MB.", hint="Send it in parts.")
-    return raw

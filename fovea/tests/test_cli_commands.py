@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import io
 import json
 import sys
 from types import SimpleNamespace
@@ -55,8 +54,6 @@ def test_models_are_listed_narrowed_and_read_by_programs_and_a_card_names_facts_
     assert lines(out)[0]["schema"]["properties"]["threshold"]["default"] == 0.5
     listed = list(csv.DictReader(fovea("models", "--format", "csv")[1].splitlines()))
     assert {"model": "disc", "task": "segment"}.items() <= next(row for row in listed if row["model"] == "disc").items()
-    shown = csv.reader(io.StringIO(fovea("methods", "nearby", "--format", "csv")[1]))
-    assert next(shown) == ["Hears the last words.\nNo more."]
     for form in ("csv", "tsv"):
         code, out, said = fovea("segment", str(folder / "a.jpg"), "--format", form)
         assert (code, out, "--format json" in said) == (2, "", True)
@@ -177,12 +174,13 @@ def site():
     ("run classify a.jpg b.jpeg", 2, "2 files were given; this model takes 1."),
     ("segment a.jpg --include mask", 2, "sets include itself"), ("segment a.jpg --image x", 2, "fovea run segment"),
     ("run segment a.jpg --image x", 2, "given twice"), ("run segment a.jpg --job -o x", 2, "fovea jobs result"),
-    ("run classify a.jpg --format csv", 2, "--format json"),
+    ("run classify a.jpg --format csv", 2, "--format json"), ("judge agreement bad.gz a.jpg", 3, "can't be read"),
     ("run classify a.jpg --option top_k", 2, "has no value"), ("run classify none.jpg", 4, "no file"),
 ])  # fmt: skip
 def test_mistakes_are_answered_before_any_picture_is_sent(fovea, folder, monkeypatch, stage, words, code, said):
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
+    (folder / "bad.gz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\xff\xff\xff")
     before = len(stage.stub.seen)
     got, _, err = fovea(*words.split())
     assert (got, said in err, len(stage.stub.seen)) == (code, True, before)

@@ -16,7 +16,7 @@ import grpc
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fovea.api.replica import SECRET_HEADER
-from fovea.errors import PermissionDenied, Unauthenticated
+from fovea.errors import FoveaError, PermissionDenied, Unauthenticated
 from shared.local_names import without_port
 from shared.serving.http.error_rendering import render
 from shared.settings import Settings
@@ -39,14 +39,10 @@ class GatewayOnlyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
             headers = dict(scope["headers"])
-            error: Unauthenticated | PermissionDenied | None = None
-            if self._secrets:
-                error = (
-                    None
-                    if _is_known(headers.get(SECRET_HEADER.encode()), self._secrets)
-                    else Unauthenticated(_REFUSAL, hint=_HINT)
-                )
-            elif not self._is_ours(headers.get(b"host", b"localhost").decode("latin-1")):
+            error: FoveaError | None = None
+            if self._secrets and not _is_known(headers.get(SECRET_HEADER.encode()), self._secrets):
+                error = Unauthenticated(_REFUSAL, hint=_HINT)
+            elif not self._secrets and not self._is_ours(headers.get(b"host", b"localhost").decode("latin-1")):
                 error = PermissionDenied("This replica is not called by that name.", hint=_HINT)
             if error is not None:
                 await render(scope, error, {"connection": "close"})(scope, receive, send)

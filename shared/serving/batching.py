@@ -113,11 +113,8 @@ class Batcher(Generic[Item, Answer]):
             key: Items run together only if their keys are equal.
             rows: How much of a batch the item takes; an item larger than a batch runs alone.
 
-        Raises:
-            QueueFull: The queue is full; `retry_after` estimates when a place is free.
-            DeadlineExceeded: The run's deadline passed, whether the item was running or not.
-            Cancelled: The run was cancelled before its turn, or the work noticed.
-            NotReady: The batcher is closed.
+        Raises QueueFull: `retry_after` estimates when a place is free; DeadlineExceeded: also while the item ran;
+        Cancelled: before its turn, or the work noticed; NotReady: the batcher is closed.
         """
         run.check()
         loop = asyncio.get_running_loop()

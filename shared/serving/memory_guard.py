@@ -18,9 +18,7 @@ EXIT_STATUS = 137
 _POLL_S = 0.05
 _LONGEST_POLL_S = 0.5
 _LOOK_INTERVAL_S = 0.5  # between two looks at the shares
-_EXACT_FOR_S = (
-    10.0  # for which shares are counted exactly after they seemed too much: that takes milliseconds each time
-)
+_EXACT_FOR_S = 10.0  # for which shares are counted exactly after they seemed too much: each time takes milliseconds
 _GROWTH_PER_S = 8 * 2**30  # bytes by which a process may grow: the more is free, the longer the guard sleeps
 _DEFAULT_SHARE = 0.8  # of the machine's or the container's memory that our processes may take, one or all together
 

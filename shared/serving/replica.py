@@ -66,15 +66,10 @@ class ReplicaServer:
         before_withdrawal: Callable[[], Awaitable[None]] | None = None,
         owns_process: bool = False,
     ) -> None:
-        """Prepare to serve on `settings.replica_host`; port 0 takes a free one.
+        """Prepare to serve on `settings.replica_host`, REST and Open Inference; port 0 takes a free one.
 
-        Args:
-            app: The service's app.
-            settings: Addresses, the Redis to use, and how long stopping may take.
-            http_port: REST.
-            grpc_port: Open Inference.
-            before_withdrawal: Event awaited before a replica that is asked to drain withdraws its record.
-            owns_process: Whether it may end the process that it is in, and bound its memory.
+        One that is asked to drain awaits `before_withdrawal` before it withdraws its record. One that `owns_process`
+        may end the process that it is in, and bound its memory.
         """
         self._before_withdrawal = before_withdrawal
         self.host: Host = app.state.host

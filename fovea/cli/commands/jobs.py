@@ -1,7 +1,6 @@
 """`fovea jobs …`: lists, follows, cancels and retries queued requests."""
 
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +8,7 @@ from rich.markup import escape
 
 from fovea import endpoints
 from fovea.api.job import Job
-from fovea.cli.common_options import Connection, GatewayOptions
+from fovea.cli.common_options import Connection, GatewayOptions, OutputFile
 from fovea.cli.job_progress import describe_state, follow_job
 from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen, colour_status, format_age
@@ -49,8 +48,8 @@ def watch(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Follow a job to its end; the exit code says whether it succeeded."""
     screen = gateway.screen
     with gateway.open() as client:
-        last = follow_job(client, screen, client.jobs.get(job_id), on_change=screen.line if gateway.as_json else None)
-    if not gateway.as_json:
+        last = follow_job(client, screen, client.jobs.get(job_id), on_change=screen.line if screen.as_json else None)
+    if not screen.as_json:
         _print(screen, last)
     if last.status != "succeeded":
         raise typer.Exit(1)
@@ -71,9 +70,7 @@ def retry(job_id: JobId, *, gateway: GatewayOptions) -> None:
 @app.command()
 def result(
     job_id: JobId,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write to; default: standard output.")
-    ] = None,
+    output: OutputFile = None,
     *,
     gateway: Connection,
 ) -> None:
@@ -81,7 +78,7 @@ def result(
     found = gateway.send(endpoints.result(job_id))
     write_file(output, found.content)
     if output is not None:
-        Screen().note_written(f"{output} ({found.content_type}, {len(found.content):,} bytes)")
+        Screen().note(f"wrote {output} ({found.content_type}, {len(found.content):,} bytes)", markup=False)
 
 
 def _print(screen: Screen, job: Job) -> None:

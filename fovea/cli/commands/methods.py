@@ -38,9 +38,7 @@ def methods(
 def build_longctx(client: Client, name: str | None, knobs: Sequence[str]) -> dict[str, Any] | None:
     """Build `longctx` of a request from `--method` and `--knob NAME=VALUE`; None where neither is given.
 
-    Raises:
-        InvalidOption: The method has no such setting; the hint lists those it has.
-        NotFound: There is no such method.
+    Raises InvalidOption: the method has no such setting; NotFound: there is no such method. Hints list those there are.
     """
     pairs = [parse_pair(knob, "--knob") for knob in knobs]
     if name is None:  # a budget, or settings of a model with attention of its own, which only its service knows

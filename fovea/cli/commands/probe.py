@@ -1,8 +1,4 @@
-"""`fovea probe EXPERIMENT`: studies a language model as a job, and can serve with the heads that were found.
-
-`--then METHOD` uses the report's head plan with that attention method in llm-longctx; the needle grid shows what the
-model recalls with it, against full attention.
-"""
+"""`fovea probe EXPERIMENT`: studies a language model as a job, and can serve with the heads that were found."""
 
 import base64
 import json
@@ -160,7 +156,7 @@ def save_report(report: dict[str, Any], name: str, folder: Path | None, screen: 
         text = artefact["content"] or ""
         data = base64.b64decode(text) if artefact.get("encoding") == "base64" else text.encode()
         (folder / Path(artefact["name"]).name).write_bytes(data)
-    screen.note_written(f"{folder / name}.json and {len(report['artefacts'])} artefacts")
+    screen.note(f"wrote {folder / name}.json and {len(report['artefacts'])} artefacts", markup=False)
 
 
 def save_figures(
@@ -186,7 +182,7 @@ def save_figures(
         file.write_bytes(content)
         written.append(str(file))
     if written:
-        screen.note_written(" and ".join(written))
+        screen.note(f"wrote {' and '.join(written)}", markup=False)
 
 
 def read_artefact(report: dict[str, Any], name: str, what: str, hint: str, field: str) -> Any:

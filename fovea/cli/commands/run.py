@@ -91,6 +91,6 @@ def _write_answer(screen: Screen, answer: Any, output: Path | None) -> None:
     if output is not None or isinstance(answer, bytes):
         write_file(output, answer if isinstance(answer, bytes) else f"{screen.format_json(answer)}\n".encode())
         if output is not None:
-            screen.note_written(str(output))
+            screen.note(f"wrote {output}", markup=False)
     elif not screen.wrote(answer):
         screen.text(screen.format_json(answer))

@@ -42,8 +42,7 @@ def _segment(
     if coco is not None and len(pictures) < len(sources):
         gateway.screen.note("[yellow]--coco is of pictures only: coco.json has nothing of DICOM.[/]")
     if pictures:
-        reserved = () if coco is None else ("coco",)
-        batch = _SegmentBatch(gateway.screen, options, output=output, reserved_stems=reserved, class_name=coco)
+        batch = _SegmentBatch(gateway.screen, options, output, () if coco is None else ("coco",), class_name=coco)
         batch.run(pictures, concurrency, gateway)
 
 

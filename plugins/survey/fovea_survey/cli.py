@@ -207,7 +207,7 @@ def _print(screen: Screen, found: dict[str, Any], output: Path) -> None:
     screen.facts({name: value for name, value in rows.items() if value})
     for text in (*found["place_problems"], *found["failed"], *found["notes"]):
         screen.note(f"[yellow]{escape(text)}[/]")
-    screen.note_written(f"{output}/survey.json, .geojson, .svg, .csv and pictures/")
+    screen.note(f"wrote {output}/survey.json, .geojson, .svg, .csv and pictures/", markup=False)
 
 
 def _list_counts(counts: dict[str, int]) -> str:

@@ -76,7 +76,7 @@ async def test_key_is_sent_where_there_is_one(tmp_path):
 
 @pytest.mark.parametrize(("body", "words"), [
     (b'{"detail": "No."}', "No."), (b'{"error": {"message": "No."}}', "No."), (b'{"error": "No."}', "No."),
-    (b"<html>", "500"),
+    (b"<html>", "The gateway answered 500 Internal Server Error."),
 ])  # fmt: skip
 def test_failure_is_told_in_every_error_form(body, words):
     request = httpx2.Request("GET", "http://x/")

@@ -67,7 +67,7 @@ def _require_path(path: Path) -> Path:
 
 
 def find_port_trouble(config: Settings) -> list[str]:
-    """What keeps the gateway from its ports, a sentence each; empty when they are free."""
+    """Find what keeps the gateway from its ports, a sentence each; nothing when they are free."""
     if config.http_port == config.grpc_port != 0:
         return [f"FOVEA_HTTP_PORT and FOVEA_GRPC_PORT are both {config.http_port}. Set one to another port."]
     ports = ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT"))

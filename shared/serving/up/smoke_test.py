@@ -10,6 +10,8 @@ from urllib.parse import quote
 
 import httpx2
 
+from fovea.error_responses import parse_error
+
 _ROUTES = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
 _PICTURES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 _TIMEOUT_S = 300.0
@@ -83,12 +85,7 @@ def _write(path: Path, content: bytes) -> Path:
 
 def _failure(error: Exception) -> str:
     if isinstance(error, httpx2.HTTPStatusError):
-        try:
-            body = error.response.json()
-        except ValueError:
-            return str(error)
-        detail = body.get("detail") or body.get("error", body)
-        return str(detail.get("message", detail) if isinstance(detail, dict) else detail)
+        return parse_error(error.response).detail
     return str(error) or type(error).__name__
 
 

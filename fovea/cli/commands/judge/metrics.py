@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fovea.cli.commands.judge.options import compute, format_figure, format_interval
-from fovea.cli.common_options import GatewayOptions
+from fovea.cli.common_options import GatewayOptions, OutputFile
 from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
 
@@ -63,9 +63,7 @@ def ensemble(
     tie: Annotated[str, typer.Option(help="average, min, max, median or random.")] = "average",
     rounding: Annotated[str, typer.Option(help="half_up or half_even.")] = "half_up",
     weights: Annotated[list[float] | None, typer.Option("--weight", help="One weight per judge.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write to; default: standard output.")
-    ] = None,
+    output: OutputFile = None,
     *,
     gateway: GatewayOptions,
 ) -> None:
@@ -78,7 +76,8 @@ def ensemble(
     if not found["pairs"]:
         screen.note("[yellow]No pair has a grade. `fovea judge calibrate` fits cuts for signals.[/]")
     if output is not None:
-        screen.note_written(f"{output} ({found['pairs']} pairs, {' · '.join(map(str, found['counts']))} per grade)")
+        counts = " · ".join(map(str, found["counts"]))
+        screen.note(f"wrote {output} ({found['pairs']} pairs, {counts} per grade)", markup=False)
 
 
 def _print_terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:

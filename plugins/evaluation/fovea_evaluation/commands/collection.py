@@ -1,5 +1,6 @@
 """`fovea judge import`: a public test collection becomes topics, passages, qrels and a BM25 run."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from fovea.cli.commands.judge.options import build_call
 from fovea.cli.common_options import Connection
 from fovea.cli.job_progress import run_as_job
 from fovea.cli.output import Screen
-from fovea.cli.text_files import read_old_text
+from fovea.cli.text_files import read_file
 from fovea.errors import InvalidOption
 
 
@@ -31,7 +32,7 @@ def import_collection(
     The files may have the form of Cranfield, CISI, MED, CACM, ADI, NPL, LISA, TIME, TREC or BEIR.
     """
     files = {"documents": documents, "topics": topics, "relevance": relevance}
-    texts = {name: read_old_text(path) for name, path in files.items()}
+    texts = {name: _read_old_text(path) for name, path in files.items()}
     body = {
         **{name: text for name, (text, _) in texts.items()},
         "others": others,
@@ -44,7 +45,7 @@ def import_collection(
     names = {"topics": "topics.tsv", "passages": "passages.jsonl", "qrels": "qrels.txt", "run": "bm25.trec"}
     for field, name in names.items():
         (output / name).write_text(found[field], "utf8")
-        screen.note_written(f"{output / name} ({found[field].count(chr(10))} lines)")
+        screen.note(f"wrote {output / name} ({found[field].count(chr(10))} lines)", markup=False)
     old = [
         f"{files[name].name} is not UTF-8; it was read as {kind}."
         for name, (_, kind) in texts.items()
@@ -52,6 +53,15 @@ def import_collection(
     ]
     for note in [*old, *found["notes"]]:
         screen.note(f"[yellow]{escape(note)}[/]")
+
+
+def _read_old_text(path: Path) -> tuple[str, str]:
+    """Read a text file of any age, and its encoding: UTF-8 with or without its mark, else Windows' or Latin-1."""
+    raw = read_file(path)
+    for encoding, kind in (("utf-8-sig", "UTF-8"), ("cp1252", "Windows-1252")):
+        with suppress(UnicodeDecodeError):
+            return raw.decode(encoding), kind
+    return raw.decode("latin1"), "Latin-1"
 
 
 def _parse_grade(pair: str) -> tuple[str, int]:
