@@ -79,7 +79,7 @@ def split_by_size(
 def _expand(name: str) -> Iterator[str]:
     if name == "-" or _is_url(name):
         yield name
-    elif Path(name).is_dir():
+    elif name and Path(name).is_dir():
         named = (f for f in Path(name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != ".")
         if not (pictures := sorted(f for f in named if not _is_result(f))):
             raise NotFound(f"The folder {name} has no picture.", hint=f"Pictures end in {', '.join(IMAGE_SUFFIXES)}.")

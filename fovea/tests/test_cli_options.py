@@ -177,6 +177,7 @@ def test_folders_are_spelled_out_in_order_stems_safe_and_a_name_with_a_bracket_i
     )
     assert [source.stem for source in found] == ["a", "a-2", "stdin", "a-3", "picture", "a_20b_", "a b$ü"]
     assert [source.stem for source in find_images(["coco.jpg", "a.jpg"], ["coco"])] == ["coco-2", "a"]
+    assert [source.name for source in find_images([""])] == [""]  # of an unset variable: not the current folder
     (tmp_path / "a[1].png").touch()
     assert [source.stem for source in find_images([str(tmp_path / "a[1].png")])] == ["a[1]"]
     assert find_images([f"{'ü' * 120}\udcff.png"])[0].stem == "ü" * 100

@@ -1,6 +1,8 @@
 """The doctor says what is there; `fovea up` what keeps it down; first light asks each service one question."""
 
+import asyncio
 import json
+import signal
 import socket
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -106,6 +108,9 @@ def test_up_refuses_a_service_that_there_is_not_and_takes_a_model_and_adapters_f
     assert launch._Product(same)._gateway == "http://[::1]:8"
     with pytest.raises(NotReady, match="are both 8"):
         launch._Product(same)._check()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert asyncio.run(launch._Product(same).run(once=True)) == 1
+    assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN, "it outlives its terminal under nohup"
     config = Settings(data_dir=tmp_path, enabled_services="medical-seg,detecton")
     with pytest.raises(NotFound, match="'detecton'") as refused:
         launch._Product(config)._check()

@@ -100,7 +100,8 @@ class _Product:
     async def run(self, *, once: bool) -> int:
         """Start, send first requests, serve and stop; return the exit code."""
         stop_signal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)  # as under nohup
+        for number in (signal.SIGINT, signal.SIGTERM, *hangup):
             asyncio.get_running_loop().add_signal_handler(number, _request_stop, stop_signal, number.name)
         make_files_private(self._settings.data_dir)
         try:
