@@ -33,7 +33,8 @@ RENAMED = {
 }  # fmt: skip
 """Field → its old name, which works in the environment for one more release."""
 
-_ADDRESS = r"([^@/?#:,\[\]]+|\[[^]]*\])(:\d+)?"
+_PORT = r"0*([1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5])"
+_ADDRESS = rf"([^@/?#:,\[\]]+|\[[^]]*\])(:{_PORT})?"
 _REDIS_URL = rf"unix://.*|rediss?(\+sentinel)?://([^/?#]*@)?({_ADDRESS}(,{_ADDRESS})*)?([/?].*)?"
 _UPSTREAM = r"[^=,|\s]+=https?://[^,|\s]+(\|(grpc://)?[^,|\s]+)?"
 

@@ -17,7 +17,8 @@ ROOT = pathlib.Path(__file__).parents[2]
     ("FOVEA_STATIC_UPSTREAMS", "detection=triton:8000"), ("FOVEA_REDIS_URL", "cache:6379"),
     ("FOVEA_REDIS_URL", "redis://:s3/cret@cache:6379/0"), ("FOVEA_REDIS_URL", "redis://:s3#cret@cache:6379/0"),
     ("OTEL_SDK_DISABLED", "perhaps"), ("FOVEA_REDIS_URL_FILE", "/none"), ("FOVEA_REQUEST_TIMEOUT_S", "inf"),
-    ("FOVEA_OBJECT_STORE", "/mnt/store"), ("FOVEA_REPLICA_SECRET", "geheimß"),
+    ("FOVEA_OBJECT_STORE", "/mnt/store"), ("FOVEA_REDIS_URL", "redis://cache:65536/0"),
+    ("FOVEA_REPLICA_SECRET", "geheimß"),
 ])  # fmt: skip
 def test_nonsense_ends_a_process_with_the_name_of_the_setting(monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
