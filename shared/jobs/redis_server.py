@@ -244,8 +244,8 @@ def _is_alive(pid: int | None) -> bool:
 
 
 def _read_or_create_password(path: Path) -> str:
-    with suppress(FileExistsError):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    if not path.exists() or not path.stat().st_size:  # empty: the disk was full
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_hex(24))
     return path.read_text().strip()

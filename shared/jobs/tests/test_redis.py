@@ -117,6 +117,7 @@ def test_one_data_folder_serves_one_server(own_redis, tmp_path):
         RedisServer(Settings(data_dir=tmp_path)).start()
     assert "FOVEA_DATA_DIR" in str(error.value.hint)
     own_redis.stop()
+    (tmp_path / "redis/password").write_text("")  # as a full disk left it
     with RedisServer(Settings(data_dir=tmp_path)) as next_one:
         assert next_one.process is not None
 
