@@ -26,7 +26,7 @@ def main(
     try:
         run_replica(service, http_port, grpc_port)
     except OSError as error:
-        typer.echo(f"Can't listen: {error}. Try other ports: --http-port, --grpc-port.", err=True)
+        typer.echo(f"Can't start: {error}. Is a port in use? Try others: --http-port, --grpc-port.", err=True)
         raise typer.Exit(1) from error
 
 

@@ -87,5 +87,5 @@ def watch_gpu_memory() -> None:
 
 def find_cuda() -> Any:
     """`torch.cuda`, if torch is here and CUDA was begun with: who only looks must not be what begins it."""
-    torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+    cuda = sys.modules.get("torch.cuda")
+    return cuda if getattr(cuda, "is_initialized", bool)() else None  # another thread may be importing it

@@ -227,7 +227,7 @@ def test_what_can_not_start_ends_in_a_clear_line(tmp_path, monkeypatch):
         for command, words, code, told in (
             (worker.main, ["toy"], 2, "A worker needs FOVEA_REDIS_URL."),
             (replica_command.main, ["nope"], 2, "medical-seg"),
-            (replica_command.main, ["relevance-judge", "--http-port", port], 1, "Can't listen: "),
+            (replica_command.main, ["relevance-judge", "--http-port", port], 1, "Can't start: "),
         ):
             app = typer.Typer()
             app.command()(command)

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from types import ModuleType
 from typing import Any
 
 import httpx2
@@ -345,11 +346,14 @@ class TwoDevices:
         return 7 * device
 
 
-def test_each_device_has_used_free_and_allocated_bytes_and_none_without_a_gpu():
+def test_each_device_has_used_free_and_allocated_bytes_and_none_without_a_gpu(monkeypatch):
     text = scrape(GpuMemory(TwoDevices()))
     assert 'fovea_gpu_memory_used_bytes{device="0"} 90.0' in text
     assert 'fovea_gpu_memory_free_bytes{device="1"} 20.0' in text
     assert 'fovea_gpu_memory_allocated_bytes{device="1"} 7.0' in text
+    assert scrape(GpuMemory()) == ""
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # a model's thread is importing it
+    monkeypatch.setitem(sys.modules, "torch.cuda", ModuleType("torch.cuda"))
     assert scrape(GpuMemory()) == ""
 
 
