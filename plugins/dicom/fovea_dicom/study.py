@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -31,7 +32,8 @@ from shared.vision.draw import encode
 from shared.vision.limits import DecodeBounds
 
 Predict = Callable[[SegmentIn], Awaitable[SegmentOut]]
-Masks = NDArray[np.bool_]
+Packed = NDArray[np.uint8]
+"""A mask (h, w / 8), a bit for each pixel: whole bytes for a long film take gigabytes."""
 
 AT_ONCE = 4
 MASK_OPTIONS = {"threshold", "normalise", "min_area", "min_peak", "keep_largest"}
@@ -52,7 +54,7 @@ class _Series:
 
     objects: list[FileDataset] = field(default_factory=list)
     answers: list[InstanceOut] = field(default_factory=list)
-    masks: list[Masks] = field(default_factory=list)
+    masks: list[Packed] = field(default_factory=list)
     findings: list[MaskFinding] = field(default_factory=list)
     tiles: list[NDArray[np.uint8]] = field(default_factory=list)
 
@@ -110,7 +112,7 @@ class StudySegmenter:
         advance: Callable[[int], None],
     ) -> None:
         indices, frames = range(count_frames(one)), list[FrameOut]()
-        masks, findings, tiles = list[Masks](), list[MaskFinding](), list[NDArray[np.uint8]]()
+        masks, findings, tiles = list[Packed](), list[MaskFinding](), list[NDArray[np.uint8]]()
         asked: dict[str, Any] = options.model_dump(include=MASK_OPTIONS)
         asked |= {"model": self.model, "include": ("mask",)}
         text = await asyncio.to_thread(lambda: inspect_text(one, read_frame(one, 0, window, self.bounds)))
@@ -129,7 +131,7 @@ class StudySegmenter:
             for index, (picture, _), answer in zip(part, read, answers, strict=True):
                 mask = decode(answer.mask or b"", self.bounds).pixels[..., 0] > 0
                 size = find_pixel_size(one, index)
-                place = sum(map(len, group.masks)) + index
+                place = len(group.masks) + index
                 area = round(answer.area * size.area_mm2, 4) if size else None
                 if answer.area:
                     findings.append(
@@ -139,11 +141,11 @@ class StudySegmenter:
                 if "masks" in options.include:
                     facts["mask"] = answer.mask
                 frames.append(FrameOut.model_construct(frame=index + 1, area_mm2=area, **facts))
-                masks.append(mask)
+                masks.append(np.packbits(mask, axis=-1))
                 if "strip" in options.include and len(group.tiles) + len(tiles) < STRIP_FRAMES:
                     tiles.append(_shrink(draw_mask(picture, mask)))
         group.objects.append(one)
-        group.masks.append(np.stack(masks))
+        group.masks += masks
         group.findings += findings
         group.tiles += tiles
         size = find_pixel_size(one)
@@ -169,7 +171,7 @@ class StudySegmenter:
         return [(picture, _to_bitmap(picture)) for picture in pictures]
 
     def _finish(self, group: _Series, options: StudyOptions) -> schemas.SeriesOut:
-        warnings, masks = [], np.concatenate(group.masks)
+        warnings = []
         if any(one.burnt_in_text.suspected for one in group.answers):
             warnings.append(TEXT_NOTE)
         if any(size.is_at_detector for size in map(find_pixel_size, group.objects) if size is not None):
@@ -177,10 +179,11 @@ class StudySegmenter:
         if any(one.pixel_size is None for one in group.answers):
             warnings.append("The objects do not state their pixels' size, so areas are in pixels only.")
         segmentation = report = None
-        if masks.any() and not {"segmentation", "report"}.isdisjoint(options.include):
+        if group.findings and not {"segmentation", "report"}.isdisjoint(options.include):
             try:
                 sources = fill_identity(group.objects)
                 model, version = self.model[:50], self.version  # descriptions have 64 letters
+                masks = _unpack(group.masks, group.objects[0].Columns)
                 seg = derived_objects.build_segmentation(sources, masks, label=self.label, model=model, version=version)
                 if "segmentation" in options.include:
                     segmentation = derived_objects.to_bytes(seg)
@@ -267,6 +270,17 @@ def _number(value: object) -> int:
         return int(value)  # type: ignore[call-overload,no-any-return]  # whatever a file holds
     except (TypeError, ValueError):
         return 0
+
+
+def _unpack(packed: Sequence[Packed], width: int) -> NDArray[np.bool_]:
+    """Masks (frames, h, width), in a file without a name that goes with them: it has holes for empty masks."""
+    shape = len(packed), len(packed[0]), width
+    with tempfile.TemporaryFile(prefix="fovea-masks-") as file:
+        masks = np.memmap(file, np.bool_, "w+", shape=shape)
+    for place, one in enumerate(packed):
+        if one.any():
+            masks[place] = np.unpackbits(one, axis=-1, count=width)
+    return masks
 
 
 def _to_bitmap(picture: NDArray[np.uint8]) -> bytes:

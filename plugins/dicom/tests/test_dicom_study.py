@@ -1,6 +1,7 @@
 """Studies of tiny films whose bright squares are the findings: which frame has which area, in pictures, SEG and SR."""
 
 import io
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -393,6 +394,22 @@ async def test_a_segmentation_states_no_geometry_that_not_all_its_frames_have(ob
     assert ("FrameOfReferenceUID" in seg, "PlaneOrientationSequence" in shared) == (is_placed, is_placed)
     stated = shared.get("PixelMeasuresSequence")
     assert (stated and list(stated[0].PixelSpacing)) == size
+
+
+async def test_a_long_film_holds_a_bit_of_each_pixel_of_its_masks():
+    held, model = list[int](), Bright()
+
+    async def predict(request: SegmentIn) -> SegmentOut:
+        held.append(tracemalloc.get_traced_memory()[0])
+        model.asked.clear()
+        return await model(request)
+
+    one = film(*[np.kron(picture((5, 5, 6)), np.ones((15, 15, 1), np.uint8))] * 40)
+    one.compress(uid.RLELossless)
+    tracemalloc.start()
+    await segment(one, model=predict, include="masks")
+    tracemalloc.stop()
+    assert held[32] - held[8] < 24 * 15 * H * 15 * W / 2
 
 
 async def test_progress_is_told_and_a_cancelled_run_stops():
