@@ -22,7 +22,8 @@ HALVES_OVERLAP = 0.5
 """Overlap along a border from which two cut boxes are halves of one object."""
 
 MAX_MERGED = 3000
-"""Best boxes that are compared with each other."""
+COMPARED_AT_ONCE = 100
+"""Best boxes that are compared with each other, and how many of them with all at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,9 @@ def merge_slices(
     best = np.argsort(-rows[:, 4], kind="stable")[:MAX_MERGED]
     rows, sources = rows[best], sources[best]
     if len(rows) > 1:
-        rows = _joined(rows, _pairs(rows, sources, _cut(rows, sources, parts, shape)))
+        cut = _cut(rows, sources, parts, shape)
+        some = [slice(at, at + COMPARED_AT_ONCE) for at in range(0, len(rows), COMPARED_AT_ONCE)]
+        rows = _joined(rows, np.concatenate([_pairs(rows, sources, cut, each) for each in some]))
     order = greedy_nms(rows[:, :4] + rows[:, 5:] * (0 if agnostic else CLASS_OFFSET), rows[:, 4], iou, most)
     return np.asarray(rows[order])
 
@@ -88,23 +91,20 @@ def _cut(rows: np.ndarray, sources: np.ndarray, parts: list[Slice], shape: tuple
     return np.asarray(inner & (np.abs(rows[:, :4] - edges) <= BORDER_PIXELS))
 
 
-def _pairs(rows: np.ndarray, sources: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """Which boxes are parts of the same object (m, m) bool."""
-    low, high = rows[:, None, :2], rows[:, None, 2:4]
-    shared = np.minimum(high, rows[:, 2:4]) - np.maximum(low, rows[:, :2])  # (m, m, 2); negative where they are apart
-    size = np.maximum(rows[:, 2:4] - rows[:, :2], 1e-9)
-    smaller = np.minimum(size[:, None], size)
-    along = shared / smaller
-    any_cut = np.asarray(cut.any(axis=1))
-    inside = np.clip(shared, 0, None).prod(axis=2) / np.minimum.outer(size.prod(axis=1), size.prod(axis=1))
-    same = (inside > SAME_OBJECT_SHARE) & (any_cut[:, None] | any_cut)
-    halves = np.zeros_like(same)
+def _pairs(rows: np.ndarray, sources: np.ndarray, cut: np.ndarray, some: slice) -> np.ndarray:
+    """Which boxes are parts of the same object as each of some (k, m) bool."""
+    low, high = rows[some, None, :2], rows[some, None, 2:4]
+    shared = np.minimum(high, rows[:, 2:4]) - np.maximum(low, rows[:, :2])  # (k, m, 2); negative where they are apart
+    size, any_cut = np.maximum(rows[:, 2:4] - rows[:, :2], 1e-9), np.asarray(cut.any(axis=1))
+    along = shared / np.minimum(size[some, None], size)
+    inside = np.clip(shared, 0, None).prod(axis=2) / np.minimum.outer(size[some].prod(axis=1), size.prod(axis=1))
+    found = (inside > SAME_OBJECT_SHARE) & (any_cut[some, None] | any_cut)
     for axis in (0, 1):
         first, last = cut[:, axis], cut[:, axis + 2]
-        faced = (last[:, None] & first) | (first[:, None] & last)
-        halves |= faced & (shared[..., axis] >= -BORDER_PIXELS) & (along[..., 1 - axis] > HALVES_OVERLAP)
-    alike = (rows[:, None, 5] == rows[:, 5]) & (sources[:, None] != sources)
-    return np.asarray((same | halves) & alike)
+        faced = (last[some, None] & first) | (first[some, None] & last)
+        found |= faced & (shared[..., axis] >= -BORDER_PIXELS) & (along[..., 1 - axis] > HALVES_OVERLAP)
+    alike = (rows[some, None, 5] == rows[:, 5]) & (sources[some, None] != sources)
+    return np.asarray(found & alike)
 
 
 def _joined(rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Boxes: decoding, suppression, and pictures cut into tiles."""
 
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
@@ -86,6 +87,10 @@ def test_halves_of_a_long_object_and_a_part_inside_the_whole_are_joined_and_most
     assert _merge([whole, part], [-1, 0]) == [[70, 10, 130, 50, 0.9, 0]]
     rows = [[x, 0, x + 5, 5, 0.5, 0] for x in range(0, 170, 8)]
     assert len(_merge(rows, [0] * len(rows))) == 10
+    tracemalloc.start()
+    assert _merge([[x % 90, 40, x % 90 + 10, 60, 0.8, 1] for x in range(2000)], [0, 1] * 1000)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
