@@ -237,6 +237,8 @@ def test_pictures_find_their_masks_and_groups_are_never_split(tmp_path):
 def test_lists_patterns_and_folders_say_what_is_held_out_or_are_refused(tmp_path):
     paths = [tmp_path / split / "a.png" for split in ("train", "val", "test")]
     assert held_out(paths, tmp_path).tolist() == [False, True, True]
+    coco = [tmp_path / "images" / split / "a.jpg" for split in ("train2017", "val2017", "Train2014", "test2015")]
+    assert held_out(coco, tmp_path).tolist() == [False, True, False, True]
     for pattern, told in (("nowhere", "Nothing is left to hold out"), ("(", "not a pattern")):
         with pytest.raises(InvalidOption, match=told):
             held_out([tmp_path / "a.png", tmp_path / "b.png"], tmp_path, pattern=pattern)

@@ -68,8 +68,8 @@ def _decided(paths: Sequence[Path], folder: Path, pattern: str) -> NDArray[np.bo
 
 
 def _side_of(path: Path, folder: Path) -> str | None:
-    """The first of a picture's folders that names a side: one below it is a class, such as `train/valid`."""
-    names = (part.lower() for part in path.relative_to(folder).parts[:-1])
+    """The first of a picture's folders that names a side, perhaps with a year: below are classes, as `train/valid`."""
+    names = (re.sub(r"\d{4}$", "", part.lower()) for part in path.relative_to(folder).parts[:-1])
     return next((name for name in names if name in {TRAIN, *HELD_OUT}), None)
 
 
