@@ -189,7 +189,7 @@ class StudentRecipe(ClassRecipe, dtype="int8"):
     def config(self) -> dict[str, Any]:
         return {"size": "t0", **super().config()}
 
-    def pretrain(self, cache: Path, on_step: OnStep | None) -> None:
+    def pretrain(self, cache: Path, device: str, on_step: OnStep | None) -> None:
         recipe = self.teacher or EfficientNetLite0Recipe(
             data=self.data,
             held_out=self.held_out,
@@ -201,7 +201,7 @@ class StudentRecipe(ClassRecipe, dtype="int8"):
             half=self.half,
             schedule=TEACHER.model_copy(update={"steps": min(TEACHER.steps, self.schedule.steps)}),
         )
-        fitted = fit(recipe, cache / "teacher", on_step=on_step)
+        fitted = fit(recipe, cache / "teacher", device=device, on_step=on_step)
         self._taught = recipe.measure(fitted.network)
         self._teacher = cast("EfficientNetLite0", fitted.network)
 

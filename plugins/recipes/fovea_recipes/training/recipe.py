@@ -136,8 +136,8 @@ class Recipe(_Knobs, ABC):
     def prepare(self, cache: Path) -> str:
         """Get the data ready, with derived files under `cache`; return a digest that names exactly this data."""
 
-    def pretrain(self, cache: Path, on_step: Callable[[Recipe, Any], None] | None) -> None:  # few need it
-        """Train what this training needs, for example a teacher, under `cache`; called after `prepare`."""
+    def pretrain(self, cache: Path, device: str, on_step: Callable[[Recipe, Any], None] | None) -> None:  # few need it
+        """Train what this training needs, such as a teacher, on a device under `cache`; called after `prepare`."""
 
     @abstractmethod
     def batches(self, step: int, rng: np.random.Generator) -> Iterator[Batch]:

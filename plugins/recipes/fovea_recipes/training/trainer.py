@@ -77,7 +77,7 @@ def fit(
     run = run or CallContext()
     loop = _Loop(recipe, folder, recipe.prepare(folder / "data"), device)
     loop.resume()
-    recipe.pretrain(folder / "data", on_step)
+    recipe.pretrain(folder / "data", device, on_step)
     while not loop.finished:
         run.check()
         loop.step()

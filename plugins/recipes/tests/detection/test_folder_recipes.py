@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from fovea.errors import Conflict, InvalidOption
+from fovea_recipes.detection import class_recipe
 from fovea_recipes.detection.class_recipe import ClassRecipe, EfficientNetLite0Recipe, FasterNetRecipe, PATNetRecipe
 from fovea_recipes.detection.hieraedgenet.data import KINDS
 from fovea_recipes.detection.hieraedgenet.recipe import HieraEdgeNetDemo, rotate_slides
@@ -157,6 +159,14 @@ def taught(request, folder, tmp_path_factory):
 def test_a_folder_of_classes_becomes_a_classifier(taught):
     assert {"top_1", "teacher_top_1", "recall.blue", "recall.red"} <= taught.manifest.metrics.keys()
     assert taught.manifest.data["names"] == "blue,red"
+
+
+def test_a_teacher_is_trained_where_its_student_is(folder, tmp_path, monkeypatch):
+    asked = Mock(side_effect=KeyError)
+    monkeypatch.setattr(class_recipe, "fit", asked)
+    with pytest.raises(KeyError):
+        fit(_small(PATNetRecipe, folder), tmp_path, device="cpu:0")
+    assert asked.call_args.kwargs["device"] == "cpu:0"
 
 
 def test_a_start_is_a_file_of_fitting_layers_and_the_manifest_keeps_only_its_name(teacher, tmp_path):
