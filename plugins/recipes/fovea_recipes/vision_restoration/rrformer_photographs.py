@@ -37,6 +37,8 @@ Picture = NDArray[np.uint8]
 
 HARM_DB = 0.5
 """A pair that loses more than this is harmed, dB."""
+CHOSEN_BY = 8
+"""One of so many photographs of the training side chooses the checkpoint, and is not trained on."""
 DARKEST = 16
 """Levels of 255 below which the best darkening is searched, with which the network is compared."""
 
@@ -55,12 +57,11 @@ class RRFormerPhotographs(FolderRecipe, name="rrformer", weights="rrformer-resto
     formulas: float = Field(0.3, ge=0, le=1, description="Share of pairs that are made by the paper's formulas.")
     edges: float = Field(0.5, ge=0, description="Weight of the L1 of differences between neighbours.")
     harm: float = Field(2.0, ge=0, description="Weight of what is worse than the picture as it came.")
-    test: int = Field(
-        120, ge=1, description="Held-out pairs that choose the checkpoint, and as many that are measured."
-    )
+    test: int = Field(120, ge=1, description="Pairs that choose the checkpoint, and as many that are measured.")
     longest: int = Field(1600, ge=128, description="Photographs are scaled down to this, pixels.")
 
     _train: list[list[Picture]] = PrivateAttr(default_factory=list)
+    _choose: list[list[Picture]] = PrivateAttr(default_factory=list)
     _out: list[list[Picture]] = PrivateAttr(default_factory=list)
     _count: int = PrivateAttr(0)
     _held: int = PrivateAttr(0)
@@ -85,15 +86,17 @@ class RRFormerPhotographs(FolderRecipe, name="rrformer", weights="rrformer-resto
         train, out = whole.take(np.flatnonzero(~aside)), whole.take(np.flatnonzero(aside))
         copies = near_copies(train.pictures, out.pictures)
         self._survey = Survey(len(train), len(out), whole.counts, (), problems, copies)
+        order, few = np.random.default_rng((self.seed, 2)).permutation(len(train)), len(train) // CHOSEN_BY
+        choose, train = train.take(np.sort(order[:few] if few else order)), train.take(np.sort(order[few:]))
         self._count, self._held = len(train), len(out)
-        self._train, self._out = (
+        self._train, self._choose, self._out = (
             [
                 [self._read(path) for path, label in zip(held.pictures, held.labels, strict=True) if label == source]
                 for source in np.unique(held.labels)
             ]
-            for held in (train, out)
+            for held in (train, choose, out)
         )
-        return f"train:{train.digest} held-out:{out.digest}"
+        return f"train:{train.digest} chosen-by:{choose.digest} held-out:{out.digest}"
 
     def _read(self, path: Path) -> Picture:
         image = Image.fromarray(read_picture(path))
@@ -144,23 +147,23 @@ class RRFormerPhotographs(FolderRecipe, name="rrformer", weights="rrformer-resto
         return total
 
     def score(self, network: nn.Module) -> float:
-        held = self._held_pairs(seed=11)
+        held = self._fixed_pairs(self._choose, seed=11)
         scores = score_pairs(restore_pairs(network, held.mixed), held)
         return scores["psnr_gain"] - 0.1 * max(0.0, 40 - scores.get("psnr_clean", 40.0))
 
     def measure(self, network: nn.Module) -> dict[str, float]:
-        held = self._held_pairs(seed=12)
+        held = self._fixed_pairs(self._out, seed=12)
         self._plain = int(held.plain.sum())
         restored = restore_pairs(network, held.mixed)
         gains = gain_pairs(restored, held)
         self._intervals = {"psnr_gain": mean_interval(gains)}
         worst = {"psnr_gain_worst": float(gains.min()), "harmed": float((gains < -HARM_DB).mean())}
-        levels = max(range(DARKEST), key=partial(gain_by_darkening, self._held_pairs(seed=11)))
+        levels = max(range(DARKEST), key=partial(gain_by_darkening, self._fixed_pairs(self._choose, seed=11)))
         darker = {"psnr_gain_darker": gain_by_darkening(held, levels), "darker_levels": float(levels)}
         return score_pairs(restored, held) | worst | darker
 
-    def _held_pairs(self, seed: int) -> ReflectionPairs:
-        return self._pairs(self._out, self.test, np.random.default_rng((self.seed, seed)), 0.15)
+    def _fixed_pairs(self, pools: list[list[Picture]], seed: int) -> ReflectionPairs:
+        return self._pairs(pools, self.test, np.random.default_rng((self.seed, seed)), 0.15)
 
     def facts(self) -> dict[str, str]:
         return {

@@ -89,7 +89,7 @@ def test_imported_weights_are_served_as_released(net, load_from, stored, tmp_pat
 
 
 def photographs(folder: Path) -> Path:
-    for seed in range(8):
+    for seed in range(14):
         noise(folder / ("indoors" if seed % 2 else "outdoors") / f"{seed}.png", seed, (120, 110))
     return folder
 
@@ -118,6 +118,10 @@ def test_a_folder_of_photographs_becomes_a_restorer(tmp_path):
     manifest = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
     assert {"psnr", "psnr_identity", "psnr_gain"} <= manifest.metrics.keys()
     assert manifest.bytes < 4_000_000
+    made._out.clear()
+    assert np.isfinite(made.score(made.network())), "held-out photographs choose nothing"
+    used = [{photo.tobytes() for pool in pools for photo in pool} for pools in (made._train, made._choose)]
+    assert [*map(len, used), len(used[0] & used[1])] == [8, 1, 0]
 
 
 SERVICES = Path(next(iter(services.__path__)))
