@@ -90,7 +90,8 @@ def test_a_run_binds_tensors_on_the_card_keeps_memory_of_one_shape_and_leaves_te
         assert np.array_equal(engine.run({"x": x})["y"], x)
     assert (card.sent, card.outputs) == ([("cuda:1", (2, 3)), ("cuda:1", (3, 3))], [("y", "cuda", 1)] * 3)
     assert engine.provider == "CUDAExecutionProvider"
-    assert dict(card.wanted)["CUDAExecutionProvider"]["device_id"] == 1
+    options = dict(card.wanted)["CUDAExecutionProvider"]
+    assert (options["device_id"], options["use_tf32"]) == (1, "0")
     monkeypatch.setattr(onnx_engine.OnnxEngine, "_run_on_gpu", lambda *_: pytest.fail("text on a card"))
     engine = OnnxEngine(identity("BYTES"), device="cuda")
     engine._session.run = lambda _, feeds: [feeds["x"]]
