@@ -177,6 +177,8 @@ def test_challenge_form_curves_and_map(client, held):
     row = answer.activitynet["results"]["v_1"][0]
     assert row["segment"] == [answer.proposals[0].start, answer.proposals[0].end]
     assert row["score"] == answer.proposals[0].score
+    picture = {**body, "include": [], "class_scores": [1], "class_names": ["two\nlines"]}
+    assert client.post("/v1/actions", json=picture, headers={"accept": "image/png"}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -196,6 +198,7 @@ def test_challenge_form_curves_and_map(client, held):
         ({"features": [[1.0] * 32] * 64, "class_scores": [1, 2], "class_names": ["a"]}, 422, "class_names"),
         ({"features": [[3e38, -3e38] * 16] * 64, "include": "curves"}, 422, "features"),
         ({"features": [[1.0] * 32] * 64, "class_scores": [1, 1e39]}, 422, "class_scores"),
+        ({"features": [[1.0] * 32] * 64, "class_scores": [2, -1]}, 422, "class_scores"),
     ],
 )
 def test_mistakes_are_named(client, body, status, field):

@@ -58,7 +58,7 @@ def _bars(pen: ImageDraw.ImageDraw, shown: list[Proposal], duration: float, top:
         colour = tuple(round(255 - (255 - c) * share) for c in (40, 90, 200))
         left, right = _x(proposal.start / duration), _x(proposal.end / duration)
         pen.rectangle((left, top, max(right, left + 2), top + BAR - 5), fill=colour)
-        text = " ".join(filter(None, (proposal.label, f"{proposal.score:.3f}")))
+        text = " ".join([*(proposal.label or "").split(), f"{proposal.score:.3f}"])  # in one line
         room = pen.textlength(text, font)
         pen.text((min(right + 4, WIDTH - room - 2), top), text, fill=_INK, font=font)
         top += BAR
