@@ -75,7 +75,7 @@ def read_choice(reply: ChatReply) -> float:
     if reply.first_logprobs:
         least = min(reply.first_logprobs.values())
         odds = [sum(math.exp(reply.first_logprobs.get(form, least)) for form in forms) for forms in FORMS]
-        return odds[0] / (odds[0] + odds[1])
+        return odds[0] / sum(odds) if any(odds) else 0.5  # endpoints say -9999 for none
     letter = re.match(r"\W*([AB]\b|[ab]\W*$)", reply.text)  # not of a word, such as Answer, Both or "a passage"
     return 0.5 if letter is None else float(letter[1] in "Aa")
 

@@ -129,6 +129,7 @@ def test_a_choice_of_neither_side_is_neither_right_nor_wrong(label):
 )
 def test_without_probabilities_only_a_letter_of_its_own_is_a_choice(text, wanted):
     assert comparisons.read_choice(ChatReply(text, "m", 1, {})) == wanted
+    assert comparisons.read_choice(ChatReply(text, "m", 1, {"The": 0.0, "It": -9999.0})) == 0.5
 
 
 def test_comparisons_are_drawn_from_large_pools_in_little_memory(monkeypatch):

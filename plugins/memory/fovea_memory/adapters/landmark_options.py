@@ -45,7 +45,7 @@ class LandmarkOptions(BaseModel, frozen=True, extra="forbid"):
             name = str(first["loc"][0])
             hint = f"Knobs are {', '.join(cls.model_fields)}."
             is_unknown = first["type"] == "extra_forbidden"
-            detail = f"A landmark model has no knob {name!r}." if is_unknown else f"{first['msg']}."
+            detail = f"A landmark model has no knob {name!r}." if is_unknown else f"{name}: {first['msg']}."
             raise InvalidOption(detail, hint=hint, field=f"longctx.{name}") from error
 
 
