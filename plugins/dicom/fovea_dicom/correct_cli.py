@@ -18,7 +18,7 @@ from fovea_dicom.segment_study import PACS, PATH, is_dicom, list_files
 def correct(
     segmentation: Annotated[Path, typer.Argument(metavar="SEGMENTATION", help="The *.seg.dcm to correct.")],
     corrected: Annotated[
-        list[Path], typer.Argument(metavar="MASK…", help="Edited PNGs, their folder, or a DICOM segmentation.")
+        list[Path], typer.Argument(metavar="MASK…", exists=True, help="Edited PNGs, their folder, or a DICOM SEG.")
     ],
     pictures: Annotated[
         str, typer.Option("--pictures", "-p", help="The study that was segmented: FILE, FOLDER or pacs:STUDY_UID.")

@@ -70,14 +70,14 @@ def _build_calls(sources: Sequence[str], params: Mapping[str, str], screen: Scre
 def list_files(source: str) -> list[tuple[str, Path]]:
     """Return the files of a folder and those below by their paths from there, in order; or the file itself.
 
-    Files whose names begin with a dot are left out: file managers write them. Of names in another encoding than UTF-8
-    letters become question marks.
+    Files whose names begin with a dot are left out: file managers write them. Bytes of names that are not UTF-8 are
+    escaped, so that no two names become one.
     """
     path = Path(source)
     files, top = [path], path.parent
     if path.is_dir():
         files, top = [one for one in path.rglob("*") if one.name[0] != "."], path
-    named = ((one.relative_to(top).as_posix().encode(errors="replace").decode(), one) for one in files)
+    named = ((one.relative_to(top).as_posix().encode(errors="backslashreplace").decode(), one) for one in files)
     return sorted((name, one) for name, one in named if one.is_file())
 
 

@@ -25,12 +25,14 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, url, tmp_pat
     (study / "readme.txt").write_text("no picture")
     (study / "empty.dcm").write_bytes(b"")
     (study / "cut.dcm").write_bytes(raw("MR_small.dcm")[:4000])
-    (study / os.fsdecode(b"M\xfcller.dcm")).write_bytes(raw("CT_small.dcm"))
+    for name in (b"M\xf6ller.dcm", b"M\xfcller.dcm"):
+        (study / os.fsdecode(name)).write_bytes(raw("CT_small.dcm"))
     code, out, err = fovea("segment", study, "-o", tmp_path / "out")
     assert code == 0, err
     assert "found in 2 of 2 frames" in out
     assert "mm²" in out
     skipped = ("IM1: SR without a picture", "readme.txt is not a DICOM file", "empty.dcm is empty", "skipped: cut.dcm:")
+    skipped += (r"M\udcfcller.dcm: the same object as M\udcf6ller.dcm",)
     assert [told for told in skipped if told not in err] == []
     films = [one for one in (tmp_path / "out").glob("*.json") if "series1/IM0" in one.read_text()]
     (facts,), (other,) = films, set((tmp_path / "out").glob("*.json")) - set(films)
@@ -55,6 +57,7 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, url, tmp_pat
     assert dcmread(tmp_path / "new" / f"{stem.name}.v2.seg.dcm").InstanceNumber == 2
     code, _, err = fovea("correct", "nope.seg.dcm", masks, "-p", study)
     assert (code, "There is no file 'nope.seg.dcm'" in err) == (4, True)
+    assert fovea("correct", f"{stem}.seg.dcm", tmp_path / "nowhere", "-p", study)[0] == 2
     code, _, err = fovea("segment", "pacs:1.2.3", "-o", tmp_path / "out")
     assert (code, "No PACS is configured" in err) == (3, True)
 
