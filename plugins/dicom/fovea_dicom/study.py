@@ -83,12 +83,8 @@ class StudySegmenter:
             done += frames
 
         for name, one in objects:
-            ids = [
-                "PatientID",
-                "StudyInstanceUID",
-                "SeriesInstanceUID",
-                *(["SOPInstanceUID"] if count_frames(one) > 1 else []),
-            ]
+            ids = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
+            ids += ["SOPInstanceUID"] if count_frames(one) > 1 else []
             key = tuple(str(one.get(name)) for name in ("Rows", "Columns", *ids))
             try:
                 await self._segment_object(name, one, groups.setdefault(key, _Series()), options, window, advance)

@@ -30,11 +30,6 @@ def perceptual_loss(tower: Tower, predicted: Tensor, target: Tensor) -> Tensor:
     return torch.stack([weight * F.l1_loss(found, level) for weight, found, level in pairs]).sum()
 
 
-def content_loss(tower: Tower, predicted: Tensor, target: Tensor) -> Tensor:
-    """Pixels, and a tenth of the perceptual loss."""
-    return pixel_loss(predicted, target) + 0.1 * perceptual_loss(tower, predicted, target)
-
-
 def adversarial_losses(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Losses of generator and discriminator (relativistic average GAN) from the discriminator's logits (n,) of both."""
     real, fake = target - predicted.mean(), predicted - target.mean()
