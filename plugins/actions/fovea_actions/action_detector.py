@@ -175,8 +175,7 @@ def _classes(matrices: dict[str, np.ndarray], request: ActionsIn, length: int) -
         detail = f"{len(request.class_names)} class names were given for {len(scores)} class scores."
         raise InvalidOption(detail, field="class_names")
     if scores.min() < 0:
-        detail = "class_scores are below 0: proposals' scores are multiplied by them."
-        raise InvalidOption(detail, hint="Send probabilities, not logits.", field="class_scores")
+        raise InvalidOption("class_scores are below 0.", hint="Send probabilities, not logits.", field="class_scores")
     return resample(scores, length) if scores.ndim == 2 else scores
 
 

@@ -61,8 +61,7 @@ def compare_passages(request: Request, body: PreferencesIn) -> PreferencesOut:
     run: CallContext = request.scope["fovea.run"]
     pairs = _pairs(body)
     if not pairs:
-        hint = "Give comparisons; or topics, passages and a reference with two of these passages for one query."
-        raise InvalidOption("There is nothing to compare.", hint=hint)
+        raise InvalidOption("There is nothing to compare.", hint="Give comparisons, or labels of two passages a topic.")
     options = body.model_dump(include={"template", "llm", "seed", "passage_chars"})
     preferences = compare_pairs(get_judge(request, None).client, pairs, run, **options)
     return PreferencesOut(

@@ -35,8 +35,8 @@ class _Skeletons(BmnDemo):
         if split not in self._data:
             mine = [each for each in self._known if (each.person in self.held_out) == (split == "test")]
             teachers = [each for each in self._known if each.person not in self.held_out]
-            count = {"train": self.train, "valid": 16, "test": 0}[split]
-            self._data[split] = windows(mine, teachers, count, self.length, len(self._names), self.seed)
+            count, seed = {"train": (self.train, self.seed), "valid": (16, self.seed + 1), "test": (0, 0)}[split]
+            self._data[split] = windows(mine, teachers, count, self.length, len(self._names), seed)
         return self._data[split]
 
     def facts(self) -> dict[str, str]:

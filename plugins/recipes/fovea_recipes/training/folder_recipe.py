@@ -81,11 +81,6 @@ class FolderRecipe(Recipe):
             self._digest = self.gather()
         return self._digest
 
-    @field_serializer("data")
-    def _name_folder(self, data: Path) -> str:
-        """A folder's name without its place: what is written down is read elsewhere."""
-        return data.name
-
     @field_serializer("start")
     def _name_start(self, start: str | None) -> str | None:
         return None if start is None else Path(start).stem

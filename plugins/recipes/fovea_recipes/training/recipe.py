@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
 from torch import Tensor, nn
 
 from fovea.errors import Fault, NotFound
@@ -118,6 +118,11 @@ class Recipe(_Knobs, ABC):
         super().__init_subclass__(**given)
         for name, value in facts.items():
             setattr(cls, name, value)
+
+    @field_serializer("data", "folder", "held_out", check_fields=False)
+    def _name_files(self, given: Any) -> Any:
+        """Files and folders without their places: what is written down is read elsewhere."""
+        return given.name if isinstance(given, Path) else given
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def test_a_short_fit_is_measured_beside_people_and_places(tmp_path):
     low, high = made.intervals()["nats_gain"]
     assert low <= measured["nats_gain"] <= high
     assert "2 held out" in made.facts()["data"]
+    assert str(tmp_path) not in made.model_dump_json()
 
 
 def test_the_target_is_unique_half_of_the_others_look_alike_and_paths_stop_at_it():
@@ -170,3 +171,5 @@ def test_a_short_fit_is_measured_with_intervals(kind, tmp_path):
     assert set(made.intervals()) == set(measured)
     assert all(0 <= low <= high <= 1 for low, high in made.intervals().values())
     assert "held-out windows of s03" in made.facts()["data"]
+    chosen_by, seen = ({window.tobytes() for window in made.videos(split).features} for split in ("valid", "train"))
+    assert not chosen_by & seen

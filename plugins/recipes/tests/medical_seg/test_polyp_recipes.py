@@ -92,6 +92,7 @@ def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch_
 ):
     recipe = PraNetFull(folder=folder, schedule=SOON, valid=0.2, **TINY)
     recipe.prepare(folder)
+    assert recipe.model_dump(mode="json")["folder"] == folder.name
     seen = [list(recipe.batches(step, np.random.default_rng(step))) for step in range(2)]
     assert [batch["image"].shape[-1] for batch in seen[0]] == [256, 352, 448]
     pictures = torch.cat([draw[1]["image"] for draw in seen])
