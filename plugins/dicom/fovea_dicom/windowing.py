@@ -43,7 +43,7 @@ def parse_window(text: str | None) -> GreyWindow | None:
     except ValueError as error:
         raise InvalidOption(f"The window {text[:40]!r} is not `center,width`.", field="window") from error
     if not (np.isfinite(center) and np.isfinite(width) and width > 0):
-        raise InvalidOption("The window's width must be above 0.", field="window")
+        raise InvalidOption("A window has finite numbers and a width above 0.", field="window")
     return GreyWindow(center, width)
 
 
