@@ -161,6 +161,8 @@ def test_ids_match_however_they_are_written_crowds_are_no_objects_and_names_of_w
     found = find_boxes(pictures)
     assert found.counts == {"cat": 2, "dog": 1}
     assert [(each.kind.split(",")[0], each.detail) for each in found.problems] == [("has labels of crowds", "label 4")]
+    (pictures / "person_keypoints.json").write_text(file.read_text())  # COCO has the boxes of its persons twice
+    assert find_boxes(pictures).counts == found.counts
 
 
 def test_no_labels_classes_beyond_the_names_and_xml_that_reads_other_files_are_refused(pictures):

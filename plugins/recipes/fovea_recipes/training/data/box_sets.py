@@ -162,12 +162,12 @@ def _voc_boxes(file: Path) -> list[tuple[Any, ...]]:
 def _coco(folder: Path, files: dict[Path, dict[str, Any]], names: Sequence[str]) -> BoxSet:
     kinds = [(len(kind["id"]), kind["id"], str(kind["name"])) for held in files.values() for kind in held["categories"]]
     known, pictures = tuple(names) or tuple(dict.fromkeys(name for *_, name in sorted(kinds))), list_pictures(folder)
-    found, problems = dict[Path, list[tuple[Any, ...]]](), list[FileProblem]()
+    found, problems = dict[Path, dict[tuple[Any, ...], None]](), list[FileProblem]()
     for file, held in files.items():
         called = {kind["id"]: str(kind["name"]) for kind in held["categories"]}
         places = dict(find_places(file, held["images"], pictures, problems))
         listed = {image["id"] for image in held["images"]}
-        found |= {path: found.get(path, []) for path, _ in places.values()}
+        found |= {path: found.get(path, {}) for path, _ in places.values()}
         for each in held["annotations"]:
             name, label = called.get(each["category_id"]), f"label {each.get('id', '?')}"
             try:
@@ -181,8 +181,8 @@ def _coco(folder: Path, files: dict[Path, dict[str, Any]], names: Sequence[str])
                 kind = "has labels of classes or pictures that it does not list, left out"
                 problems.append(FileProblem(file, kind, label))
             elif each["image_id"] in places:
-                found[places[each["image_id"]][0]].append((name, x, y, x + w, y + h))
-    return _named(known, dict(sorted(found.items())), problems)
+                found[places[each["image_id"]][0]][name, x, y, x + w, y + h] = None  # once: keypoints repeat instances
+    return _named(known, {path: [*boxes] for path, boxes in sorted(found.items())}, problems)
 
 
 def _yolo(folder: Path, files: Sequence[Path], names: Sequence[str]) -> BoxSet:
