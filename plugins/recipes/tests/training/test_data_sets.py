@@ -137,6 +137,9 @@ def test_outlines_of_yolo_are_boxed_and_other_lines_are_told_by_their_place(pict
     label.write_text("0 0.5 0.5 0.2 0.4\n1 0.5 0.5\n")
     with pytest.raises(InvalidOption, match=r"Line 2 of .*a\.txt"):
         find_boxes(pictures)
+    label.write_text("99999999 0.5 0.5 0.2 0.4\n")  # so many names would fill the memory
+    with pytest.raises(InvalidOption, match=r"Line 1 of .*a\.txt"):
+        find_boxes(pictures)
 
 
 def test_mistakes_in_coco_files_are_named_and_the_rest_is_used(pictures):

@@ -212,7 +212,7 @@ def _yolo_boxes(file: Path, height: int, width: int) -> list[tuple[float, ...]]:
 
 def _yolo_box(values: Sequence[float]) -> tuple[float, ...]:
     """Class and corners of a line: class, centre and size, perhaps a score; or class and the corners of an outline."""
-    if len(values) < 5 or values[0] < 0 or values[0] % 1 or (len(values) > 6 and len(values) % 2 == 0):
+    if len(values) < 5 or not 0 <= values[0] < 1e4 or values[0] % 1 or (len(values) > 6 and len(values) % 2 == 0):
         raise ValueError("it is neither a class with a box nor a class with an outline")
     if len(values) > 6:
         return (values[0], min(values[1::2]), min(values[2::2]), max(values[1::2]), max(values[2::2]))
