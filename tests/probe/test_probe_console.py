@@ -110,6 +110,7 @@ def test_an_experiment_is_a_notebook_that_runs_and_a_figure_is_csv_and_both_are_
     page.locator("#model").select_option("ablation")
     page.wait_for_url("**model=ablation*")
     notebook = json.loads(kept(page, "Notebook", "attention.ipynb"))
+    assert b"<h1>Attention" in kept(page, "Download the report", "attention.html")
     page.get_by_role("button", name="Copy permalink").click()
     page.wait_for_url("**model=attention*")
     assert "model=attention" in "".join(notebook["cells"][0]["source"])

@@ -3,6 +3,7 @@
 import json
 import re
 
+import httpx2
 import pytest
 
 from services.gateway.tests.browsing import (
@@ -307,6 +308,12 @@ def test_a_job_is_followed_through_a_break_of_the_connection(page, stage, see, c
     see(page.get_by_role("alert")).to_be_hidden()
     assert len(breaks) == 2
     complaints.clear()
+    stage.queue.last_step = 1
+    run_judge(page, as_job=True)
+    see(page.locator("[data-part=progress]")).to_contain_text("step 1 of 5")
+    httpx2.post(f"{stage.url}/v1/jobs/{next(reversed(stage.queue.jobs))}/cancel").raise_for_status()
+    stage.queue.last_step = 4
+    see(page.get_by_role("alert")).to_contain_text("The job was cancelled on another page")
 
 
 def test_of_two_choices_of_a_model_the_last_counts_with_its_example_and_failures_are_undone(

@@ -53,7 +53,7 @@ def test_jobs_are_searched_filtered_and_deleted_together_and_what_could_not_be_s
     page.get_by_role("button", name="Delete finished ones shown").click()
     alert = page.get_by_role("alert")
     see(alert).to_contain_text("Busy.")
-    with page.expect_response("**/v1/jobs"):
+    with page.expect_response("**/v1/jobs?limit=500"):
         pass
     page.wait_for_timeout(200)
     see(alert).to_contain_text("Busy.")
@@ -287,7 +287,7 @@ def test_the_time_that_a_job_takes_is_told_where_it_can_be_known_by_list_and_tra
         **facts, "id": "a", "status": "running", "progress": 0.25, "created": f"{began:%FT%TZ}",
         "started": f"{began:%FT%TZ}",
     }  # fmt: skip
-    page.route("**/v1/jobs", lambda route: route.fulfill(json={"jobs": [job]}))
+    page.route("**/v1/jobs?*", lambda route: route.fulfill(json={"jobs": [job]}))
     events = f"data: {json.dumps(job)}\n\n"
     page.route("**/v1/jobs/a/events", lambda route: route.fulfill(body=events, content_type="text/event-stream"))
     page.goto("/console/jobs")

@@ -6,10 +6,13 @@
 import { describeEta } from "./eta.js";
 import { FINAL, jobNote, jobs } from "./submit.js";
 import { CustomElement, partOf, putText } from "./custom_element.js";
-import { save } from "./save.js";
+import { endingOf, save } from "./save.js";
 import "./result_view.js";
 
 const POLL_INTERVAL_MS = 3000;
+
+/** Most jobs that the page shows, as many as the gateway lists at once. */
+const MOST = 500;
 
 export class Jobs extends CustomElement {
   connectedCallback() {
@@ -31,7 +34,7 @@ export class Jobs extends CustomElement {
 
   async refresh() {
     try {
-      const found = await jobs.list();
+      const found = await jobs.list(MOST);
       if (this.isUnreachable) this.showError(null); // what a button could not do stays told
       this.isUnreachable = false;
       this.draw(found);
@@ -52,7 +55,7 @@ export class Jobs extends CustomElement {
     while (list.children.length > found.length) list.lastElementChild.remove();
     this.show(found.length === 0, "nothing");
     const open = found.filter((job) => !FINAL.has(job.status)).length;
-    this.setText("count", found.length ? `${found.length} job${found.length === 1 ? "" : "s"}, ${open || "none"} running` : "");
+    this.setText("count", found.length ? `${found.length === MOST ? `${MOST} newest jobs` : `${found.length} job${found.length === 1 ? "" : "s"}`}, ${open || "none"} running` : "");
     this.show(found.length > 0, "filters");
     if (location.hash && !this.hasScrolled) {
       this.hasScrolled = true;
@@ -140,7 +143,7 @@ export class Jobs extends CustomElement {
     const { job } = button.closest("[data-job]").dataset;
     try {
       const blob = await (await jobs.result(job)).blob();
-      save(blob, `${job}.${blob.type.split(/[/;+]/)[1] ?? "bin"}`);
+      save(blob, `${job}.${endingOf(blob)}`);
     } catch (problem) {
       this.showError(problem);
     }

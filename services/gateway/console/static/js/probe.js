@@ -23,7 +23,7 @@ class Probe extends RunTask {
     this.on("click", "link", () => this.updatePermalink());
     this.on("click", "then", () => this.runNeedleGrid());
     this.on("click", "pin", () => this.attempt(() => this.pin()));
-    this.on("click", "notebook", () => this.attempt(async () => (await import("./notebook.js")).saveNotebook(this.part("answer").querySelector("h2")?.textContent ?? "Experiment", { model: this.experiment, ...this.spec }, new URL(this.permalink, location.href))));
+    this.on("click", "notebook", () => this.attempt(async () => (await import("./notebook.js")).saveNotebook(this.part("answer").querySelector("h2")?.textContent ?? "Experiment", { model: this.asked, ...this.spec }, new URL(this.permalink, location.href))));
     this.bench = new HeadBench(this);
     this.addEventListener("fovea-model", () => {
       this.part("as-job").checked = this.dataset.mode === "job";
@@ -56,7 +56,7 @@ class Probe extends RunTask {
     this.part("stage").prepend(this.part("fault"), this.part("progress"));
     const { path, json } = await this.describeRequest();
     const { model, ...spec } = json;
-    Object.assign(this, { spec, experiment: model });
+    Object.assign(this, { spec, asked: model });
     this.showReport(await this.fetchReport(json, this.runsAsJob, signal));
     this.storing = this.remember({ path, request: json, html: await this.answerBlob.text() });
     this.storing.catch(() => {});
@@ -84,7 +84,7 @@ class Probe extends RunTask {
   }
 
   async showStored({ id, request: { model, ...spec } = {}, html, answer }) {
-    Object.assign(this, { spec, experiment: model, storedId: id });
+    Object.assign(this, { spec, asked: model, storedId: id });
     fillForm(this.part("options"), spec);
     this.answerBlob = html ? new Blob([html], { type: "text/html" }) : new Blob([JSON.stringify(answer)], { type: "application/json" });
     if (html) return this.showReport(readReport(html));
@@ -131,7 +131,7 @@ class Probe extends RunTask {
 
   /** The address of the experiment whose report is shown, whatever the form says by now. */
   get permalink() {
-    return `/console/probe?${new URLSearchParams({ model: this.experiment, spec: JSON.stringify(this.spec) })}`;
+    return `/console/probe?${new URLSearchParams({ model: this.asked, spec: JSON.stringify(this.spec) })}`;
   }
 
   /** Put the permalink into the address, copy it, and say which of it was done. */

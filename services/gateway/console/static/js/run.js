@@ -3,7 +3,7 @@
 import { call } from "./gateway.js";
 import { selectedModel, fileControls, fillForm, readFiles, readValues } from "./form.js";
 import { RunForm } from "./run_form.js";
-import { save } from "./save.js";
+import { endingOf, save } from "./save.js";
 import "./result_view.js";
 
 export class RunTask extends RunForm {
@@ -12,7 +12,7 @@ export class RunTask extends RunForm {
   connectedCallback() {
     super.connectedCallback();
     this.example = {};
-    this.on("click", "download", () => save(this.answerBlob, `${selectedModel(this).replaceAll("/", "-")}.${this.answerBlob.type.includes("json") ? "json" : "bin"}`));
+    this.on("click", "download", () => save(this.answerBlob, `${this.asked.replaceAll("/", "-")}.${endingOf(this.answerBlob)}`));
     this.addEventListener("fovea-model", () => (this.example = {}));
   }
 
@@ -28,6 +28,7 @@ export class RunTask extends RunForm {
     if (answer === undefined) return;
     this.example = fillForm(this.part("options"), request ?? {});
     delete this.example.model;
+    this.asked = request?.model ?? selectedModel(this);
     this.answerBlob = new Blob([JSON.stringify(answer)], { type: "application/json" });
     this.part("answer").drawJson(answer);
     this.show(false, "nothing");
@@ -42,12 +43,12 @@ export class RunTask extends RunForm {
   async request(signal) {
     const { json, path } = await this.describeRequest();
     const response = await this.send(path, { json, signal });
-    this.answerBlob = await response.clone().blob();
+    Object.assign(this, { asked: json.model, answerBlob: await response.clone().blob() });
     await this.part("answer").draw(response);
-    await this.addPicture(json, signal);
     this.show(true, "download");
     const answer = this.answerBlob.type.includes("json") ? JSON.parse(await this.answerBlob.text()) : null;
     this.remember({ path, request: json, answer, file: fileControls(this)[0]?.files[0] }).catch(() => {});
+    await this.addPicture(json, signal);
   }
 
   /** Add the picture that the service draws of the answer, where the model can draw one. */

@@ -8,6 +8,11 @@ export function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
+const ENDINGS = { "text/plain": "txt", "image/svg+xml": "svg", "application/octet-stream": "bin" };
+
+/** The ending of a file's name, by its type. */
+export const endingOf = ({ type }) => ENDINGS[type.split(";")[0]] ?? type.match(/^[^;]*?([a-z\d]+)(;|$)/)?.[1] ?? "bin";
+
 export const saveJson = (value, name) => save(new Blob([JSON.stringify(value, null, 2)], { type: "application/json" }), name);
 
 /** Copy a text, also on a page that came without HTTPS, where browsers have no `navigator.clipboard`. */

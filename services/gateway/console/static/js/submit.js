@@ -13,8 +13,8 @@ const RESUME_MS = 1000;
 const REFUSALS = new Set([400, 401, 403, 404, 410, 422]);
 
 export const jobs = {
-  list: async () => {
-    const response = await call("/v1/jobs");
+  list: async (most = 50) => {
+    const response = await call(`/v1/jobs?limit=${most}`);
     noteServerTime(response.headers.get("date"));
     return (await response.json()).jobs;
   },
@@ -66,7 +66,7 @@ export async function submit(path, { asJob, onJob, signal, ...request }) {
   for await (job of jobs.follow(job.id, signal)) onJob?.(job);
   signal?.removeEventListener("abort", cancel);
   if (job.status === "failed") throw new Problem(job.error?.status ?? 500, job.error);
-  if (job.status === "cancelled") throw new DOMException("The job was cancelled.", "AbortError");
+  if (job.status === "cancelled") throw new Problem(0, { title: "Cancelled", detail: "The job was cancelled on another page, or by another program." });
   return jobs.result(job.id);
 }
 
