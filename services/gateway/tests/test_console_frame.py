@@ -1,6 +1,8 @@
 """The frame of the console in a real browser: navigation, palette, theme, outage, accessibility, what a page weighs."""
 
+import json
 import re
+import subprocess
 
 import httpx2
 import pytest
@@ -212,7 +214,7 @@ def test_models_are_searched_and_filtered_and_what_does_not_change_is_not_announ
     see(page.locator("[data-part=count]")).to_have_text("1 shown")
 
 
-def test_the_present_values_are_code_in_three_languages(page, stage, see):
+def test_the_present_values_are_code_in_three_languages(page, stage, see, tmp_path):
     page.goto("/console/run/judge")
     page.locator("#option-prompt").fill("It's near?")
     page.locator("#option-count").fill("7")
@@ -226,9 +228,12 @@ def test_the_present_values_are_code_in_three_languages(page, stage, see):
     exec(compile(python.replace("import httpx\n", "import httpx2 as httpx\n"), "snippet", "exec"), {})  # noqa: S102 - it is our own text
     assert (stage.stub.seen[sent]["prompt"], stage.stub.seen[sent]["count"]) == ("It's near?", 7)
     dialog.get_by_role("button", name="Close").click()
-    open_with_picture(page)
+    open_with_picture(page, "segment", {**PICTURE, "name": 'a, "b".jpg'})
     page.get_by_role("button", name="Use via API").click()
-    assert "-F 'image=@a.jpg'" in dialog.locator("code").first.inner_text()
+    curl = dialog.locator("code").first.inner_text()
+    (tmp_path / 'a, "b".jpg').write_bytes(PICTURE["buffer"])
+    ran = subprocess.run(["/bin/sh", "-c", curl], cwd=tmp_path, capture_output=True, check=True, timeout=30)
+    assert json.loads(ran.stdout)["area"] > 0
     page.keyboard.press("Escape")
     page.goto("/console/jobs")
     page.get_by_role("button", name="Use via API").click()

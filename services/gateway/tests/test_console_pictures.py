@@ -172,6 +172,13 @@ def test_a_report_and_matrices_of_a_job_are_shown_as_such(page, stage, see):
     row.get_by_role("button", name="Result").click()
     see(row.locator("h2")).to_have_text("Lens")
     assert kept(page, "Table 1 as CSV", "table-1.csv") == b"name,value,note\ntokens,57,\ncells,9,All\n"
+    for kind, ending in (
+        ("text/plain", "txt"),
+        ("application/vnd.coco+json", "json"),
+        ("text/html; charset=x", "html"),
+    ):
+        page.route(f"**/v1/jobs/{job}/result", lambda route, *, kind=kind: route.fulfill(content_type=kind))
+        kept(row, "Download", f"{job}.{ending}")
 
 
 def test_all_pictures_are_exported_together_without_what_was_rejected(page, see):
@@ -202,17 +209,23 @@ DROP = """(data) => {
   const folder = (...entries) => ({ isDirectory: true, createReader: () => list(entries) });
   const gone = { fullPath: "/road/gone.jpg", file: (done, fail) => fail(new DOMException("gone", "NotFoundError")) };
   const road = folder(gone, folder(leaf("/road/a/p.jpg")), folder(leaf("/road/b/p.jpg")));
-  const dataTransfer = { types: ["Files"], files: [], items: [{ webkitGetAsEntry: () => road }] };
+  const loose = new File([bytes], "loose.jpg");
+  const item = (entry) => ({ kind: "file", webkitGetAsEntry: () => entry, getAsFile: () => loose });
+  const items = bytes.length ? [item(road), item(leaf())] : [item(folder())];
+  const dataTransfer = { types: ["Files"], items };
   document.querySelector("fovea-drop").target.dispatchEvent(Object.assign(new Event("drop"), { dataTransfer }));
 }"""
 
 
 def test_pictures_of_one_name_in_a_dropped_folder_are_exported_with_their_folders_without_one_that_is_gone(page, see):
     page.goto("/console/segment")
+    page.evaluate(DROP, "")
+    see(page.get_by_role("alert")).to_contain_text("There is no image in what was dropped.")
     page.evaluate(DROP, base64.b64encode(PICTURE["buffer"]).decode())
     see(page.get_by_role("option", name="p.jpg, done")).to_have_count(2)
+    see(page.get_by_role("option", name="loose.jpg, done")).to_be_visible()
     coco = json.loads(kept(page, "All as COCO", "coco.json"))
-    assert [image["file_name"] for image in coco["images"]] == ["road/a/p.jpg", "road/b/p.jpg"]
+    assert [image["file_name"] for image in coco["images"]] == ["road/a/p.jpg", "road/b/p.jpg", "loose.jpg"]
     assert coco["annotations"][0]["id"] == 1
     assert b"\nroad/b/p.jpg," in kept(page, "All as CSV", "findings.csv")
     with zipfile.ZipFile(io.BytesIO(kept(page, "All as ZIP, with YOLO labels", "results.zip"))) as archive:
@@ -261,6 +274,11 @@ def test_two_models_on_one_picture_show_failures_and_their_difference_and_zoom_t
     see(verdict).not_to_contain_text("64.1 %")
     assert kept(page, "Table as CSV", "a.models.csv").decode().splitlines()[0] == "finding,disc,disc-large"
     check_page(page)
+    choose(page, _file("b.jpg"), _file("c.jpg"))
+    see(page.locator("[data-part=name]")).to_contain_text("b.jpg")
+    see(verdict).to_be_hidden()  # it is of the first
+    page.get_by_role("option", name="a.jpg, done").click()
+    see(verdict).to_be_visible()
 
 
 def test_the_error_of_a_picture_stays_while_others_run_and_is_shown_again(page, see, complaints):

@@ -27,7 +27,7 @@ class Study extends FolderForm {
     const frames = one.instances.flatMap((instance) => instance.frames);
     const found = frames.filter((frame) => !frame.empty);
     title.textContent = `Series ${one.series}`;
-    strip.src = `data:image/jpeg;base64,${one.strip}`;
+    if (one.strip) strip.src = `data:image/jpeg;base64,${one.strip}`;
     const areas = found.map((frame) => (frame.area_mm2 === null ? `${frame.area} px` : `${frame.area_mm2.toFixed(1)} mm²`));
     facts.textContent = found.length ? `Found in ${found.length} of ${frames.length} frames: ${areas.slice(0, 8).join(", ")}` : `Nothing found in ${frames.length} frames.`;
     warnings.textContent = [...new Set([...one.warnings, ...frames.flatMap((frame) => frame.warnings)])].join(" ");

@@ -47,7 +47,7 @@ function writeCurl({ method, url, key, fields, text }) {
   const lines = [`curl ${method === "POST" ? "" : `-X ${method} `}${quote(url)}`];
   if (key) lines.push(`-H 'Authorization: Bearer ${key}'`);
   if (text) lines.push("-H 'Content-Type: application/json'", `-d ${quote(text)}`);
-  for (const { name, file, value } of fields) lines.push(`-F ${quote(`${name}=${file === null ? value : `@${file}`}`)}`);
+  for (const { name, file, value } of fields) lines.push(file === null ? `--form-string ${quote(`${name}=${value}`)}` : `-F ${quote(`${name}=@${/[",;\\]/.test(file) ? `"${file.replace(/["\\]/g, "\\$&")}"` : file}`)}`);
   return lines.join(" \\\n  ");
 }
 

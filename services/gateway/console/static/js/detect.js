@@ -220,9 +220,10 @@ class Detect extends PicturePage {
     if (hasOwn) return this.attempt(async () => (await import("./export_one.js")).exportOne(this, this.current, media, `${this.stem}.${ending}`));
     const shown = groupByClass(this.detections).map(({ name }) => name).filter((name) => !this.hiddenClasses.has(name));
     const body = this.buildBody();
-    body.set("confidence", String(this.confidence));
+    const isNone = this.hiddenClasses.size > 0 && !shown.length; // without classes the service finds all
+    body.set("confidence", String(isNone ? 1 : this.confidence));
     body.set("labels", String(this.part("names").checked));
-    if (this.hiddenClasses.size) body.set("classes", JSON.stringify(shown));
+    if (this.hiddenClasses.size && !isNone) body.set("classes", JSON.stringify(shown));
     button.disabled = true;
     try {
       const response = await submit(this.dataset.path, { body, headers: { Accept: media } });

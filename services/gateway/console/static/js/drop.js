@@ -33,10 +33,11 @@ class Drop extends CustomElement {
     if (!event.dataTransfer.types.includes("Files")) return;
     event.stopPropagation();
     this.markDragging(event, false);
-    const { files } = event.dataTransfer;
     const takesOthers = this.closest("[data-addons]") !== null;
-    const entries = [...(event.dataTransfer.items ?? [])].map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry?.isDirectory);
-    this.dispatchFiles(entries.length ? (await Promise.all(entries.map((entry) => readFolder(entry, takesOthers)))).flat() : [...files]);
+    const items = [...event.dataTransfer.items].filter(({ kind }) => kind === "file").map((item) => ({ entry: item.webkitGetAsEntry?.(), file: item.getAsFile() }));
+    const found = await Promise.all(items.map(({ entry, file }) => (entry?.isDirectory ? readFolder(entry, takesOthers) : file)));
+    if (!found.flat().length) this.target.showError({ title: "No images", message: "There is no image in what was dropped." });
+    this.dispatchFiles(found.flat());
   }
 
   dispatchFiles(files) {

@@ -89,9 +89,11 @@ export class PicturePage extends RunForm {
     this.picture = null;
     this.clearAnswer();
     this.strip.draw();
+    this.show(this.comparison?.item === item, "comparison-result"); // that of another picture says nothing of this one
     const picture = await decodePicture(item.file);
     if (this.current !== item) return;
     this.picture = picture;
+    this.comparison?.redraw();
     if (picture) item.size = { width: picture.width, height: picture.height };
     this.showName();
     this.show(false, "drop", "result");

@@ -50,8 +50,21 @@ export class RunForm extends CustomElement {
     const found = await (run ? load(run) : loadJob(job));
     if (this.running) return; // something newer was started meanwhile
     if (found && found.answer === undefined && !found.html) this.showError({ title: "The result is a file", message: "Download it from the page Jobs." });
-    else if (found) await this.showStored(found);
+    else if (found) await this.showKept(found);
     else this.showError({ title: "This run is not here", message: "It was deleted, or it belongs to another browser.", hint: "Runs without an API key stay in the browser that started them." });
+  }
+
+  /** Show a run, and say if the history had no room for all of its answer, such as large pictures. */
+  async showKept(run) {
+    const whole = JSON.stringify(run.answer ?? null);
+    const kept = whole.replaceAll(/"… \d+ characters"/g, "null");
+    const cut = kept === whole ? null : Object.assign(new Error("The history keeps no pictures and texts of this size."), { title: "Not all of the result is here", hint: "Run it again to see the rest." });
+    try {
+      await this.showStored(cut ? { ...run, answer: JSON.parse(kept) } : run);
+    } catch (problem) {
+      throw cut ?? problem;
+    }
+    if (cut) throw cut;
   }
 
   /** Fill the form with the model's example. */
