@@ -39,10 +39,11 @@ class Chat extends RunForm {
     return this.part("composer");
   }
 
-  /** Enter sends, Escape stops, the up arrow in an empty field edits the last question. */
+  /** Enter sends, Escape stops or leaves a question as it was, the up arrow in an empty field edits the last question. */
   onKey(event) {
     const { key, shiftKey, isComposing } = event;
-    if (key === "Escape") this.running?.abort();
+    if (key === "Escape" && this.edited) this.leaveEdit();
+    else if (key === "Escape") this.running?.abort();
     else if (key === "ArrowUp" && !this.part("message").value) this.edit(this.conversation.path().findLast(({ role }) => role === "user"));
     else if (key === "Enter" && !shiftKey && !isComposing) this.run();
     else return;
@@ -57,7 +58,7 @@ class Chat extends RunForm {
   ask(text) {
     this.part("message").value = "";
     if (this.edited) this.conversation.leave(this.edited);
-    this.edited = null;
+    this.leaveEdit();
     this.conversation.add("user", { content: text });
     return this.answer();
   }
@@ -192,9 +193,12 @@ class Chat extends RunForm {
       conversation.choose(other);
     } else {
       conversation.drop(question);
-      this.part("message").value ||= question.content;
-      this.edited = conversation.siblings(question).at(-1) ?? null;
-      if (this.edited) conversation.choose(this.edited);
+      const before = conversation.siblings(question).at(-1);
+      if (before) {
+        this.edit(before);
+        conversation.choose(before);
+      }
+      if (before || !this.part("message").value) this.part("message").value = question.content;
     }
     this.turns.draw();
   }
@@ -220,8 +224,15 @@ class Chat extends RunForm {
   /** Edit a question: its text goes into the input, and sending it begins a branch. */
   edit(node) {
     if (!node) return;
+    if (!this.edited) this.draft = this.part("message").value;
     this.edited = node;
     Object.assign(this.part("message"), { value: node.content }).focus();
+  }
+
+  /** Edit no question any more; what was being written before comes back. */
+  leaveEdit() {
+    if (this.edited) this.part("message").value = this.draft;
+    this.edited = null;
   }
 
   choose(node) {
@@ -233,7 +244,7 @@ class Chat extends RunForm {
   clear() {
     this.running?.abort();
     this.conversation = new Conversation();
-    this.edited = null;
+    this.leaveEdit();
     this.heads?.close();
     this.turns.draw();
     this.showError(null);
