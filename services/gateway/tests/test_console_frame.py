@@ -3,10 +3,12 @@
 import json
 import re
 import subprocess
+from unittest.mock import AsyncMock
 
 import httpx2
 import pytest
 
+from fovea.errors import NotReady
 from services.gateway.tests.browsing import (
     MARKS,
     PICTURE,
@@ -145,6 +147,11 @@ def test_during_an_outage_cards_stay_and_pages_open_by_themselves(chromium, tmp_
         assert "`" not in page.locator("main").inner_text()
         stage.stub.down = False
         see(page.locator("#message")).to_be_visible(timeout=20_000)
+        refuse = AsyncMock(side_effect=NotReady("No outage, but this model loads."))
+        monkeypatch.setattr("services.gateway.console.gateway_client.InProcessClient.card", refuse)
+        page.goto("/console/chat")
+        page.wait_for_timeout(300)
+        assert refuse.call_count == 1  # it opens again after a while, not at once and without end
 
 
 def test_a_file_dropped_on_its_target_or_beside_it_is_taken_by_the_page_and_text_is_dragged_as_anywhere(page, see):

@@ -50,11 +50,10 @@ class Outage extends CustomElement {
   async check() {
     clearTimeout(this.timer);
     const state = await fetch("/readyz").then((answer) => answer.json()).catch(() => null);
-    const missing = state?.not_ready ?? [];
+    const [missing, wasAway] = [state?.not_ready ?? [], !this.hidden];
     this.showState(state, missing);
-    if (state && !missing.length) return this.recover();
-    this.timer = setTimeout(() => this.check(), CHECK_MS);
-    return undefined;
+    if (!state || missing.length) this.timer = setTimeout(() => this.check(), CHECK_MS);
+    else if ("problem" in this.dataset) this.timer = setTimeout(() => location.reload(), wasAway ? 0 : CHECK_MS); // what is not the outage's fault may last
   }
 
   showState(state, missing) {
@@ -63,10 +62,6 @@ class Outage extends CustomElement {
     const isShown = !state || missing.length > 0;
     if (isShown) this.setText("words", words);
     this.hidden = !isShown;
-  }
-
-  recover() {
-    if ("problem" in this.dataset) location.reload();
   }
 }
 
