@@ -107,9 +107,12 @@ def test_two_surveys_are_compared_on_a_map_where_there_is_one_in_a_table_and_as_
     (tmp_path / "wrong.json").write_text("[]")
     part.get_by_label("Earlier survey: file").set_input_files(tmp_path / "wrong.json")
     part.get_by_text("wrong.json is not a survey.").wait_for()
+    assert verdict.is_hidden()  # it was of the other file
     (tmp_path / "lost.json").write_text(json.dumps({"type": "FeatureCollection", "features": [lost]}))
     for side in surveys:
         part.get_by_label(f"{side.title()} survey: file").set_input_files(tmp_path / "lost.json")
+    for choice in ("", "file"):  # a file that was chosen is still there
+        part.get_by_label("Later survey", exact=True).select_option(choice)
     verdict.get_by_text("2 without a position are left out.").wait_for()
     assert part.locator("[data-part=map] svg").count() == 0
 

@@ -9,6 +9,9 @@ import { CustomElement } from "../../js/custom_element.js";
 
 const LEVELS = 4;
 
+/** Delete what may have expired by now. */
+const drop = (path) => call(path, { method: "DELETE" }).catch((problem) => problem.status === 404 || Promise.reject(problem));
+
 export class SessionMemory extends CustomElement {
   connectedCallback() {
     this.on("click", "session-open", () => this.attempt(() => this.openSession()));
@@ -63,7 +66,7 @@ export class SessionMemory extends CustomElement {
   }
 
   async deleteSession() {
-    await call(`/v1/sessions/${this.session.id}`, { method: "DELETE" });
+    await drop(`/v1/sessions/${this.session.id}`);
     this.showSession(null);
   }
 
@@ -103,7 +106,7 @@ export class SessionMemory extends CustomElement {
   }
 
   async deleteDocument() {
-    await call(`/v1/documents/${this.document.id}`, { method: "DELETE" });
+    await drop(`/v1/documents/${this.document.id}`);
     this.document = null;
     this.setText("document-state", "");
     this.showDocument(null);

@@ -23,7 +23,7 @@ class SurveyCompare extends CustomElement {
     this.surveys = {};
     for (const side of ["earlier", "later"]) {
       this.on("change", side, () => this.attempt(() => this.choose(side)));
-      this.on("change", `${side}-file`, (_, input) => this.attempt(() => this.readFile(side, input.files[0])));
+      this.on("change", `${side}-file`, () => this.attempt(() => this.choose(side)));
     }
     for (const name of ["radius", "state", "class"]) this.on("input", name, () => this.draw());
     this.on("click", "save", () => save(new Blob([writeCsv(this.shown.map(toRow))], { type: "text/csv" }), "surveys-compared.csv"));
@@ -44,23 +44,16 @@ class SurveyCompare extends CustomElement {
     }
   }
 
+  /** Use the survey that is chosen; until it is read there is nothing to compare. */
   async choose(side) {
-    this.showError(null);
-    const { value } = this.part(side);
+    const [{ value }, { files: [file] }] = [this.part(side), this.part(`${side}-file`)];
     this.show(value === FILE, `${side}-file-field`);
-    this.surveys[side] = value && value !== FILE ? readSurvey((await load(value))?.answer) : null;
-    this.draw();
-  }
-
-  async readFile(side, file) {
     this.showError(null);
     this.surveys[side] = null;
-    if (!file) return;
-    try {
-      this.surveys[side] = readSurvey(JSON.parse(await file.text()));
-    } catch {
-      throw Object.assign(new Error(`${file.name} is not a survey.`), { title: "Bad input", hint: "Choose survey.json or survey.geojson, as the downloads above or fovea survey write them." });
-    }
+    this.draw();
+    const survey = value === FILE ? await readFile(file) : value && readSurvey((await load(value))?.answer);
+    if (this.part(side).value !== value || this.part(`${side}-file`).files[0] !== file) return; // another one was chosen meanwhile
+    this.surveys[side] = survey;
     this.draw();
   }
 
@@ -92,6 +85,14 @@ class SurveyCompare extends CustomElement {
   /** Mark a change on the map and in the table. */
   mark(number) {
     for (const node of this.querySelectorAll("[data-change]")) node.toggleAttribute("data-marked", node.dataset.change === number);
+  }
+}
+
+async function readFile(file) {
+  try {
+    return file && readSurvey(JSON.parse(await file.text()));
+  } catch {
+    throw Object.assign(new Error(`${file.name} is not a survey.`), { title: "Bad input", hint: "Choose survey.json or survey.geojson, as the downloads above or fovea survey write them." });
   }
 }
 
