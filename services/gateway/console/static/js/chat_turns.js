@@ -7,6 +7,7 @@ import { copyText } from "./save.js";
 
 const DRAW_MS = 80;
 const WAIT_MS = 1000;
+const COPIED_MS = 3000;
 
 export class ChatTurns {
   constructor(chat) {
@@ -144,16 +145,18 @@ export class ChatTurns {
     const siblings = conversation.siblings(node);
     const step = { previous: -1, next: 1 }[button.dataset.turn];
     if (step) this.chat.choose(siblings[(siblings.indexOf(node) + step + siblings.length) % siblings.length]);
-    else if (button.dataset.turn === "copy") await this.copy(node, turn, button);
+    else if (button.dataset.turn === "copy") await this.chat.attempt(() => this.copy(node, turn));
     else if (button.dataset.turn === "edit") this.chat.edit(node);
     else if (button.dataset.turn === "retry") this.chat.retry(node);
     else this.chat.answer(node);
   }
 
-  async copy(node, turn, button) {
+  async copy(node, turn) {
     const column = [...turn.parentElement.children].indexOf(turn);
     await copyText(node.content ?? node.contents[turn.parentElement === this.part ? 0 : column]);
-    button.setAttribute("aria-label", "Copied");
+    const note = partOf(turn, "wait");
+    note.textContent = "Copied.";
+    setTimeout(() => note.textContent === "Copied." && (note.textContent = ""), COPIED_MS);
   }
 
   /** Scroll to the end, unless the reader has scrolled away from it. */

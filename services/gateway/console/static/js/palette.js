@@ -1,4 +1,4 @@
-/** The palette (Ctrl K): finds pages, models, runs and jobs by their words. */
+/** The palette (Ctrl K): finds pages, models and runs by their words. */
 
 import { createNode, partOf } from "./custom_element.js";
 import { call } from "./gateway.js";
