@@ -4,12 +4,13 @@ So the console shows what its reader may see, and knows nothing about how the ga
 """
 
 from typing import Any
+from urllib.parse import quote
 
 from starlette.requests import Request
 
 from fovea.api.model import ModelEntry, ModelList
 from fovea.error_responses import parse_error
-from fovea.errors import DeadlineExceeded, Fault, FoveaError, NotFound, NotReady
+from fovea.errors import DeadlineExceeded, FoveaError, NotFound, NotReady
 from services.gateway.http.in_process import send_in_process
 
 _DEADLINE_S = 4.0
@@ -42,13 +43,13 @@ class InProcessClient:
         Raises NotFound: there is no such model; NotReady: its service does not answer, and no card is known.
         """
         try:
-            card = await self._get(request, f"/v1/models/{name}")
+            card = await self._get(request, f"/v1/models/{quote(name)}")
         except FoveaError as error:
             if error.status not in {502, 503, 504} or name not in self._cards:
                 raise
             return {**self._cards[name], "ready": False}
-        if not isinstance(card, dict):
-            raise Fault("The model's card is not an object.")
+        if not isinstance(card, dict) or "task" not in card:  # of another route, such as that of a model's example
+            raise NotFound(f"There is no model {name!r}.", hint="Choose one from the page Models.")
         if parent := card.get("parent"):  # an adapter, which is its tenant's own, takes the requests of its model
             return {**await self.card(request, parent), **card}
         self._cards[name] = card

@@ -203,8 +203,9 @@ class Console:
     def _render_plugin(self, slug: str, page: Page) -> _Handler:
         async def handle(request: Request) -> Response:
             facts = await page.fetch(self._client, request)
-            shown = {"page": slug, "extensions": [(slug, page)]}
-            return self._render(f"{slug}/{page.template}", request, **{**facts, **shown})
+            return self._render(
+                f"{slug}/{page.template}", request, **{**facts, "page": slug, "extensions": [(slug, page)]}
+            )
 
         return handle
 

@@ -131,11 +131,11 @@ def test_home_shows_each_model_with_our_number_and_the_papers_and_unknown_ones_a
     assert text.count("Not ready") == 1
     assert "No model does this" in site.get("/console/run/paint").text
     assert "<script" not in re.sub(r"<script type=.module. src=[^>]+>", "", site.get("/console/run/%3Cscript%3E").text)
-    answer = site.get("/console/models/nope")
-    assert answer.status_code == 404
-    assert answer.headers["content-type"].startswith("text/html")
-    assert "nope" in answer.text
-    assert "All models" in answer.text
+    for place in ("nope", "disc/example", "%00", "disc%3Fx=1", "%2e%2e%2fjobs", "%2e%2e%2f%2e%2e%2freadyz"):
+        answer = site.get(f"/console/models/{place}")
+        assert answer.status_code == 404, place
+        assert answer.headers["content-type"].startswith("text/html")
+        assert "All models" in answer.text
 
 
 def test_the_model_of_the_address_is_chosen_or_the_first_that_is_ready_and_the_chat_has_the_vectors_of_its_model(site):

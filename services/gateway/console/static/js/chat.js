@@ -186,19 +186,11 @@ class Chat extends RunForm {
   giveBack(node) {
     const { conversation } = this;
     const question = conversation.find(node.parent);
-    conversation.drop(node);
-    const other = conversation.nodes.findLast(({ parent }) => parent === question.id);
-    if (other) {
-      this.again = () => this.retry(other);
-      conversation.choose(other);
-    } else {
-      conversation.drop(question);
-      const before = conversation.siblings(question).at(-1);
-      if (before) {
-        this.edit(before);
-        conversation.choose(before);
-      }
-      if (before || !this.part("message").value) this.part("message").value = question.content;
+    const other = conversation.undo(node);
+    if (other) this.again = () => this.retry(other);
+    else {
+      const before = conversation.undo(question);
+      if (before || !this.part("message").value) this.edit(before, question.content);
     }
     this.turns.draw();
   }
@@ -222,11 +214,11 @@ class Chat extends RunForm {
   }
 
   /** Edit a question: its text goes into the input, and sending it begins a branch. */
-  edit(node) {
-    if (!node) return;
+  edit(node, text = node?.content) {
+    if (text === undefined) return;
     if (!this.edited) this.draft = this.part("message").value;
     this.edited = node;
-    Object.assign(this.part("message"), { value: node.content }).focus();
+    Object.assign(this.part("message"), { value: text }).focus();
   }
 
   /** Edit no question any more; what was being written before comes back. */

@@ -48,10 +48,13 @@ export class Conversation {
     this.leaf = node.parent;
   }
 
-  /** Remove the present turn, which led to nothing. */
-  drop(node) {
+  /** Remove the present turn, which led to nothing; the newest in its place is the present one then, and is returned. */
+  undo(node) {
     this.nodes = this.nodes.filter(({ id }) => id !== node.id);
     this.leaf = node.parent;
+    const other = this.siblings(node).at(-1);
+    if (other) this.choose(other);
+    return other;
   }
 
   /** Messages of the path for a request; `column` says whose answers of two go on. */
