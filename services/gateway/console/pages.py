@@ -202,10 +202,8 @@ class Console:
 
     def _render_plugin(self, slug: str, page: Page) -> _Handler:
         async def handle(request: Request) -> Response:
-            facts = await page.fetch(self._client, request)
-            return self._render(
-                f"{slug}/{page.template}", request, **{**facts, "page": slug, "extensions": [(slug, page)]}
-            )
+            facts = {**await page.fetch(self._client, request), "page": slug, "extensions": [(slug, page)]}
+            return self._render(f"{slug}/{page.template}", request, **facts)
 
         return handle
 

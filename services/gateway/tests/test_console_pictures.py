@@ -172,11 +172,7 @@ def test_a_report_and_matrices_of_a_job_are_shown_as_such(page, stage, see):
     row.get_by_role("button", name="Result").click()
     see(row.locator("h2")).to_have_text("Lens")
     assert kept(page, "Table 1 as CSV", "table-1.csv") == b"name,value,note\ntokens,57,\ncells,9,All\n"
-    for kind, ending in (
-        ("text/plain", "txt"),
-        ("application/vnd.coco+json", "json"),
-        ("text/html; charset=x", "html"),
-    ):
+    for kind, ending in {"text/plain": "txt", "image/svg+xml": "svg", "text/html; charset=x": "html"}.items():
         page.route(f"**/v1/jobs/{job}/result", lambda route, *, kind=kind: route.fulfill(content_type=kind))
         kept(row, "Download", f"{job}.{ending}")
 
@@ -211,8 +207,7 @@ DROP = """(data) => {
   const road = folder(gone, folder(leaf("/road/a/p.jpg")), folder(leaf("/road/b/p.jpg")));
   const loose = new File([bytes], "loose.jpg");
   const item = (entry) => ({ kind: "file", webkitGetAsEntry: () => entry, getAsFile: () => loose });
-  const items = bytes.length ? [item(road), item(leaf())] : [item(folder())];
-  const dataTransfer = { types: ["Files"], items };
+  const dataTransfer = { types: ["Files"], items: bytes.length ? [item(road), item(leaf())] : [item(folder())] };
   document.querySelector("fovea-drop").target.dispatchEvent(Object.assign(new Event("drop"), { dataTransfer }));
 }"""
 
@@ -275,10 +270,7 @@ def test_two_models_on_one_picture_show_failures_and_their_difference_and_zoom_t
     assert kept(page, "Table as CSV", "a.models.csv").decode().splitlines()[0] == "finding,disc,disc-large"
     check_page(page)
     choose(page, _file("b.jpg"), _file("c.jpg"))
-    see(page.locator("[data-part=name]")).to_contain_text("b.jpg")
     see(verdict).to_be_hidden()  # it is of the first
-    page.get_by_role("option", name="a.jpg, done").click()
-    see(verdict).to_be_visible()
 
 
 def test_the_error_of_a_picture_stays_while_others_run_and_is_shown_again(page, see, complaints):
