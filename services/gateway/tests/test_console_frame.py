@@ -188,7 +188,7 @@ def test_the_job_tray_follows_jobs_on_every_page_and_the_focus_stays_in_it(page,
     link = page.locator("#tray a[href*=job-]").first
     link.focus()
     for _ in range(2):
-        page.wait_for_event("requestfinished", lambda request: request.url.endswith("/v1/jobs"))
+        page.wait_for_event("requestfinished", lambda request: request.url.endswith("/v1/jobs?limit=50"))
     page.wait_for_timeout(200)
     see(link).to_be_focused()
     stage.queue.last_step = 4
