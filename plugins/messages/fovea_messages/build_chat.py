@@ -96,7 +96,7 @@ def _read_tool(tool: ToolDefinition, index: int) -> dict[str, Any]:
     if tool.type not in {None, "custom"}:
         detail = f"tools.{index} is of type {tool.type!r}; only tools that the caller runs are served."
         raise InvalidOption(detail, hint="Describe it by name and input_schema.", field=f"tools.{index}.type")
-    function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+    function = {"parameters": tool.input_schema, **tool.model_dump(include={"name", "description", "strict"})}
     return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
 
 

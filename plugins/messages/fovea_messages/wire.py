@@ -56,6 +56,7 @@ class ToolDefinition(BaseModel, extra="allow"):
     name: str
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    strict: bool | None = Field(None, description="Refuse keywords of the schema that can't be enforced.")
 
 
 class ToolChoice(BaseModel, extra="allow"):

@@ -155,6 +155,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "BadRequestError", "input_schema"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "BadRequestError", "none of the tools"),
         ({"tools": [TOOL | {"name": "a b"}]}, "BadRequestError", r"tools\.0\.name: "),
+        ({"tools": [TOOL | {"input_schema": {"not": {}}, "strict": True}]}, "BadRequestError", 'keys: ."not"'),
         ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, "BadRequestError", "disable_parallel"),
         ({"messages": [{"role": "user", "content": "x" * 2000}]}, "BadRequestError", "context"),
         ({"stop_sequences": ["a"] * 17}, "BadRequestError", "stop_sequences"),
