@@ -21,6 +21,11 @@ from services.gateway.routes.dependencies import get_context, read_json
 VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """Versions of the protocol that are spoken, the newest first."""
 
+_BATCHING = "2025-03-26"
+"""The version that has batches, and whose clients send no header."""
+
+MAX_BATCH = 64
+
 _NO_METHOD, _BAD_PARAMS, _BAD_REQUEST = -32601, -32602, -32600
 
 
@@ -48,20 +53,28 @@ class _RpcError(Exception):
 @router.post("/v1/mcp", openapi_extra=_BODY)
 async def call_mcp(request: Request) -> Response:
     """Model Context Protocol (Streamable HTTP): the platform's tasks as tools."""
-    message = await read_json(request)
-    if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
-        return _answer(None, error=_RpcError(_BAD_REQUEST, "A message is a JSON-RPC 2.0 object."), status=400)
-    spoken = request.headers.get("mcp-protocol-version", VERSIONS[0])
+    message, ctx = await read_json(request), get_context(request)
+    spoken = request.headers.get("mcp-protocol-version", _BATCHING)
+    is_batch = isinstance(message, list) and spoken == _BATCHING and 1 <= len(message) <= MAX_BATCH
+    messages = message if is_batch else [message]
+    if not all(isinstance(one, dict) and one.get("jsonrpc") == "2.0" for one in messages):
+        detail = f"A message is a JSON-RPC 2.0 object; in version {_BATCHING} also a list of 1 to {MAX_BATCH}."
+        return Response(_answer(None, error=_RpcError(_BAD_REQUEST, detail)), 400, media_type="application/json")
     if spoken not in VERSIONS and message.get("method") != "initialize":
         refused = _RpcError(_BAD_REQUEST, f"MCP-Protocol-Version {spoken[:40]!r} is none of {', '.join(VERSIONS)}.")
-        return _answer(message.get("id"), error=refused, status=400)
-    if "id" not in message:
-        return Response(status_code=202)  # a notification, or an answer to nothing that was asked
-    params = message.get("params") or {}
-    if not isinstance(params, dict):
-        return _answer(message["id"], error=_RpcError(_BAD_PARAMS, "params is an object."))
+        return Response(_answer(message.get("id"), error=refused), 400, media_type="application/json")
+    if is_batch:
+        await request.app.state.gateway.limits.count_many(ctx.caller, len(messages) - 1)
+    async with DisconnectGuard(ctx):  # an assistant that hangs up stops its tool
+        # What has no id is a notification, or an answer to nothing that was asked.
+        answers = [await _answer_message(one, request) for one in messages if "id" in one]
+    body = b"[%b]" % b",".join(answers) if is_batch else b"".join(answers)
+    return Response(body, media_type="application/json") if answers else Response(status_code=202)
+
+
+async def _answer_message(message: Mapping[str, Any], request: Request) -> bytes:
     try:
-        return _answer(message["id"], await _dispatch(str(message.get("method")), params, request))
+        return _answer(message["id"], await _dispatch(str(message.get("method")), message.get("params") or {}, request))
     except _RpcError as error:
         return _answer(message["id"], error=error)
 
@@ -73,8 +86,10 @@ async def refuse_stream() -> Response:
     return Response(status_code=405, headers={"allow": "POST"})
 
 
-async def _dispatch(method: str, params: Mapping[str, Any], request: Request) -> bytes:
+async def _dispatch(method: str, params: Any, request: Request) -> bytes:
     """Run a method; returns its result as JSON."""
+    if not isinstance(params, dict):
+        raise _RpcError(_BAD_PARAMS, "params is an object.")
     match method:
         case "initialize":
             return _encode(_initialize(params))
@@ -120,17 +135,15 @@ async def _call_tool(params: Mapping[str, Any], request: Request) -> dict[str, A
         path, body = f"{path}/{quote(str(arguments.get('id')), safe='', errors='replace')}/result", None
     ctx = get_context(request)
     await request.app.state.gateway.limits.count_many(ctx.caller, -1)  # the tool's own request is counted instead
-    async with DisconnectGuard(ctx):  # an assistant that hangs up stops its tool
-        answer = await send_in_process(request, path, body)
+    answer = await send_in_process(request, path, body, deadline_s=max(ctx.left_s, 0.001))
     return {"content": [{"type": "text", "text": answer.text}], "isError": answer.is_error}
 
 
-def _answer(message_id: Any, result: bytes = b"", *, error: _RpcError | None = None, status: int = 200) -> Response:
+def _answer(message_id: Any, result: bytes = b"", *, error: _RpcError | None = None) -> bytes:
     member = b'"result":' + result
     if error is not None:
         member = b'"error":' + _encode({"code": error.code, "message": str(error)})
-    body = b'{"jsonrpc":"2.0","id":%b,%b}' % (json.dumps(message_id).encode(), member)
-    return Response(body, status, media_type="application/json")
+    return b'{"jsonrpc":"2.0","id":%b,%b}' % (json.dumps(message_id).encode(), member)
 
 
 def _encode(value: Any) -> bytes:

@@ -69,9 +69,9 @@ async def open_scene(gateway, toy, **facts):
 async def scene(gateway, toy):
     scene = await open_scene(gateway, toy)
 
-    async def ask(method, params):
+    async def ask(method, params, **headers):
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        return (await scene.client.post("/v1/mcp", json=body)).json()
+        return (await scene.client.post("/v1/mcp", json=body, headers=headers)).json()
 
     scene.ask = ask
     return scene
@@ -87,8 +87,9 @@ async def test_tasks_are_tools_with_whole_schemas_which_are_run_and_whose_errors
         assert tool["inputSchema"]["type"] == "object"
         assert tool["inputSchema"]["$defs"]["Pair"]["properties"]["next"] == {"$ref": "#/$defs/Pair"}
     params = {"name": "chat", "arguments": {"messages": "hi", "stream": True}}
-    result = (await scene.ask("tools/call", params))["result"]
+    result = (await scene.ask("tools/call", params, **{"x-fovea-deadline-ms": "5000"}))["result"]
     assert result["isError"] is False
+    assert 0 < int(scene.upstream.seen[-1]["headers"]["x-fovea-deadline-ms"]) <= 5000
     assert json.loads(result["content"][0]["text"]) == {"messages": "hi", "stream": False}
     assert scene.upstream.seen[-1]["path"] == "/v1/chat/completions"
     assert (await scene.ask("tools/list", {}))["result"]["tools"] == list(tools.values())
@@ -110,6 +111,11 @@ async def test_a_call_of_a_tool_counts_once_against_its_key_also_of_one_that_it_
         results = [answer.json()["result"] for answer in answers[:3]]
         assert [result["isError"] for result in results] == [is_error] * 3
         assert ("jobs" in results[0]["content"][0]["text"]) is is_error
+        headers = {"x-api-key": ring.add("bob", ("infer",), rate_per_minute=3)[1]}
+        batches = ([body] * 4, [body, {"jsonrpc": "2.0", "method": "notifications/x"}], [body])
+        answers = [await scene.client.post("/v1/mcp", json=batch, headers=headers) for batch in batches]
+        assert [answer.status_code for answer in answers] == [429, 200, 429], "a refused batch counts once"
+        assert [each["result"]["isError"] for each in answers[1].json()] == [is_error]
 
 
 async def test_a_job_that_a_tool_began_is_fetched_by_the_tool_job(gateway, toy):
@@ -146,6 +152,9 @@ def test_what_is_not_there_is_a_json_rpc_error_and_what_is_no_message_400(stage)
     wrong = (("tools/call", {"name": "nothing"}), ("resources/list", {}), ("tools/list", [1]))
     codes = [call(stage.url, *each).json()["error"]["code"] for each in wrong]
     assert codes == [-32602, -32601, -32602]
-    for content in (b"", b"{", b"[]", b'{"jsonrpc": "1.0"}'):
+    ping = {"jsonrpc": "2.0", "method": "ping"}
+    for headers, status in (({}, 202), ({"mcp-protocol-version": "2025-06-18"}, 400)):
+        assert httpx2.post(f"{stage.url}/v1/mcp", json=[ping], headers=headers).status_code == status
+    for content in (b"", b"{", b"[]", b"[1]", b'{"jsonrpc": "1.0"}'):
         answer = httpx2.post(f"{stage.url}/v1/mcp", content=content, headers={"content-type": "application/json"})
         assert answer.status_code == 400, content
