@@ -154,9 +154,7 @@ def _check_size(head: Tensor, size: Any, left: int | None) -> None:
 def _from_json(head: Tensor) -> np.ndarray:
     if head.data is None:
         raise Malformed(f"Tensor {head.name!r} has neither `data` nor `binary_data_size`.", field=head.name)
-    values: list[Any] = head.data
-    if list in map(type, values):
-        values = _flatten(head)
+    values = _flatten(head) if list in map(type, head.data) else head.data
     return from_values(head.name, head.datatype, head.shape, values)
 
 

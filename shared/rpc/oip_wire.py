@@ -2,15 +2,17 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import ConfigDict, FailFast, Field
+
+from fovea.api.sampling import NullIsAbsent
 
 Parameters = dict[str, Any]
 """Open by definition; what is read is checked where it is read."""
 
 
-class _Wire(BaseModel):
+class _Wire(NullIsAbsent):
     # Lists fail at their first bad element: a list of a million bad ones must not make a million errors.
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="ignore")
 
 
 class Tensor(_Wire):

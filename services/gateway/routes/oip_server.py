@@ -85,7 +85,7 @@ async def index(request: Request) -> list[dict[str, str]]:
 
 def _check_only_ready(document: object) -> bool:
     """Check the body of an index request; clients send an object or nothing."""
-    only = document.get("ready", False) if isinstance(document, dict) else None
-    if not isinstance(only, bool):
+    only = document.get("ready") if isinstance(document, dict) else "no object"
+    if not isinstance(only, bool | None):
         raise Malformed("The body must be an object whose `ready` is true or false.", field="ready")
-    return only
+    return bool(only)

@@ -151,7 +151,7 @@ def test_outputs_travel_as_they_are_asked_for_and_all_as_json_when_none_is_named
     forms = [(o["name"], "data" in o, "parameters" in o) for o in head["outputs"]]
     assert forms == [("a", True, False), ("b", False, True)]
     assert list(decode_json(body)) == ["a", "b"]
-    call = decode(request(GOOD))
+    call = decode(request(GOOD | {"parameters": None}, id=None, parameters=None, outputs=None))
     body = oip_json.encode_answer(build_answer(call, {"a": np.float32([2]), "b": np.array([b"t"], object)}, "1"), call)
     assert body.header_length is None
     assert [o["data"] for o in json.loads(body.join())["outputs"]] == [[2.0], ["t"]]
