@@ -17,8 +17,8 @@ class FileObject(BaseModel):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
-    filename: str
-    purpose: str
+    filename: ShortText
+    purpose: ShortText
     status: Literal["processed"] = "processed"
 
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from fovea.api.batches import Batch, BatchCounts, BatchList, BatchRequest
 from fovea.api.job import FINAL
-from fovea.errors import Conflict, FoveaError, NotFound
+from fovea.errors import Conflict, Fault, FoveaError, NotFound
 from services.gateway.batches.batch_file import BatchLine, parse_lines, write_answer, write_failure
 from services.gateway.batches.batch_records import BatchEntry, BatchLineOut, BatchRecord, BatchRecords, Lines
 from services.gateway.batches.file_store import FileStore, find_page
@@ -190,5 +190,5 @@ async def _read_line(
         return BatchLineOut(line=line.decode(), has_failed=result.status >= 400)
     except NotFound:
         return fail("batch_expired", "The answer was forgotten before it was fetched.")
-    except Conflict as error:
+    except (Conflict, Fault) as error:  # a Fault: the stored answer is gone
         return fail(error.code, error.detail)

@@ -15,6 +15,7 @@ from uuid import uuid4
 from fovea.api.batches import FileObject
 from fovea.errors import NotFound, QueueFull, RateLimited
 from shared.storage import ObjectStore
+from shared.validation_errors import parse_fields
 
 MAX_FILES = 1000
 """Files of one tenant."""
@@ -47,8 +48,15 @@ class FileStore:
         return self.put(tenant, f"file-{uuid4().hex}", name, purpose, data)
 
     def put(self, tenant: str, file_id: str, name: str, purpose: str, data: bytes) -> FileObject:
-        """Store a file under an id, also beyond the quota: answers that there are must not be lost."""
-        file = FileObject(id=file_id, bytes=len(data), created_at=int(time.time()), filename=name, purpose=purpose)
+        """Store a file, also beyond the quota: no answer must be lost. Raises InvalidOption: its name is no Unicode."""
+        facts = {
+            "id": file_id,
+            "bytes": len(data),
+            "created_at": int(time.time()),
+            "filename": name,
+            "purpose": purpose,
+        }
+        file = parse_fields(FileObject, facts)
         objects = self._of(tenant)
         objects.put(f"{file_id}.data", data)
         try:

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from fovea.api.batches import Batch, BatchList, BatchRequest, DeletedFile, FileList, FileObject
+from fovea.api.request_fields import Refusal, check_fields
 from fovea.errors import InvalidOption, Malformed
 from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore, find_page
@@ -29,6 +30,8 @@ _UPLOAD = {"requestBody": {"content": {"multipart/form-data": {"schema": {
     "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string"}},
 }}}}}  # fmt: skip
 _CREATE = {"requestBody": {"content": {"application/json": {"schema": BatchRequest.model_json_schema()}}}}
+
+_EXPIRES = Refusal("Files don't expire: delete them yourself")
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many at most.")]
 FilesLimit = Annotated[int, Query(ge=1, le=10_000, description="How many at most.")]
@@ -81,6 +84,7 @@ async def create_batch(request: Request) -> Batch:
     """Run each request of a file as a job."""
     queue, gateway = get_queue(request), request.app.state.gateway
     body = parse_fields(BatchRequest, await read_json(request))
+    check_fields(body, refused={"output_expires_after": _EXPIRES})
     route = gateway.registry.routes.find(body.endpoint)
     if route is None or not body.endpoint.startswith("/v1/"):
         raise InvalidOption(f"No service answers {body.endpoint[:80]}.", field="endpoint")
@@ -146,6 +150,8 @@ async def parse_upload(headers: Headers, body: bytes) -> tuple[str, str, bytes]:
     except (MultiPartException, KeyError, ValueError) as error:
         raise Malformed("The form can't be read.", field="file") from error
     try:
+        if field := next((name for name in form if name.startswith("expires_after")), None):
+            raise InvalidOption(f"{field} is not served.", hint=f"{_EXPIRES.hint}.", field=field)
         file, purpose = form.get("file"), form.get("purpose")
         if not isinstance(file, UploadFile) or not isinstance(purpose, str):
             field = "file" if isinstance(purpose, str) else "purpose"

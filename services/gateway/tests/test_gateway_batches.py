@@ -4,13 +4,14 @@ import asyncio
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import AsyncMock
 
 import httpx2
 import openai
 import pytest
 
 from fovea.api.batches import BatchRequest
-from fovea.errors import Conflict, InvalidOption, NotFound, RateLimited, StorageFull
+from fovea.errors import Conflict, Fault, InvalidOption, NotFound, RateLimited, StorageFull
 from services.gateway.batches import batch_records
 from services.gateway.batches.batch_file import parse_lines
 from services.gateway.batches.batch_records import BatchRecords
@@ -133,13 +134,18 @@ def test_bad_calls_are_refused_before_a_job_is_queued(stage, client):
         (body % ('{"a": ' + "[" * 300 + "]" * 300 + "}"), 400, "metadata.a"),
         (body % ('null, "completion_window": "%s"' % ("h" * 513)), 400, "completion_window"),
         (body % 'null, "completion_window": "\\ud800"', 400, "completion_window"),
+        (body % 'null, "output_expires_after": {"seconds": 3600}', 400, "output_expires_after"),
     ):  # fmt: skip
         answer = httpx2.post(f"{stage.url}/v1/batches", content=content, headers={"content-type": "application/json"})
         error = answer.json()["error"]
         assert (answer.status_code, field in {None, error["param"]}) == (status, True), content
         assert error["message"]
     assert len(stage.queue.jobs) == queued
-    for upload_body in ({"content": b"x"}, {"files": {"file": b"x"}}, {"data": {"purpose": "batch"}}):
+    half = b'--x\r\ncontent-disposition: form-data; name="%s"\r\n\r\nbatch\r\n'
+    half = b"".join((half % b"purpose", half % b'file"; filename="+2AA-', b"--x--\r\n"))
+    utf7 = {"content": half, "headers": {"content-type": "multipart/form-data; boundary=x; charset=utf-7"}}
+    expiring = {"files": {"file": b"x"}, "data": {"purpose": "batch", "expires_after[seconds]": "3600"}}
+    for upload_body in ({"content": b"x"}, {"files": {"file": b"x"}}, {"data": {"purpose": "batch"}}, utf7, expiring):
         assert httpx2.post(f"{stage.url}/v1/files", **upload_body).status_code == 400
     assert httpx2.get(f"{stage.url}/v1/files/..%2F..%2Fkeys/content").status_code == 404
 
@@ -213,6 +219,12 @@ async def test_a_batch_of_one_gateway_ends_once_on_another_and_a_line_that_was_r
     gateways.queue.jobs = {"job-4": held}
     end = await gateways.read(gateways.two, batch)
     assert (end.status, end.request_counts.completed) == ("completed", 2)
+    batch = await gateways.create("a")
+    await gateways.wait_for_jobs()
+    gateways.queue.result = AsyncMock(side_effect=Fault("The stored body of this job is gone."))
+    end = await gateways.read(gateways.one, batch)
+    assert (end.status, end.request_counts.failed) == ("completed", 1)
+    assert b"body of this job is gone" in gateways.files[0].read("ann", end.error_file_id)
 
 
 async def test_a_batch_that_one_gateway_cancels_is_cancelled_for_the_other(tmp_path):
