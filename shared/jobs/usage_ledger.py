@@ -30,6 +30,7 @@ class UsageLedger:
         self._redis: Any = open_async_redis(redis_url, socket_timeout=2) if redis_url else None
         self._sums: dict[_Key, defaultdict[str, float]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._writing = asyncio.Lock()
 
     def add(self, tenant: str, model: str, consumed: Mapping[str, float]) -> None:
         """Add what a request of today consumed; the request itself is counted where `consumed` does not say."""
@@ -55,27 +56,28 @@ class UsageLedger:
 
     async def flush(self) -> None:
         """Write what has been added; it stays here if Redis is away."""
-        if self._redis is None or not self._sums:
-            return
-        sums, self._sums = self._sums, {}
-        pipe = self._redis.pipeline(transaction=True)
-        for (tenant, day, model), values in sums.items():
-            key = _key(tenant, day)
-            pipe.sadd(_TENANTS, tenant)
-            for name, value in values.items():
-                pipe.hincrbyfloat(key, f"{name}|{model}", value)
-            pipe.expire(key, _KEEP_S)
-        try:
-            await pipe.execute()
-        except (RedisError, OSError, TimeoutError):
-            for waiting, values in sums.items():
-                self._add_to(waiting, values)
-            raise
+        async with self._writing:
+            if self._redis is None or not self._sums:
+                return
+            sums, self._sums = self._sums, {}
+            pipe = self._redis.pipeline(transaction=True)
+            for (tenant, day, model), values in sums.items():
+                key = _key(tenant, day)
+                for name, value in values.items():
+                    pipe.hincrbyfloat(key, f"{name}|{model}", value)
+                pipe.expire(key, _KEEP_S).sadd(_TENANTS, tenant)
+            try:
+                await pipe.execute()
+            except (RedisError, OSError, TimeoutError):
+                for waiting, values in sums.items():
+                    self._add_to(waiting, values)
+                raise
 
     async def stop(self) -> None:
         """Write the rest and close the connection."""
-        if self._task is not None:
-            self._task.cancel()
+        async with self._writing:  # one that is cut off would be lost
+            if self._task is not None:
+                self._task.cancel()
         if self._redis is not None:
             with suppress(RedisError, OSError, TimeoutError):
                 await self.flush()
@@ -109,7 +111,5 @@ def _key(tenant: str, day: date) -> str:
 
 def _whole(sums: Mapping[str, float]) -> dict[str, Any]:
     """The sums as a record takes them: counts are whole numbers."""
-    fractions = {"kv_byte_seconds", "cpu_seconds"}
-    return {
-        name: round(sums[name], 6) if name in fractions else round(sums[name]) for name in USAGE_FIELDS if name in sums
-    }
+    digits = {"kv_byte_seconds": 6, "cpu_seconds": 6}
+    return {name: round(sums[name], digits.get(name)) for name in USAGE_FIELDS if name in sums}

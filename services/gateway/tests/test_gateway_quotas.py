@@ -418,7 +418,7 @@ async def test_a_stream_without_usage_counts_its_prompt_and_its_tokens_also_if_i
     assert "2 tokens per day" in again.text
 
 
-async def test_the_ledger_survives_an_outage_and_a_restart(own_redis):
+async def test_the_ledger_survives_an_outage_and_a_restart_and_a_stop_amid_a_write(own_redis, monkeypatch):
     ledger, today = UsageLedger(own_redis.url), datetime.now(UTC).date()
     ledger.add("alice", "m", {"tokens_in": 5})
     await ledger.flush()
@@ -432,6 +432,14 @@ async def test_the_ledger_survives_an_outage_and_a_restart(own_redis):
     (record,) = await other.read("alice", today, today)
     assert (record.requests, record.tokens_in) == (2, 11)
     assert await other.read("bob", today, today) == []
+    monkeypatch.setattr("shared.jobs.usage_ledger._FLUSH_S", 0.01)
+    ledger = UsageLedger(own_redis.url)
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.client_pause(500)
+    ledger.add("alice", "m", {"tokens_in": 7})
+    await asyncio.sleep(0.2)
+    await ledger.stop()
+    assert (await other.read("alice", today, today))[0].tokens_in == 18
     await other.stop()
 
 
