@@ -1,8 +1,8 @@
 """Tool calls on the wire: the functions that a model may call, and its calls, whole and streamed."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 _NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
@@ -43,7 +43,13 @@ class NamedToolChoice(BaseModel):
     function: FunctionName
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
+def _refuse_other_types(choice: Any) -> Any:
+    if isinstance(choice, dict) and (kind := choice.get("type", "function")) != "function":
+        raise ValueError(f"{kind!r:.40} is not served: send the tools that may be called, and 'auto' or 'required'")
+    return choice
+
+
+ToolChoice = Annotated[Literal["none", "auto", "required"] | NamedToolChoice, BeforeValidator(_refuse_other_types)]
 
 
 class FunctionCall(BaseModel):

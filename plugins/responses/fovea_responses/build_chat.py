@@ -100,6 +100,8 @@ def _read_tool_choice(request: ResponsesRequest) -> Any:
     choice = request.tool_choice
     if not isinstance(choice, dict):  # OpenAI's answers have `auto` without tools, and clients send it back
         return choice if request.tools or choice not in {"auto", "none"} else None
-    if choice.get("type") != "function" or not isinstance(choice.get("name"), str):
+    if choice.get("type", "function") != "function":
+        return choice  # the chat says why not
+    if not isinstance(choice.get("name"), str):
         raise InvalidOption("tool_choice names no function.", field="tool_choice")
     return {"type": "function", "function": {"name": choice["name"]}}

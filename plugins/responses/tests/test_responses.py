@@ -226,7 +226,7 @@ def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(server, m
         ({"background": True}, "background"), ({"input": []}, "input"), ({"input": part("input_image")}, "input[0]"),
         ({"tools": [TOOL | {"name": "a b"}]}, "tools.0.name"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"), ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"tools": [TOOL], "tool_choice": {"type": "mcp"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "may be called"),
         ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice.literal['none','auto','required']"),
         ({"input": [{"role": "user"}]}, "input[0]", "no content"),
         ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "no"}}}}, "text.format"),
