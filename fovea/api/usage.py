@@ -17,8 +17,9 @@ USAGE_FIELDS: Final = (
     "requests", "tokens_in", "tokens_out", "cached_tokens", "kv_byte_seconds", "pictures", "cpu_seconds",
 )  # fmt: skip
 
-USAGE_COMMENT: Final = re.compile(rb"^: usage \{[^\n]*\n\n", re.MULTILINE)
+_COMMENT: Final = re.compile(rb"(?<=\n): usage \{[^\n]*\n\n")
 """Comment of a replica's stream: what the request has consumed so far, as in the header. Callers don't get it."""
+_BEGUN_COMMENT: Final = re.compile(rb"(?<=\n): ?u?s?a?g?e? ?(?:\{[^\n]*\n?)?\Z")
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"')
 _PIECE: Final = re.compile(rb'"choices": ?\[\{|\.delta"|"content_block_delta"')
@@ -82,18 +83,19 @@ class UsageScanner:
     """Collects the tokens of an answer in OpenAI's form while it passes: one JSON document, or events of a stream."""
 
     def __init__(self, *, is_stream: bool, told: Mapping[str, float] | None = None) -> None:
-        """Begin an answer; what its replica states apart, in its header (`told`) or in `USAGE_COMMENT`, wins."""
+        """Begin an answer; what its replica states apart, in its header (`told`) or in comments of a stream, wins."""
         self.model, self._told = "", told or {}
         self._is_stream = is_stream
         self._tail, self._events = b"", 0
+        self._held = b"\n"  # the last byte that was returned, and behind it what may begin a comment
         self._usage: Mapping[str, Any] = {}
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes; of a document all at once."""
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes, of a document all at once; returns what the caller gets: a stream without comments."""
         self.model = self.model or find_model(self._tail + chunk)
         if not self._is_stream:
             self._read_usage(chunk)
-            return
+            return chunk
         *lines, self._tail = (self._tail + chunk).split(b"\n")
         self._tail = self._tail[-_MAX_EVENT_BYTES:]
         for line in lines:
@@ -103,6 +105,10 @@ class UsageScanner:
                 self._events += _PIECE.search(line) is not None
                 if b'"usage"' in line:
                     self._read_usage(line[6:])
+        text = _COMMENT.sub(b"", self._held + chunk)
+        end = begun.start() if (begun := _BEGUN_COMMENT.search(text)) else len(text)
+        self._held = text[end - 1 :]
+        return text[1:end]
 
     def sum_up(self, seconds: float) -> dict[str, float]:
         """Tokens and KV byte-seconds of an answer that took `seconds`."""

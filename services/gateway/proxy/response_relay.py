@@ -10,7 +10,7 @@ import json
 import aiohttp
 
 from fovea.api.replica import AUDIT_HEADER
-from fovea.api.usage import USAGE_COMMENT, USAGE_HEADER, UsageScanner, find_model, read_header
+from fovea.api.usage import USAGE_HEADER, UsageScanner, find_model, read_header
 from fovea.errors import Fault, FoveaError
 from services.gateway.http.errors import add_security_headers, find_error_format
 from services.gateway.http.request_context import RequestContext, build_response_headers
@@ -73,9 +73,7 @@ def _read_audit(text: str | None) -> dict[str, str]:
 def _scan(ctx: RequestContext, chunk: bytes) -> bytes:
     """Note what a chunk says; returns what the caller gets of it."""
     if ctx.scanner is not None:
-        ctx.scanner.feed(chunk)
-    if ctx.streams_events:
-        chunk = USAGE_COMMENT.sub(b"", chunk)
+        chunk = ctx.scanner.feed(chunk)
     if ctx.recorder is not None:
         ctx.recorder.feed(chunk)
     return chunk

@@ -463,6 +463,11 @@ def test_what_answers_say_is_read_and_what_they_quote_is_not():
     hung_up.feed(b'el": "smol", "usage": {"input_tokens": 4, "output_tokens": 0}}}\n\n')
     hung_up.feed(b'data: {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "x"}}\n\n' * 3)
     assert [hung_up.model, *(hung_up.sum_up(1)[name] for name in ("tokens_in", "tokens_out"))] == ["smol", 4, 3]
+    told, quoted = b': usage {"tokens_in": 9.0}\n\n', b'data: {"x": ": usage {}"}\n\n: still here\n\n'
+    for size in (1, 2, 7, 1000):  # however it is cut, callers get what is no comment on usage
+        whole, scanner = told * 2 + quoted + told, UsageScanner(is_stream=True)
+        pieces = [scanner.feed(whole[at : at + size]) for at in range(0, len(whole), size)]
+        assert (b"".join(pieces), scanner.sum_up(1)["tokens_in"]) == (quoted, 9)
     for broken in (b"", b"[]", b'{"usage": 5}', b'{"usage": {"prompt_tokens": "x", "completion_tokens": -1}}', b"\xff"):
         scanner = UsageScanner(is_stream=False)
         scanner.feed(broken)
