@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from shared.telemetry import context
 
-_FORWARDED_HEADERS = ("host", "authorization", "x-api-key", "traceparent", "x-request-id")
+_FORWARDED_HEADERS = (b"host", b"authorization", b"x-api-key", b"traceparent", b"x-request-id")
 """Headers of the outer request that are passed on."""
 
 
@@ -23,17 +23,16 @@ async def send_in_process(
     With `deadline_s` it fails after so many seconds.
     """
     client = (request.client.host, request.client.port) if request.client else ("127.0.0.1", 0)
-    headers = {name: request.headers[name] for name in _FORWARDED_HEADERS if name in request.headers}
+    headers = {name: value for name, value in request.scope["headers"] if name in _FORWARDED_HEADERS}
     if current := context().traceparent:
-        headers["traceparent"] = current
+        headers[b"traceparent"] = current.encode()
     if deadline_s is not None:
-        headers["x-fovea-deadline-ms"] = str(round(1000 * deadline_s))
-    content = None
+        headers[b"x-fovea-deadline-ms"] = b"%d" % round(1000 * deadline_s)
+    method, content = "GET", None
     if body is not None:
-        headers |= {"content-type": "application/json", "accept": "application/json"}
-        content = json.dumps(body).encode()
-    method = "GET" if body is None else "POST"
-    inner = httpx2.Request(method, f"{request.base_url}{path.lstrip('/')}", headers=headers, content=content)
+        headers |= {b"content-type": b"application/json", b"accept": b"application/json"}
+        method, content = "POST", json.dumps(body).encode()
+    inner = httpx2.Request(method, f"http://gateway/{path.lstrip('/')}", headers=headers, content=content)
     # The bare transport: a client around it would log a line for every request.
     async with httpx2.ASGITransport(app=request.app, client=client) as transport:
         response = await transport.handle_async_request(inner)
