@@ -46,7 +46,7 @@ class RateLimitStatus:
     @property
     def wait_s(self) -> float:
         """Seconds until the window ends."""
-        return max(self.resets_at - time.time(), 0.0)
+        return max(self.resets_at - time.monotonic(), 0.0)
 
 
 class QuotaSpent(RateLimited):
@@ -67,7 +67,7 @@ class _Window:
 
     Attributes:
         used: Hits in the window, of all gateways as far as Redis told, and of this one since.
-        resets_at: Unix time at which it ends.
+        resets_at: `time.monotonic()` at which it ends, which no correction of the clock moves.
         unsent: Hits that Redis has not been told of, because it was away.
     """
 
@@ -181,14 +181,14 @@ class RateLimiter:
         expiry = item.get_expiry()
         used = await storage.incr(key, expiry, amount) if amount else await storage.get(key)
         if used <= amount and amount:
-            window.resets_at = time.time() + expiry
+            window.resets_at = time.monotonic() + expiry
         elif used < window.used or not window.used:  # another gateway began the window
-            window.resets_at = await storage.get_expiry(key)
+            window.resets_at = await storage.get_expiry(key) - time.time() + time.monotonic()
         window.used = used
 
     def _find_window(self, key: str, item: RateLimitItem) -> _Window:
         """The current window of a counter; ended ones are dropped once there are many."""
-        now = time.time()
+        now = time.monotonic()
         window = self._windows.get(key)
         if window is None or window.resets_at <= now:
             if len(self._windows) > _MAX_WINDOWS:

@@ -41,9 +41,11 @@ async def spend(limits: RateLimiter, caller: Caller) -> int:
     return count
 
 
-async def test_a_keys_own_rate_wins_over_the_common_one_and_nothing_is_limited_unless_told_to():
+async def test_a_keys_own_rate_wins_over_the_common_one_and_nothing_is_limited_unless_told_to(monkeypatch):
     limits = RateLimiter(Settings(auth="keys", rate_limit_rpm=5))
     assert await spend(limits, ANN) == 3
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert 55 < (await limits.read(ANN))[0].resets_in_s <= 60, "also where the clock is put back"
     assert await spend(limits, Caller("bob", frozenset(), "k2")) == 5
     limits = RateLimiter(Settings(auth="keys", rate_limit_rpm=5))
     await limits.count(Caller("bob", frozenset(), "k2"))
