@@ -4,6 +4,7 @@ Plain ASGI, so that proxied requests pass through no web framework. Each decisio
 """
 
 import asyncio
+import json
 import re
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
@@ -24,12 +25,15 @@ from services.gateway.routes import jobs
 from services.gateway.routing.json_peek import has_json_field
 from services.gateway.routing.model_routing import resolve_service
 from services.gateway.routing.route_table import Route
-from shared.asgi.body import read_coding
+from shared.asgi.body import Inflater, read_coding
 from shared.asgi.shell import Shell
 from shared.telemetry import log, span
 
 DRAIN_BODY_S, DRAIN_BODY_BYTES = 2.0, 2**26
 """How long, and for how many bytes, a refused body is still read, so that the caller can read the answer."""
+
+MAX_INFLATED_BYTES = 2**22
+"""Bytes of a compressed job that are looked at; one that goes on is audited whatever it holds."""
 
 _GUARDED_PATHS = ("/v1/", "/v2", "/metrics")
 _OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
@@ -133,8 +137,9 @@ class GatewayMiddleware(Shell[RequestContext]):
 
     async def _submit(self, ctx: RequestContext, route: Route, body: bytes) -> None:
         """Queue a request as a job. No replica states its effect on a model, so its body is read."""
+        may_steer = ctx.path.startswith(INSIDE_PATHS) or await _may_steer(body, read_coding(ctx.headers))
         await jobs.submit_job(ctx, self._gateway.queue, route.services[0], body)
-        if ctx.path.startswith(INSIDE_PATHS) or await _may_steer(body):
+        if may_steer:
             self._audit(ctx, "interventions queued")
 
     async def _charge(self, ctx: RequestContext) -> None:
@@ -209,8 +214,15 @@ def _require_readable(ctx: RequestContext) -> None:
         raise UnsupportedMedia(detail, hint="Send it without content-encoding.")
 
 
-async def _may_steer(body: bytes) -> bool:
-    """Whether a body may steer a model or look inside; only names with escapes need more than a search for bytes."""
-    if any(f'"{name}"'.encode() in body for name in STEERING_FIELDS):
+async def _may_steer(body: bytes, coding: str = "") -> bool:
+    """Whether a body may steer a model or look inside; only names with escapes need more than a search for bytes.
+
+    Raises UnsupportedMedia, Malformed: it is not of its content coding.
+    """
+    if coding:
+        body = await Inflater(coding).inflate(body, MAX_INFLATED_BYTES)
+    if not (encoding := json.detect_encoding(body)).startswith("utf-8"):  # as services read it
+        body = body.decode(encoding, "replace").encode()
+    if any(f'"{name}"'.encode() in body for name in STEERING_FIELDS) or (coding and len(body) >= MAX_INFLATED_BYTES):
         return True
     return b"\\u" in body and await asyncio.to_thread(has_json_field, body, STEERING_FIELDS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import subprocess
 import sys
@@ -165,7 +166,9 @@ async def test_a_replica_is_told_the_scopes_and_what_it_says_is_audited(gateway,
 async def test_a_job_that_may_steer_or_makes_a_vector_is_audited_however_its_fields_are_written(served, ring):
     steering = (b'{"interventions": [{}]}', b'{"\\u0069nterventions": [{}]}', b'{"captur\\u0065": [{}]}')
     for body in (*steering, b'{"messages": ["\\u0069"]}', b"\x00\x01\\u"):
-        assert await _may_steer(body) is (body in steering)
+        assert await _may_steer(body) is await _may_steer(gzip.compress(body), "gzip") is (body in steering)
+    assert await _may_steer('{"capture": [{}]}'.encode("utf-16"))
+    assert await _may_steer(gzip.compress(b" " * 2**23), "gzip"), "too long to tell"
     _, text = ring.add("ann", ("infer", "jobs", "interventions"))
     scene = await served(ForgetfulQueue(Stub().app), auth="keys")
     scene.announce(scene.upstream.url, name="v", service="vectors", routes=("/v1/steering-vectors",))
