@@ -1,6 +1,8 @@
 """MCP tools from the product's OpenAPI document: one for each task that has a route. Knows no HTTP."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,23 +67,11 @@ def _build_tool(document: Mapping[str, Any], name: str, path: str) -> McpTool | 
 
 def _collect(part: Any, known: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """All schemas that a schema refers to, directly or not."""
-    for reference in _references(part):
-        name = _last(reference)
+    for name in re.findall(r'"\$ref": "[^"]*/([^"/]+)"', json.dumps(part)):
         if name not in found and name in known:
             found[name] = known[name]
             _collect(known[name], known, found)
     return found
-
-
-def _references(part: Any) -> Iterator[str]:
-    if isinstance(part, Mapping):
-        if isinstance(part.get("$ref"), str):
-            yield part["$ref"]
-        for value in part.values():
-            yield from _references(value)
-    elif isinstance(part, list):
-        for value in part:
-            yield from _references(value)
 
 
 def _point_inside(part: Any) -> Any:
