@@ -40,16 +40,8 @@ class OpenAIError(BaseModel):
 
 def problem(error: FoveaError, request_id: str | None = None) -> Problem:
     """The problem body of an error."""
-    return Problem(
-        type=f"/problems/{error.code}",
-        title=error.title,
-        status=error.status,
-        detail=error.detail,
-        code=error.code,
-        hint=error.hint,
-        field=error.field,
-        request_id=request_id,
-    )
+    facts = {name: getattr(error, name) for name in ("title", "status", "detail", "code", "hint", "field")}
+    return Problem(type=f"/problems/{error.code}", request_id=request_id, **facts)
 
 
 def _sentence(error: FoveaError) -> str:

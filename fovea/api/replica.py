@@ -103,12 +103,9 @@ def route_fields(document: Mapping[str, Any], is_own: Callable[[str], bool]) -> 
     """
     paths = document.get("paths")
     own = {path: item for path, item in paths.items() if is_own(path)} if isinstance(paths, Mapping) else {}
-    return {
-        "routes": tuple(own),
-        "effectful": tuple(path for path, item in own.items() if _has_mark(item, _EFFECTFUL_KEY)),
-        "endless": tuple(path for path, item in own.items() if _has_mark(item, _ENDLESS_KEY)),
-        "affine": tuple(path for path, item in own.items() if _has_mark(item, _AFFINE_KEY)),
-    }
+    marks = {"effectful": _EFFECTFUL_KEY, "endless": _ENDLESS_KEY, "affine": _AFFINE_KEY}
+    marked = {name: tuple(path for path, item in own.items() if _has_mark(item, key)) for name, key in marks.items()}
+    return {"routes": tuple(own), **marked}
 
 
 def _has_mark(item: Any, key: str) -> bool:

@@ -72,11 +72,9 @@ def find_model(body: bytes) -> str:
 
 def read_header(text: str | None) -> dict[str, float]:
     """The numbers of `USAGE_HEADER`; anything else counts as nothing."""
-    try:
-        document = json.loads(text) if text else {}
-    except ValueError:
-        return {}
-    return _only_numbers(document)
+    with suppress(ValueError):
+        return _only_numbers(json.loads(text or "{}"))
+    return {}
 
 
 class UsageScanner:

@@ -43,7 +43,10 @@ class AnonymousReader:
             Malformed: There is none.
         """
         if len(self._waiting) >= MAX_READS:
-            self._push_out(next(iter(self._waiting)))
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            if not oldest.expired():
+                oldest.reschedule(0)
         limit = asyncio.timeout(READ_TIMEOUT_S)
         self._waiting[limit] = None
         try:
@@ -60,11 +63,6 @@ class AnonymousReader:
         if len(message) > MAX_BYTES:
             raise TooLarge(f"This method takes messages of at most {MAX_BYTES:,} bytes.")
         return message
-
-    def _push_out(self, oldest: asyncio.Timeout) -> None:
-        del self._waiting[oldest]
-        if not oldest.expired():
-            oldest.reschedule(0)
 
 
 MAX_WATCHES: Final = 100

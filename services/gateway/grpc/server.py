@@ -102,8 +102,6 @@ class _InferenceHandler(grpc.GenericRpcHandler):
             return None
         return self._handlers.get(name) or grpc.stream_stream_rpc_method_handler(_not_offered)
 
-    # Around every call.
-
     # All methods are registered as streams, which look the same on the wire: so nothing of a message is read before
     # the key has been checked, and none is read without memory for it.
 
@@ -162,8 +160,6 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         pause_s = settings.request_timeout_s
         deadline = now + (pause_s if left is None else min(pause_s, left))
         return GrpcCall(f"/{SERVICE}/{name}", metadata, caller, trace, deadline, pause_s, ends_at)
-
-    # The methods.
 
     async def _forward(self, message: bytes, call: GrpcCall) -> bytes:
         name, model = call.method, read_text_field(message, _MODEL_FIELDS[call.method])

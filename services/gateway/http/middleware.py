@@ -124,7 +124,8 @@ class GatewayMiddleware(Shell[RequestContext]):
             else:
                 if route.is_broadcast:
                     self._gateway.audit.write(f"{ctx.caller.tenant}/{ctx.caller.key}", "model control", ctx.path[:200])
-                ctx.may_queue = self._may_queue(ctx, route)
+                has_queue = self._gateway.queue is not None and "jobs" in ctx.caller.scopes
+                ctx.may_queue = has_queue and ctx.method == "POST" and not route.is_broadcast
                 try:
                     async with self._place(ctx, route):
                         await proxy.forward(ctx, route, body)
@@ -164,11 +165,6 @@ class GatewayMiddleware(Shell[RequestContext]):
         if route.is_broadcast or route.is_endless:
             return nullcontext()
         return self._gateway.find_place(ctx.caller, route.services[0], ctx.deadline)
-
-    def _may_queue(self, ctx: RequestContext, route: Route) -> bool:
-        """Whether a replica may have this request queued as a job although the caller wants it answered at once."""
-        has_queue = self._gateway.queue is not None and "jobs" in ctx.caller.scopes
-        return has_queue and ctx.method == "POST" and not route.is_broadcast
 
     async def _run_own_app(self, ctx: RequestContext) -> None:
         async def send(message: MutableMapping[str, Any]) -> None:

@@ -32,12 +32,6 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 """`responses` of the gateway's own routes: errors as problems, or in the error format of the path."""
 
-_GATEWAY_PATHS = (
-    "/livez", "/readyz", "/health", "/ping", "/version", "/metrics", "/v1/models", "/openapi.json", "/docs",
-    "/v2/models/stats",
-)  # fmt: skip
-"""Paths that services describe but the gateway answers; below `/v1/models` services answer again."""
-
 _METHODS = frozenset({"get", "put", "post", "delete", "patch", "head", "options"})
 
 
@@ -104,7 +98,7 @@ def join_documents(own: Mapping[str, Any], services: Mapping[str, Mapping[str, A
         for name, schema in document.get("components", {}).get("schemas", {}).items():
             schemas[names[name]] = _rename_references(schema, names)
         for path, item in document.get("paths", {}).items():
-            if path not in paths and path not in _GATEWAY_PATHS and isinstance(item, dict):
+            if path not in paths and isinstance(item, dict):
                 paths[path] = {method: _adapt_operation(op, method, service, names) for method, op in item.items()}
     _make_ids_unique(paths)
     paths = {path: {m: _name_operation(path, m, op) for m, op in item.items()} for path, item in paths.items()}

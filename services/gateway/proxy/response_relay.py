@@ -63,11 +63,9 @@ async def abort_response(ctx: RequestContext, error: FoveaError | None = None) -
 
 
 def _read_audit(text: str | None) -> dict[str, str]:
-    try:
-        found = json.loads(text) if text else {}
-    except ValueError:
-        return {}
-    return {str(k): str(v)[:500] for k, v in found.items()} if isinstance(found, dict) else {}
+    with contextlib.suppress(ValueError, AttributeError):  # it is no JSON, or no object
+        return {str(k): str(v)[:500] for k, v in json.loads(text or "{}").items()}
+    return {}
 
 
 def _scan(ctx: RequestContext, chunk: bytes) -> bytes:

@@ -79,13 +79,8 @@ async def statistics(request: Request) -> dict[str, Any]:
 async def index(request: Request) -> list[dict[str, str]]:
     """All models of all services; with `{"ready": true}` only those that are ready."""
     body = await read_whole_body(request)
-    only_ready = _check_only_ready(await parse_json_aside(body) if body.strip() else {})
-    return await list_repository(request.app.state.gateway, only_ready=only_ready)
-
-
-def _check_only_ready(document: object) -> bool:
-    """Check the body of an index request; clients send an object or nothing."""
+    document = await parse_json_aside(body) if body.strip() else {}
     only = document.get("ready") if isinstance(document, dict) else "no object"
     if not isinstance(only, bool | None):
         raise Malformed("The body must be an object whose `ready` is true or false.", field="ready")
-    return bool(only)
+    return await list_repository(request.app.state.gateway, only_ready=bool(only))

@@ -72,7 +72,7 @@ class RouteTable:
             for name in record.models:
                 models.setdefault(name, record.service)
             for path in record.routes:
-                if path in _CLAIMABLE or (not _is_within(path, GATEWAY_PATHS) and path != "/"):
+                if is_claimable(path):
                     paths[path] = _add_record(paths.get(path) or Route((), path), record)
         templates = tuple((_compile_template(p), route) for p, route in sorted(paths.items()) if "{" in p)
         return cls({p: r for p, r in paths.items() if "{" not in p}, templates, models)
@@ -126,6 +126,11 @@ class RouteTable:
                 return route
             head = head.rpartition("/")[0]
         return None
+
+
+def is_claimable(path: str) -> bool:
+    """Whether a service can claim a path."""
+    return path in _CLAIMABLE or (path != "/" and not _is_within(path, GATEWAY_PATHS))
 
 
 def _add_record(route: Route, record: ReplicaRecord) -> Route:

@@ -10,11 +10,10 @@ from typing import Any
 
 from fovea.api.replica import ReplicaRecord, route_fields
 from services.gateway.proxy.http_client import UpstreamClient
+from services.gateway.routing.route_table import is_claimable
 
 RELEARN_INTERVAL_S, RETRY_INTERVAL_S = 5.0, 1.0
 """Seconds between two readings of what an upstream serves, and after one without routes; polls check its readiness."""
-
-_COMMON = ("/livez", "/readyz", "/health", "/version", "/metrics", "/openapi.json", "/docs", "/v1/models", "/v2")
 
 
 class StaticUpstream:
@@ -52,16 +51,11 @@ class StaticUpstream:
         names += [m.get("id") for m in _only_objects(listed.get("data") if isinstance(listed, dict) else None)]
         if index is not None or listed is not None:
             self._models = tuple(dict.fromkeys(n for n in names if isinstance(n, str)))
-        self._routes = route_fields(document, _is_own) if isinstance(document, dict) else self._routes
+        self._routes = route_fields(document, is_claimable) if isinstance(document, dict) else self._routes
         return isinstance(document, dict)
 
     async def _answers(self, path: str) -> bool:
         return await self._client.fetch_text(self._http, path) is not None
-
-
-def _is_own(path: str) -> bool:
-    """Whether the gateway may route by this path: not one that every service answers."""
-    return path == "/v2/rerank" or (path != "/" and not f"{path}/".startswith(tuple(f"{one}/" for one in _COMMON)))
 
 
 def _only_objects(value: Any) -> list[dict[str, Any]]:
