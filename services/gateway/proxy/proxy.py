@@ -134,9 +134,7 @@ class Proxy:
     async def _forward_with_retries(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         is_idempotent = ctx.method in _IDEMPOTENT or not route.is_effectful
         key = find_affinity_key(ctx, route, body.head()) if route.is_affine else None
-        state = RetryState(route.services[0], ctx.trace.request_id, ctx.deadline, key=key)
-
-        attempts = itertools.count()
+        state, attempts = RetryState(route.services[0], ctx.trace.request_id, ctx.deadline, key=key), itertools.count()
 
         async def attempt(replica: Replica) -> None:
             address = replica.record.http.removeprefix("http://")
@@ -161,6 +159,8 @@ class Proxy:
                     raise _build_lost(state, body, "it answers that it is not ready", is_unseen=True)
                 if ctx.may_queue and body.replayable and response.headers.get(WANTS_HEADER) == "respond-async":
                     raise QueueInstead
+                if response.status == 404 and ctx.route == "/v1/models/{name}/" and not ctx.model:
+                    self._registry.routes.find_service(ctx.path.removeprefix("/v1/models/"))  # raises, naming all
                 self._note_answer(ctx, replica, response)
                 await relay_response(ctx, response)
         except (aiohttp.ClientError, TimeoutError) as error:
