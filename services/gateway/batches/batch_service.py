@@ -5,7 +5,6 @@ State is looked up when somebody asks, from the jobs themselves, by whichever ga
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import sha256
@@ -15,10 +14,9 @@ from uuid import uuid4
 from fovea.api.batches import Batch, BatchCounts, BatchList, BatchRequest
 from fovea.api.job import FINAL
 from fovea.errors import Conflict, Fault, FoveaError, NotFound
-from services.gateway.batches.batch_file import BatchLine, parse_lines, write_answer, write_failure
+from services.gateway.batches.batch_file import parse_lines, write_answer, write_failure
 from services.gateway.batches.batch_records import BatchEntry, BatchLineOut, BatchRecord, BatchRecords, Lines
 from services.gateway.batches.file_store import FileStore, find_page
-from services.gateway.policy.audit_log import STEERING_FIELDS
 from services.gateway.policy.caller import INSIDE_PATHS, Caller
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
@@ -45,16 +43,10 @@ class BatchService:
         audit: Callable[[], None] = lambda: None,
         models: Mapping[str, str] = MappingProxyType({}),
     ) -> Batch:
-        """Queue a job for each request of the input file.
+        """Queue a job for each request of the caller's input file, for `service` unless `models` has that of its model.
 
-        Args:
-            caller: Whose file it is.
-            body: The caller's request.
-            service: Service that answers the endpoint.
-            queue: Where the jobs go.
-            admit: Called with the number of requests, raises where they are too many; below zero, where none is run.
-            audit: Called once the jobs are queued, if one of them steers a model or looks inside.
-            models: Model → service, where several answer the endpoint.
+        `admit` is called with the number of requests, and raises where they are too many; below zero, where none is
+        run. `audit` is called once the jobs are queued, if one of them steers a model or looks inside.
 
         Raises:
             NotFound: There is no such file.
@@ -68,6 +60,7 @@ class BatchService:
         now, batch_id = int(time.time()), f"batch-{uuid4().hex}"
         await asyncio.to_thread(self._files.check_room, tenant)
         await admit(len(lines))
+        headers = {"content-type": "application/json", "accept": "application/json", **caller.job_headers}
         entries = list[BatchEntry]()
         batch = Batch(
             id=batch_id, endpoint=body.endpoint, input_file_id=body.input_file_id, metadata=body.metadata,
@@ -76,10 +69,12 @@ class BatchService:
         )  # fmt: skip
         try:
             for number, line in enumerate(lines):
-                payload = _build_payload(line, caller, models.get(str(line.body.get("model")), service))
+                payload = Payload(
+                    models.get(line.model, service), body.endpoint, line.body, headers, priority=-1, tenant=tenant
+                )
                 job, _ = await queue.submit(payload, f"{batch_id}-{number}")
                 entries.append(BatchEntry(custom_id=line.custom_id, job=job.id))
-            if body.endpoint.startswith(INSIDE_PATHS) or any(line.body.keys() & set(STEERING_FIELDS) for line in lines):
+            if body.endpoint.startswith(INSIDE_PATHS) or any(line.may_steer for line in lines):
                 audit()
             await asyncio.to_thread(self._records.add, tenant, BatchRecord(batch=batch, entries=entries))
         except FoveaError:
@@ -155,11 +150,6 @@ def _count(record: BatchRecord, lines: Lines) -> Batch:
     failed = sum(line.has_failed for line in lines.values())
     counts = BatchCounts(total=len(record.entries), completed=len(lines) - failed, failed=failed)
     return record.batch.model_copy(update={"request_counts": counts})
-
-
-def _build_payload(line: BatchLine, caller: Caller, service: str) -> Payload:
-    headers = {"content-type": "application/json", "accept": "application/json", **caller.job_headers}
-    return Payload(service, line.url, json.dumps(line.body).encode(), headers, priority=-1, tenant=caller.tenant)
 
 
 async def _cancel_all(entries: Sequence[BatchEntry], tenant: str, queue: RedisJobQueue) -> None:

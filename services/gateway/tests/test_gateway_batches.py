@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import AsyncMock
 
@@ -120,6 +121,11 @@ def test_a_file_of_millions_of_parts_or_lines_is_refused_before_it_is_parsed():
         with pytest.raises(InvalidOption, match=told):
             parse_lines(lines, "/v1/chat/completions")
     assert time.process_time() - begun < 0.3  # parsing the first takes more than a second
+    data = jsonl(*(line(str(n), {"a": [[]] * 30_000}) for n in range(10)))
+    tracemalloc.start()
+    assert len(parse_lines(data, "/v1/chat/completions")) == 10
+    assert tracemalloc.get_traced_memory()[1] < 10 * len(data), "no more than one line is parsed at a time"
+    tracemalloc.stop()
 
 
 def test_bad_calls_are_refused_before_a_job_is_queued(stage, client):
