@@ -73,7 +73,7 @@ async def serve(config: Settings) -> None:
     Raises CannotListen: a port is taken, or the address is not this machine's.
     """
     listener = open_listener(config.host, config.http_port)
-    metrics_listener = _open_metrics_listener(config)
+    metrics = open_listener(config.host, config.metrics_port, "FOVEA_METRICS_PORT") if config.metrics_port else None
     app = build_gateway(config)
     try:
         grpc_server, port = await serve_grpc(app.state.gateway, config.host, config.grpc_port)
@@ -85,14 +85,10 @@ async def serve(config: Settings) -> None:
     http = "http://{}:{}".format(*listener.getsockname()[:2])
     log().info("the gateway listens", http=http, grpc=f"{config.host}:{port}", auth=config.auth)
     try:
-        async with _serve_metrics(app.state.gateway, config, metrics_listener):
+        async with _serve_metrics(app.state.gateway, config, metrics):
             await server.serve(sockets=[listener])
     finally:
         await grpc_server.stop(config.shutdown_grace_s)
-
-
-def _open_metrics_listener(config: Settings) -> socket.socket | None:
-    return open_listener(config.host, config.metrics_port, "FOVEA_METRICS_PORT") if config.metrics_port else None
 
 
 @contextlib.asynccontextmanager

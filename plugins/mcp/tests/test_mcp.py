@@ -87,9 +87,8 @@ async def test_tasks_are_tools_with_whole_schemas_which_are_run_and_whose_errors
         assert tool["inputSchema"]["type"] == "object"
         assert tool["inputSchema"]["$defs"]["Pair"]["properties"]["next"] == {"$ref": "#/$defs/Pair"}
     params = {"name": "chat", "arguments": {"messages": "hi", "stream": True}}
-    result = (await scene.ask("tools/call", params, **{"x-fovea-deadline-ms": "5000", "x-request-id": b"\xe9"}))[
-        "result"
-    ]
+    told = {"x-fovea-deadline-ms": "5000", "x-request-id": b"\xe9"}
+    result = (await scene.ask("tools/call", params, **told))["result"]
     assert result["isError"] is False
     assert 0 < int(scene.upstream.seen[-1]["headers"]["x-fovea-deadline-ms"]) <= 5000
     assert json.loads(result["content"][0]["text"]) == {"messages": "hi", "stream": False}

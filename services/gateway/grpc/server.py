@@ -152,7 +152,8 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         caller: Caller = LOCAL
         if name not in _ANONYMOUS:
             with span("authenticate"):
-                caller = await gateway.authenticate(headers, _read_address(context))
+                address = str(context.peer()).rpartition(":")[0]  # of `ipv4:1.2.3.4:5` or `ipv6:%5B::1%5D:5`
+                caller = await gateway.authenticate(headers, address)
                 caller.require_scope("admin" if name in _LOADING else "infer")
                 await gateway.limits.count(caller)
         now, left, settings = asyncio.get_running_loop().time(), context.time_remaining(), gateway.settings
@@ -206,8 +207,3 @@ class _InferenceHandler(grpc.GenericRpcHandler):
 async def _not_offered(_messages: AsyncIterator[bytes], context: Context) -> None:
     detail = "This method is not offered: shared memory, trace and log settings are up to the operator."
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, detail)
-
-
-def _read_address(context: Context) -> str:
-    """The caller's address without its port, from `ipv4:1.2.3.4:5` or `ipv6:%5B::1%5D:5`."""
-    return str(context.peer()).rpartition(":")[0]

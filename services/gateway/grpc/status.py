@@ -31,7 +31,8 @@ class ObservedCall:
 
     def __init__(self, service: str, method: str, context: Context) -> None:
         self._route, self._context = f"grpc {method}", context
-        self._ids = _read_ids(context)
+        headers = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+        self._ids = fresh_context(headers.get("x-request-id"), headers.get("traceparent"), "")
         self._span = begin_rpc_span(service, method, self._ids.parent, self._ids.request_id)
 
     async def __aenter__(self) -> Ids:
@@ -44,13 +45,16 @@ class ObservedCall:
         try:
             if isinstance(error, FoveaError):
                 await abort(self._context, error)
-            if isinstance(error, grpc.aio.AioRpcError):
-                await _pass_on(self._context, error)
+            if isinstance(error, grpc.aio.AioRpcError):  # a replica's
+                ERRORS.labels("gateway", "", error.code().name.lower()).inc()
+                trailers = tuple(error.trailing_metadata() or ())
+                await self._context.abort(error.code(), error.details() or "", trailers)
         finally:
             self._record(kind)
 
     def _record(self, kind: type[BaseException] | None) -> None:
-        status = "OK" if kind is None else _name_status(self._context)
+        code: Any = self._context.code()
+        status = "OK" if kind is None else code.name if isinstance(code, grpc.StatusCode) else "CANCELLED"
         IN_FLIGHT.labels("gateway").dec()
         REQUESTS.labels("gateway", "", self._route, status).inc()
         observe(REQUEST_LATENCY.labels("gateway", self._route), time.perf_counter() - self._started)
@@ -65,19 +69,3 @@ async def abort(context: Context, error: FoveaError) -> NoReturn:
     if error.retry_after is not None:
         trailers = (*trailers, ("retry-after", str(math.ceil(error.retry_after))))
     await context.abort(grpc.StatusCode[error.grpc], oip_error(error)["error"][:_MAX_DETAIL_CHARS], tuple(trailers))
-
-
-async def _pass_on(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
-    """End a call with the error that a replica ended it with."""
-    ERRORS.labels("gateway", "", error.code().name.lower()).inc()
-    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
-
-
-def _read_ids(context: Context) -> Ids:
-    headers = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
-    return fresh_context(headers.get("x-request-id"), headers.get("traceparent"), "")
-
-
-def _name_status(context: Context) -> str:
-    code: Any = context.code()
-    return code.name if isinstance(code, grpc.StatusCode) else "CANCELLED"

@@ -76,15 +76,10 @@ class FairQueue:
     async def place(
         self, service: str, tenant: str, *, capacity: int, share: int, deadline: float, weight: float = 1.0
     ) -> AsyncIterator[None]:
-        """Hold a place at a service while the block runs.
+        """Hold a place for a tenant at a service while the block runs, after a wait until an event-loop time.
 
-        Args:
-            service: Where to.
-            tenant: Whose request it is.
-            capacity: Requests that may be in flight to the service together.
-            share: Requests that one tenant of weight 1 may have in flight while others are active.
-            deadline: Event-loop time until which to wait.
-            weight: Factor of the tenant's share.
+        `capacity` requests may be in flight to the service together. While others are active, a tenant may have `share`
+        of them, times its weight.
 
         Raises:
             QueueFull: Too many requests of this tenant wait already.

@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -102,14 +103,10 @@ def _publish_revoked(key_id: str) -> bool:
     """Have gateways and workers refuse a key, whatever their key file says; False where Redis can't tell them."""
     if not (url := settings().redis_url) or not re.fullmatch(r"[0-9a-f]{8}", key_id):
         return False
-    client = open_redis(url, socket_timeout=2, socket_connect_timeout=2)
-    try:
+    with suppress(RedisError, OSError), open_redis(url, socket_timeout=2, socket_connect_timeout=2) as client:
         client.sadd(REVOKED_KEYS, key_id)
-    except (RedisError, OSError):
-        return False
-    finally:
-        client.close()
-    return True
+        return True
+    return False
 
 
 @keys.command()

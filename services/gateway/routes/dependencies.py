@@ -1,14 +1,19 @@
 """Dependencies of the gateway's own routes: context, caller and body of a request, and the job queue."""
 
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Annotated, Any
 
-from fastapi import Request
+from fastapi import Depends, Request, Response
+from starlette.responses import StreamingResponse
 
-from fovea.errors import NotReady
+from fovea.errors import NotReady, QueueFull
 from services.gateway.http.bounded_json import parse_json_aside
 from services.gateway.http.request_context import RequestContext
 from services.gateway.policy.caller import Caller
 from shared.jobs.redis_queue import RedisJobQueue
+
+BuildAnswer = Callable[[bytes, int, Mapping[str, str]], Response]
+_MOST_COUNTED = 2**26  # what a batch answered may have more bytes than may be held in all
 
 
 def get_context(request: Request) -> RequestContext:
@@ -33,6 +38,28 @@ def require_queue(queue: RedisJobQueue | None) -> RedisJobQueue:
         detail = "This gateway has no job queue."
         raise NotReady(detail, hint="Set FOVEA_REDIS_URL, or start everything with `fovea up`.")
     return queue
+
+
+async def _hold_answer(request: Request) -> AsyncGenerator[BuildAnswer, None]:
+    """How to answer with bytes, which count as held memory until the caller has taken them: it may read slowly."""
+    budget, tenant, held = request.app.state.gateway.proxy.budget, get_caller(request).tenant, list[bytes]()
+
+    def build(body: bytes, status: int, headers: Mapping[str, str]) -> Response:
+        if not budget.take(min(len(body), _MOST_COUNTED), tenant):
+            detail = "There is no memory left to hold this answer."
+            raise QueueFull(detail, hint="Read the answers that you have asked for, or try again soon.", retry_after=1)
+        held.append(body)
+        pieces = (held[0][at : at + 2**18] for at in range(0, len(body), 2**18))
+        return StreamingResponse(pieces, status, {**headers, "content-length": str(len(body))})
+
+    try:
+        yield build
+    finally:
+        budget.release(sum(min(len(body), _MOST_COUNTED) for body in held), tenant)
+        held.clear()  # what a caller that hung up left behind is not collected soon
+
+
+HeldAnswer = Annotated[BuildAnswer, Depends(_hold_answer)]
 
 
 async def read_whole_body(request: Request) -> bytes:

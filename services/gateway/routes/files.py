@@ -16,7 +16,7 @@ from services.gateway.batches.batch_service import BatchService
 from services.gateway.batches.file_store import FileStore, find_page
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.policy.caller import find_scope
-from services.gateway.routes.dependencies import get_caller, get_context, get_queue, read_json, read_whole_body
+from services.gateway.routes.dependencies import HeldAnswer, get_context, get_queue, read_json, read_whole_body
 from shared.validation_errors import parse_fields
 
 router = APIRouter(tags=["batches"], responses=PROBLEMS)
@@ -66,10 +66,10 @@ async def get_file(request: Request, file_id: FileId) -> FileObject:
 
 
 @router.get("/v1/files/{file_id}/content", response_class=Response)
-async def read_file(request: Request, file_id: FileId) -> Response:
+async def read_file(request: Request, file_id: FileId, build: HeldAnswer) -> Response:
     """One file, byte for byte."""
     data = await asyncio.to_thread(_files(request).read, _tenant(request), file_id)
-    return Response(data, media_type="application/octet-stream")
+    return build(data, 200, {"content-type": "application/octet-stream"})
 
 
 @router.delete("/v1/files/{file_id}")
@@ -131,7 +131,7 @@ def _batches(request: Request) -> BatchService:
 
 
 def _tenant(request: Request) -> str:
-    caller = get_caller(request)
+    caller = get_context(request).caller
     caller.require_scope("jobs")
     return caller.tenant
 

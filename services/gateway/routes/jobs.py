@@ -18,7 +18,7 @@ from services.gateway.http.errors import SECURITY_HEADERS
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.http.request_context import RequestContext, build_response_headers
 from services.gateway.policy.caller import find_scope
-from services.gateway.routes.dependencies import get_caller, get_queue, require_queue
+from services.gateway.routes.dependencies import HeldAnswer, get_caller, get_queue, require_queue
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.telemetry import span
@@ -117,12 +117,12 @@ async def events(request: Request, job_id: JobId, _: Annotated[None, Depends(_co
 
 
 @router.get("/{job_id}/result", response_class=Response, responses={200: {"content": {"*/*": {}}}})
-async def result(request: Request, job_id: JobId) -> Response:
+async def result(request: Request, job_id: JobId, build: HeldAnswer) -> Response:
     """The answer, byte for byte, with the status that the request itself would have had."""
     answer = await get_queue(request).result(job_id, get_caller(request).tenant)
     raw = build_response_headers((k.encode("latin-1"), v.encode("latin-1")) for k, v in answer.headers.items())
     kept = {k.decode("latin-1"): v.decode("latin-1") for k, v in raw if k != b"content-length"}
-    return Response(answer.body, answer.status, {**kept, "content-type": answer.content_type})
+    return build(answer.body, answer.status, {**kept, "content-type": answer.content_type})
 
 
 @router.post("/{job_id}/cancel")

@@ -165,6 +165,19 @@ async def test_bodies_that_one_tenant_holds_open_leave_another_room(served, ring
     await until(lambda: budget.left == 8 * 100_000)
 
 
+async def test_an_answer_that_is_read_slowly_counts_as_held_memory_and_is_refused_where_there_is_none(served):
+    scene = await served(max_body_bytes=2**24)
+    budget, form = scene.app.state.gateway.proxy.budget, {"purpose": (None, "batch"), "file": ("a", b"x" * 12_000_000)}
+    url = f"/v1/files/{(await scene.client.post('/v1/files', files=form)).json()['id']}/content"
+    async with scene.client.stream("GET", url) as slow:
+        await asyncio.sleep(0.1)
+        assert budget.left == 2**27 - 12_000_000
+        budget.take(budget.left - 1_000_000)
+        assert "no memory left to hold" in (await scene.client.get(url)).text
+        assert len(await slow.aread()) == 12_000_000
+    await until(lambda: budget.left == 13_000_000)
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """A refused body is read for half a second, where the product takes two."""
@@ -205,7 +218,7 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_read_also_to_a_c
 
 
 async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline_and_is_given_up_when_it_pauses(gateway, toy):
-    left = set()
+    left, scene = set(), await gateway(max_body_bytes=100_000, request_timeout_s=0.2)
 
     async def camera() -> AsyncIterator[bytes]:
         for _ in range(16):
@@ -213,7 +226,6 @@ async def test_a_live_stream_may_outgrow_the_limit_and_the_deadline_and_is_given
             await asyncio.sleep(0.025)  # twice the deadline together
             left.add(scene.app.state.gateway.proxy.budget.left)
 
-    scene = await gateway(max_body_bytes=100_000, request_timeout_s=0.2)
     scene.announce((await toy()).url, routes=("/v1/camera", "/v1/echo"), endless=("/v1/camera",))
     answer = await scene.client.post("/v1/camera", content=camera())
     assert answer.status_code == 200

@@ -107,8 +107,7 @@ async def test_requests_are_counted_by_their_route_head_is_as_get_and_what_is_re
     await scene.client.get("/nobody/knows/this")
     scene.announce(scene.upstream.url, service="llm", routes=("/v1/lora-adapters",), models=("smollm",))
     scene.upstream.status = 404
-    unknown = await scene.client.get("/v1/models/nobody-made-this")
-    assert (unknown.status_code, "pranet, smollm" in unknown.text) == (404, True), "one service knows only its own"
+    assert "pranet, smollm" in (await scene.client.get("/v1/models/nobody-made-this")).text, "those of all services"
     scene.upstream.status = 200
     text = (await scene.client.get("/metrics")).text
     assert 'fovea_requests_total{model="",route="/v1/echo",service="gateway",status="200"}' in text
