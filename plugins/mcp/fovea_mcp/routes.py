@@ -66,7 +66,7 @@ async def call_mcp(request: Request) -> Response:
     if is_batch:
         await request.app.state.gateway.limits.count_many(ctx.caller, len(messages) - 1)
     async with DisconnectGuard(ctx):  # an assistant that hangs up stops its tool
-        # What has no id is a notification, or an answer to nothing that was asked.
+        # A message without an id is a notification, or an answer to nothing that was asked.
         answers = [await _answer_message(one, request) for one in messages if "id" in one]
     body = b"[%b]" % b",".join(answers) if is_batch else b"".join(answers)
     return Response(body, media_type="application/json") if answers else Response(status_code=202)

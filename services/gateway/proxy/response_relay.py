@@ -63,7 +63,7 @@ async def abort_response(ctx: RequestContext, error: FoveaError | None = None) -
 
 
 def _read_audit(text: str | None) -> dict[str, str]:
-    with contextlib.suppress(ValueError, AttributeError):  # it is no JSON, or no object
+    with contextlib.suppress(ValueError, AttributeError):  # not JSON, or not an object
         return {str(k): str(v)[:500] for k, v in json.loads(text or "{}").items()}
     return {}
 
