@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.mutation.workspace import ROOT, import_path
 
+
 @dataclass(frozen=True)
 class Mutant:
     """A change of one expression or statement.
