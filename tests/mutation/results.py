@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.mutation.mutants import Mutant
+from tests.mutation.mutants import SEED, Mutant
 from tests.mutation.workspace import ROOT, load_modules
 
 HERE = Path(__file__).parent
@@ -68,7 +68,7 @@ def save(module: str, measurement: Measurement, *, as_baseline: bool) -> None:
 
 def mutation_page() -> Iterator[tuple[Path, str]]:
     results = {name: row for name, row in read_results().items() if name in load_modules()}
-    lines = [_INTRODUCTION.format(target=TARGET), "", *_table(results), ""]
+    lines = [_INTRODUCTION.format(target=TARGET, seed=SEED), "", *_table(results), ""]
     for name, row in sorted(results.items()):
         lines += [f"## Survivors: {name}", "", *_survivors(row["now"]["survivors"]), ""]
     yield PAGE, "\n".join(lines).rstrip() + "\n"
@@ -117,8 +117,7 @@ if a test fails. The share of killed mutants shows how many faults of this kind 
 `tests/mutation/modules.toml` lists the files of each module and the tests that exercise them; the same tests run in
 `make test`. Each mutant runs in its own process against the tests that reach the changed function.
 
-- Where a module has many mutants, a sample is run. Digests of the changed lines choose it, so both scores are of the
-  same mutants, except for those of lines that changed between them.
+- Where a module has many mutants, a sample is run, drawn at seed {seed}.
 - mutmut does not mutate decorated functions (properties, context managers), class bodies and module constants.
 - Mutants that only change letters in a message of several words are left out.
 - The score counts an equivalent mutant, which no test can find, as alive.

@@ -182,7 +182,7 @@ async def test_every_frame_of_a_long_stream_is_answered_in_order_in_the_same_mem
     finally:
         tracemalloc.stop()
     assert count == 900
-    assert peaks[1] - peaks[0] < 16_000
+    assert peaks[1] - peaks[0] < 200 * len(frame)  # of 600; other threads of the process need some, too
 
 
 class Watching(Toy):

@@ -48,7 +48,7 @@ class FileStore:
         return self.put(tenant, f"file-{uuid4().hex}", name, purpose, data)
 
     def put(self, tenant: str, file_id: str, name: str, purpose: str, data: bytes) -> FileObject:
-        """Store a file, also beyond the quota: no answer must be lost. Raises InvalidOption: a bad name."""
+        """Store a file, also beyond the quota: answers are kept. Raises InvalidOption: its name is not Unicode."""
         facts = {
             "id": file_id,
             "bytes": len(data),

@@ -40,9 +40,9 @@ def _decode_protobuf(data: bytes) -> object:
     return oip_proto.decode_request(message)
 
 
-def _scan_usage(data: bytes) -> object:
-    scanner = UsageScanner(is_stream=True)
-    for start in range(0, len(data), 7):
+def _scan_usage(data: bytes, *, is_stream: bool = True) -> object:
+    scanner = UsageScanner(is_stream=is_stream)
+    for start in range(0, len(data), 7 if is_stream else max(len(data), 1)):
         scanner.feed(data[start : start + 7])
     return scanner.sum_up(1.0)
 
@@ -64,5 +64,5 @@ HARNESSES: dict[str, Harness] = {
         (b'data: {"model":"m","choices":[{}],"usage":{"prompt_tokens":1}}\n\n',),
         words=(b"data: ", b"\n\n", b"1e999", b"NaN", b"[]", b"null", b'"usage":', b"-1"),
     ),
-    "json": Harness(lambda data: json.dumps(UsageScanner(is_stream=False).feed(data)), (b'{"usage": {}}',)),
+    "json": Harness(lambda data: json.dumps(_scan_usage(data, is_stream=False)), (b'{"usage": {}}',)),
 }
