@@ -56,8 +56,8 @@ def run(
         files, texts = split_arguments(arguments or [], schema)
         request = {"model": name, **parse_options([*texts, *map(parse_pair, option or ())], schema)}
         pictures = dict(zip(_match_fields(schema, files), files, strict=True))
-        for name in pictures.keys() & request.keys():
-            raise InvalidOption(f"{name} was given twice: as {pictures[name]!r} and as an option.", field=name)
+        for twice in pictures.keys() & request.keys():
+            raise InvalidOption(f"{twice} was given twice: as {pictures[twice]!r} and as an option.", field=twice)
         if form.job:
             screen.line(client.jobs.submit(task, request, pictures=pictures, accept=form.accept))
             return

@@ -22,8 +22,8 @@ HALVES_OVERLAP = 0.5
 """Overlap along a border from which two cut boxes are halves of one object."""
 
 MAX_MERGED = 3000
-COMPARED_AT_ONCE = 100
-"""Best boxes that are compared with each other, and how many of them with all at once."""
+"""Best boxes that are compared with each other."""
+COMPARED_AT_ONCE = 100  # boxes with all others: the memory for one step grows with it
 
 
 @dataclass(frozen=True, slots=True)

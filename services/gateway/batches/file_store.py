@@ -50,12 +50,8 @@ class FileStore:
     def put(self, tenant: str, file_id: str, name: str, purpose: str, data: bytes) -> FileObject:
         """Store a file, also beyond the quota: answers are kept. Raises InvalidOption: its name is not Unicode."""
         facts = {
-            "id": file_id,
-            "bytes": len(data),
-            "created_at": int(time.time()),
-            "filename": name,
-            "purpose": purpose,
-        }
+            "id": file_id, "bytes": len(data), "created_at": int(time.time()), "filename": name, "purpose": purpose,
+        }  # fmt: skip
         file = parse_fields(FileObject, facts)
         objects = self._of(tenant)
         objects.put(f"{file_id}.data", data)

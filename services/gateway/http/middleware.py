@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 from collections.abc import MutableMapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -126,10 +126,8 @@ class GatewayMiddleware(Shell[RequestContext]):
                     self._gateway.audit.write(f"{ctx.caller.tenant}/{ctx.caller.key}", "model control", ctx.path[:200])
                 has_queue = self._gateway.queue is not None and "jobs" in ctx.caller.scopes
                 ctx.may_queue = has_queue and ctx.method == "POST" and not route.is_broadcast
-                has_place = not route.is_broadcast and not route.is_endless
-                place = self._gateway.find_place(ctx.caller, route.services[0], ctx.deadline) if has_place else None
                 try:
-                    async with place or nullcontext():
+                    async with self._place(ctx, route):
                         await proxy.forward(ctx, route, body)
                 finally:  # also where the caller hangs up before the end
                     await self._charge(ctx)
@@ -161,6 +159,12 @@ class GatewayMiddleware(Shell[RequestContext]):
     def _audit(self, ctx: RequestContext, act: str, **details: str) -> None:
         actor = f"{ctx.caller.tenant}/{ctx.caller.key}"
         self._gateway.audit.write(actor, act, ctx.path[:200], request_id=ctx.id, **details)
+
+    def _place(self, ctx: RequestContext, route: Route) -> AbstractAsyncContextManager[None]:
+        """The caller's place at the service; a local caller, a broadcast and what never ends need none."""
+        if route.is_broadcast or route.is_endless:
+            return nullcontext()
+        return self._gateway.find_place(ctx.caller, route.services[0], ctx.deadline)
 
     async def _run_own_app(self, ctx: RequestContext) -> None:
         async def send(message: MutableMapping[str, Any]) -> None:

@@ -134,7 +134,8 @@ class Proxy:
     async def _forward_with_retries(self, ctx: RequestContext, route: Route, body: ReplayableBody) -> None:
         is_idempotent = ctx.method in _IDEMPOTENT or not route.is_effectful
         key = find_affinity_key(ctx, route, body.head()) if route.is_affine else None
-        state, attempts = RetryState(route.services[0], ctx.trace.request_id, ctx.deadline, key=key), itertools.count()
+        state = RetryState(route.services[0], ctx.trace.request_id, ctx.deadline, key=key)
+        attempts = itertools.count()
 
         async def attempt(replica: Replica) -> None:
             address = replica.record.http.removeprefix("http://")

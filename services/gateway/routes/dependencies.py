@@ -13,7 +13,7 @@ from services.gateway.policy.caller import Caller
 from shared.jobs.redis_queue import RedisJobQueue
 
 BuildAnswer = Callable[[bytes, int, Mapping[str, str]], Response]
-_MOST_COUNTED = 2**26  # what a batch answered may have more bytes than may be held in all
+_MOST_COUNTED = 2**26  # bytes of one answer: the results of a batch may be larger than the whole budget
 
 
 def get_context(request: Request) -> RequestContext:
@@ -41,7 +41,7 @@ def require_queue(queue: RedisJobQueue | None) -> RedisJobQueue:
 
 
 async def _hold_answer(request: Request) -> AsyncGenerator[BuildAnswer, None]:
-    """How to answer with bytes, which count as held memory until the caller has taken them: it may read slowly."""
+    """A function that answers with bytes; they count as held memory until the caller, who may be slow, has them."""
     budget, tenant, held = request.app.state.gateway.proxy.budget, get_caller(request).tenant, list[bytes]()
 
     def build(body: bytes, status: int, headers: Mapping[str, str]) -> Response:

@@ -80,7 +80,6 @@ async def index(request: Request) -> list[dict[str, str]]:
     """All models of all services; with `{"ready": true}` only those that are ready."""
     body = await read_whole_body(request)
     document = await parse_json_aside(body) if body.strip() else {}
-    only = document.get("ready") if isinstance(document, dict) else "no object"
-    if not isinstance(only, bool | None):
+    if not isinstance(document, dict) or not isinstance(document.get("ready"), bool | None):
         raise Malformed("The body must be an object whose `ready` is true or false.", field="ready")
-    return await list_repository(request.app.state.gateway, only_ready=bool(only))
+    return await list_repository(request.app.state.gateway, only_ready=bool(document.get("ready")))

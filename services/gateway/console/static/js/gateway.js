@@ -46,7 +46,7 @@ export const forgetKey = () => ["sessionStorage", "localStorage"].forEach((stora
 export class Problem extends Error {
   constructor(status, body, requestId) {
     const inner = typeof body?.error === "object" && body.error !== null ? body.error : {};
-    super(body?.detail ?? inner.message ?? (typeof body?.error === "string" ? body.error : status === 503 ? "It is still being loaded. Try again in a few seconds." : `The gateway answered ${status}.`));
+    super(body?.detail ?? inner.message ?? (typeof body?.error === "string" ? body.error : `The gateway answered ${status}.`));
     this.name = "Problem";
     this.status = status;
     this.title = body?.title ?? TITLES[status] ?? "The request failed";

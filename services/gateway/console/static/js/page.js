@@ -41,6 +41,7 @@ class ModelChoice extends HTMLElement {
       if (isOld()) return;
       select.value = this.shown;
       if (go) go.disabled = !this.couldGo;
+      if (problem.status === 503) problem.message = `${model} is still being loaded. Try again in a few seconds.`;
       this.closest("[data-path]").showError(problem);
     });
     const newForm = page?.querySelector('form[data-part="options"]');
