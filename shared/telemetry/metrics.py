@@ -55,23 +55,17 @@ IN_FLIGHT = Gauge("fovea_in_flight", "Requests being served.", ["service"])
 _NATS = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
 FIDELITY_KL = Histogram(
-    "fovea_fidelity_kl_nats",
-    "KL(dense || method) per token of answers that were run again densely.",
-    ["model", "method"],
-    buckets=_NATS,
-)
+    "fovea_fidelity_kl_nats", "KL(dense || method) per token of answers that were run again densely.",
+    ["model", "method"], buckets=_NATS,
+)  # fmt: skip
 FIDELITY_TOP1 = Histogram(
-    "fovea_fidelity_top1_agreement",
-    "Share of tokens on which a method agrees with dense attention.",
-    ["model", "method"],
-    buckets=(0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1),
-)
+    "fovea_fidelity_top1_agreement", "Share of tokens on which a method agrees with dense attention.",
+    ["model", "method"], buckets=(0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1),
+)  # fmt: skip
 FIDELITY_DELTA = Histogram(
-    "fovea_fidelity_loss_nats",
-    "Log-likelihood per token that a method loses against dense attention.",
-    ["model", "method"],
-    buckets=(-1, -0.1, -0.01, 0, *_NATS),
-)
+    "fovea_fidelity_loss_nats", "Log-likelihood per token that a method loses against dense attention.",
+    ["model", "method"], buckets=(-1, -0.1, -0.01, 0, *_NATS),
+)  # fmt: skip
 FIDELITY_HELD = Gauge(
     "fovea_fidelity_held_back",
     "Variants of a method (its knobs, plan and budget) that dense serves in place of.",

@@ -157,3 +157,13 @@ def test_json_log_line_carries_the_context_trace_and_span(recorded_spans, capsys
         kept.info("heard")
     assert [one["event"] for one in lines] == ["heard"]
     logging.getLogger().handlers.clear()
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+@pytest.mark.parametrize("get_logger", [logging.getLogger, telemetry.log])
+def test_a_text_of_a_caller_forges_no_line_of_the_log(form, get_logger, capsys):
+    telemetry.configure_logs("INFO", form)
+    get_logger("uvicorn").warning("no such file: /a\n2026-01-01 [info] forged\x1b[2K")
+    assert r"/a\n2026" in (told := capsys.readouterr().err)
+    assert (told.count("\n"), "\x1b" in told) == (1, False)
+    logging.getLogger().handlers.clear()
