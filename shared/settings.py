@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.validation_errors import list_errors
@@ -239,18 +239,19 @@ class Settings(BaseSettings):
             logging.getLogger(__name__).warning(message)
         return {**found, **given}
 
-    @field_validator("replica_secret")
-    @classmethod
-    def _check_secret(cls, secret: SecretStr | None) -> SecretStr | None:
-        text = secret.get_secret_value().strip() if secret else ""
-        if not (text.isascii() and text.isprintable()):  # `openssl rand -base64 64` makes two lines
-            raise ValueError("It is sent in a header, so it must be printable ASCII in one line")
-        return secret
-
     @model_validator(mode="after")
-    def _complete_redis_url(self) -> Self:
-        """Put password and certificates into the URL, which is all that a client of Redis needs."""
+    def _complete(self) -> Self:
+        """Expand `~`, and put password and certificates into Redis's URL, which is all that its clients need."""
+        for name, value in self:
+            if isinstance(value, Path) or name == "llm_model":  # in an env file no shell has done it
+                object.__setattr__(self, name, type(value)(os.path.expanduser(value)))  # noqa: PTH111  # never fails
+        if not ((secret := "".join(self.replica_secrets)).isascii() and secret.isprintable()):
+            raise ValueError("FOVEA_REPLICA_SECRET is sent in a header, so it must be printable ASCII in one line")
+        if 0 < self.redis_max_bytes < 4 * 2**20:
+            raise ValueError("FOVEA_REDIS_MAX_BYTES must be 0 or at least 4194304, which Redis needs before any job")
         url = self.redis_url or (self.redis_url_file and self.redis_url_file.read_text("utf-8").strip())
+        if self.redis_url_file and not url:
+            raise ValueError(f"The file that FOVEA_REDIS_URL_FILE names, {self.redis_url_file}, is empty")
         if not url:
             return self
         if not re.fullmatch(_REDIS_URL, url):
@@ -267,8 +268,7 @@ class Settings(BaseSettings):
     @property
     def replica_secrets(self) -> tuple[str, ...]:
         """The secrets that replicas accept; the gateway sends the first."""
-        text = self.replica_secret.get_secret_value() if self.replica_secret else ""
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        return _split_names(self.replica_secret.get_secret_value() if self.replica_secret else "")
 
     @property
     def replica_credentials(self) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Settings are read from FOVEA_ variables once, typed, and refused when they make no sense."""
 
+import os
 import pathlib
 import re
 
@@ -18,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
     ("FOVEA_REDIS_URL", "redis://:s3/cret@cache:6379/0"), ("FOVEA_REDIS_URL", "redis://:s3#cret@cache:6379/0"),
     ("OTEL_SDK_DISABLED", "perhaps"), ("FOVEA_REDIS_URL_FILE", "/none"), ("FOVEA_REQUEST_TIMEOUT_S", "inf"),
     ("FOVEA_OBJECT_STORE", "/mnt/store"), ("FOVEA_REDIS_URL", "redis://cache:65536/0"),
-    ("FOVEA_REPLICA_SECRET", "geheimß"),
+    ("FOVEA_REPLICA_SECRET", "geheimß"), ("FOVEA_REDIS_URL_FILE", os.devnull), ("FOVEA_REDIS_MAX_BYTES", "1"),
 ])  # fmt: skip
 def test_nonsense_ends_a_process_with_the_name_of_the_setting(monkeypatch, capsys, name, value):
     monkeypatch.setenv(name, value)
@@ -43,6 +44,21 @@ def test_settings_in_each_of_their_forms_are_taken(field, value):
         "detection": ("http://triton:8000", "triton:8001"),
         "medical-seg": ("http://seg:80", None),
     }
+
+
+def test_a_path_in_an_env_file_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    for name, value in {
+        "DATA_DIR": "~/state",
+        "KEYS_FILE": "~/k.json",
+        "LLM_MODEL": "~/m",
+        "LLM_ADAPTERS": "/~/a",
+    }.items():
+        monkeypatch.setenv(f"FOVEA_{name}", value)
+    made = Settings()
+    assert made.object_store_url == "file:///home/ada/state"
+    found = (made.keys_path, made.llm_model, made.llm_adapters)
+    assert [*map(str, found)] == ["/home/ada/k.json", "/home/ada/m", "/~/a"]
 
 
 @pytest.mark.parametrize("new", sorted(RENAMED.keys() - {"up_api_key"}))
