@@ -76,6 +76,7 @@ def modules(tmp_path, monkeypatch):
     write("family", FAMILY)
     write("once", ONCE)
     write("doomed", "print('why it died', flush=True)\nraise SystemExit(7)")
+    write("set_wrong", "print('why it died', flush=True)\nraise SystemExit(2)")
     write("shows", f"import os; print(os.environ['FOVEA_X'], os.getsid(0) == os.getpid(), flush=True); {NAP}")
     return tmp_path
 
@@ -102,11 +103,17 @@ async def test_child_has_its_environment_session_and_log_and_is_started_again_wh
     assert children.said == [f"once ended (exit code 3); starting it again in 0.5 s. Log: {child.log}"]
 
 
-async def test_child_that_dies_again_and_again_is_given_up_on_with_its_log_tail(children, monkeypatch):
+@pytest.mark.parametrize(("name", "told", "restarts"), [
+    ("doomed", "doomed ended 5 times in a minute", 4), ("set_wrong", "set_wrong can't start", 0),
+])  # fmt: skip
+async def test_child_that_dies_again_and_again_or_for_a_setting_is_given_up_on_with_its_log_tail(
+    children, monkeypatch, name, told, restarts
+):
     monkeypatch.setattr("shared.serving.up.processes._FIRST_RESTART_PAUSE_S", 0.001)
-    await children.add("doomed", "doomed")
-    with pytest.raises(ProcessDied, match=r"5 times in a minute(?s:.*)why it died"):
+    await children.add(name, name)
+    with pytest.raises(ProcessDied, match=rf"{told}(?s:.*)why it died"):
         await asyncio.wait_for(asyncio.shield(children.failed), 20)
+    assert len(children.said) == restarts
 
 
 async def test_all_are_stopped_the_last_started_first(children):

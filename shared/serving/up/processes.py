@@ -18,10 +18,11 @@ _MAX_DEATHS = 5
 _DEATH_WINDOW_S = 60.0  # after so many deaths in so many seconds a process is not started again
 _FIRST_RESTART_PAUSE_S = 0.5
 _LOG_TAIL_LINES = 15
+_WRONG_SETTING = 2  # exit code of a process that would end again for the same reason
 
 
 class ProcessDied(Exception):
-    """A child died too often; the message ends with the last lines of its log."""
+    """A child died too often, or can't start; the message ends with the last lines of its log."""
 
 
 @dataclass(eq=False, slots=True)
@@ -108,18 +109,17 @@ class ProcessGroup:
         return started
 
     async def _restart(self, child: ManagedProcess, arguments: Sequence[str], own: Mapping[str, str]) -> None:
-        """Start a child again whenever it ends, until it has done so too often."""
+        """Start a child again whenever it ends, until it has done so too often or can't start."""
         deaths: list[float] = []
         while True:
-            code, pid = await child.process.wait(), child.process.pid
-            now = time.monotonic()
+            code, pid, now = await child.process.wait(), child.process.pid, time.monotonic()
             deaths = [*(death for death in deaths if now - death < _DEATH_WINDOW_S), now]
             await asyncio.to_thread(orphan_cleanup.end_sessions, [pid], 0.0)
             self.watch(pid, gone=True)
-            if len(deaths) >= _MAX_DEATHS:
-                message = f"{child.name} ended {_MAX_DEATHS} times in a minute. Its last lines:\n{child.log_tail()}"
+            if code == _WRONG_SETTING or len(deaths) >= _MAX_DEATHS:
+                why = "can't start" if code == _WRONG_SETTING else f"ended {_MAX_DEATHS} times in a minute"
                 if not self.failed.done():
-                    self.failed.set_exception(ProcessDied(message))
+                    self.failed.set_exception(ProcessDied(f"{child.name} {why}. Its last lines:\n{child.log_tail()}"))
                 return
             pause = _FIRST_RESTART_PAUSE_S * 2 ** (len(deaths) - 1)
             reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
