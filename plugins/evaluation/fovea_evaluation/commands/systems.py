@@ -39,7 +39,10 @@ def rankings(
     *,
     gateway: GatewayOptions,
 ) -> None:
-    """Rank systems under both label sets: tau, rho, kappa, and how far each system moved."""
+    """Rank systems under both label sets: tau, rho, kappa, and how far each system moved.
+
+    A labelled query that a run lacks counts 0, as with trec_eval -c; so it does in significance and leaderboard.
+    """
     screen, named = gateway.screen, dict(pair.partition("=")[::2] for pair in families or ())
     files = {"reference": reference, "judge": judge, "runs": read_runs(runs)}
     found = compute("rankings", gateway, measure=measure, families=named, **files)
@@ -66,7 +69,7 @@ def significance(
     *,
     gateway: GatewayOptions,
 ) -> None:
-    """Test which differences between systems are more than chance, query by query."""
+    """Test which differences between systems are more than chance; a query that a run lacks counts 0."""
     screen, options = gateway.screen, {"baseline": baseline, "correction": correction, "level": level}
     files = {"labels": labels, "runs": read_runs(runs)}
     found = compute_as_job("significance", gateway, measure=measure, **files, **options)

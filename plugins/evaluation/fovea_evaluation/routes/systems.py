@@ -29,7 +29,7 @@ class RankingsIn(StrictModel):
     runs: str = Field(description="Run lines of all systems, `qid Q0 docid rank score tag`.")
     measure: Measure = "ndcg_cut_10"
     relevance_level: RelevanceLevel = 1
-    missing: Missing = Field("skip", description="Queries that a run lacks: `skip` as trec_eval, or `zero`.")
+    missing: Missing = Field("zero", description="Queries that a run lacks: 0 as `trec_eval -c`, or `skip` them.")
     families: dict[str, str] = Field({}, description="System → family, for example `llm`.")
     favoured: str = Field("llm", description="The family that the judge might prefer, being of its own kind.")
 
@@ -154,7 +154,7 @@ class SignificanceOut(BaseModel):
 
 @router.post("/significance", responses=problems(400, 422))
 def compare_runs(body: SignificanceIn) -> SignificanceOut:
-    """Test the differences between systems over the same queries."""
+    """Test the differences between systems over the same queries; one that a run lacks counts 0, as `trec_eval -c`."""
     labels, runs = read_grades(body.labels, "labels"), trec.parse_runs(body.runs)
     find_measure(body.measure)
     if not 2 <= len(runs) <= MAX_SYSTEMS:
