@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fovea.errors import Malformed
+from fovea.errors import InvalidOption, Malformed
 
 MAX_GRADE = 1000
 """Beyond it, in either direction, no scale of relevance goes."""
@@ -41,6 +41,13 @@ def parse_qrels(text: str, source: str = "qrels") -> dict[tuple[str, str], int]:
             raise Malformed(f"The pair {query} {passage} is labelled twice in {source}: {was}.")
         first_lines.setdefault(pair, number)
     return labels
+
+
+def parse_reference(text: str) -> dict[tuple[str, str], int]:
+    """Labels that judges are measured against; see `parse_qrels`. Raises InvalidOption: there are none."""
+    if labels := parse_qrels(text, "reference"):
+        return labels
+    raise InvalidOption("The reference holds no label.", hint="Is it an empty file?", field="reference")
 
 
 def check_grade(grade: int, number: int, source: str) -> None:

@@ -51,7 +51,7 @@ class AgreementOut(Agreement):
 @router.post("/agreement", responses=problems(400, 422))
 def agreement(body: AgreementIn) -> AgreementOut:
     """Compare a judge's labels with reference labels."""
-    reference, judge = trec.parse_qrels(body.reference, "reference"), parse_labels(body.judge, "judge")
+    reference, judge = trec.parse_reference(body.reference), parse_labels(body.judge, "judge")
     texts = pair_selection.parse_collection(body.topics, body.passages)
     return AgreementOut(
         **vars(agree(reference, judge.labels)),

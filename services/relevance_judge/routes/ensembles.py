@@ -96,7 +96,7 @@ class WeightsOut(BaseModel):
 @router.post("/ensembles/weights", responses=problems(400, 422))
 def fit_weights(body: WeightsIn) -> WeightsOut:
     """Fit weights so that the sum of standardised signals orders the passages of a query as people do."""
-    labels = trec.parse_qrels(body.reference, "reference")
+    labels = trec.parse_reference(body.reference)
     judges = {name: parse_signals(text, name) for name, text in body.judges.items()}
     pairs = [pair for pair in labels if all(pair in one.signals for one in judges.values())]
     if not pairs:

@@ -49,7 +49,7 @@ class TrustOut(TrustReport):
 def report_trust(request: Request, body: TrustIn) -> TrustOut:
     """Compare a judge with baselines that cost nothing, before a batch of it is believed."""
     run: CallContext = request.scope["fovea.run"]
-    labels, judge = trec.parse_qrels(body.reference, "reference"), parse_signals(body.judge, "judge")
+    labels, judge = trec.parse_reference(body.reference), parse_signals(body.judge, "judge")
     topics, passages = pair_selection.parse_collection(body.topics, body.passages)
     usable = [pair for pair in labels if pair in judge.signals and pair[0] in topics and pair[1] in passages]
     known = {pair: labels[pair] for pair in usable}

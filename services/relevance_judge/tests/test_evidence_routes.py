@@ -74,7 +74,9 @@ def test_the_embedding_baseline_is_the_similarity_judge_and_weights_make_an_ense
         ("trust", {"reference": "", "judge": '{"qid": 1, "docid": "a", "signal": "x"}'}, 422, "topics"),
         ("ensembles/weights", {"reference": "1 0 a 1", "judges": {"a": "1 0 a 1"}}, 422, "judges"),
         ("agreement", {"reference": "1 0 a\n", "judge": ""}, 400, "Line 1 of reference"),
-        ("agreement", {"reference": "", "judge": "1 0 a x\n"}, 400, "not an integer"),
+        ("agreement", {"reference": "1 0 a 1", "judge": "1 0 a x\n"}, 400, "not an integer"),
+        ("agreement", {"reference": "\n", "judge": "1 0 a 1\n"}, 422, "The reference holds no label."),
+        ("ensembles/weights", {"reference": "", "judges": dict.fromkeys("ab", "1 0 a 1")}, 422, "holds no label"),
         ("agreement", {"reference": ""}, 422, "judge"),
         ("ensembles", {"judges": ["1 0 a 7\n"]}, 422, "outside"),
         ("ensembles", {"judges": ["1 0 a 1\n"], "combine": "average", "weights": [1, 2]}, 422, "weights"),
@@ -104,7 +106,7 @@ def test_agreement_comes_with_interval_bias_invalid_shares_and_disagreements_the
     assert len(found["kappa_by_query"]) == 24
     found = client.post("/v1/judge/agreement", json={"reference": "1 0 a 2\n", "judge": "1 0 a 2\n"}).json()
     assert (found["kappa"], found["alpha"], found["kappa_interval"]) == (None, None, None)
-    found = client.post("/v1/judge/agreement", json={"reference": "", "judge": ""}).json()
+    found = client.post("/v1/judge/agreement", json={"reference": "1 0 a 2", "judge": ""}).json()
     assert (found["pairs"], found["bias"]) == (0, None)
     judge = "\n".join(
         json.dumps({"qid": q, "docid": d, "grade": None if d == "m01-1" else 3, "valid": d != "m01-1"})

@@ -54,7 +54,7 @@ def compare(request: Request, body: LeaderboardIn) -> Leaderboard:
         LeaderboardEntry(judge=one.judge, template=one.template, labels=parse_labels(one.labels, f"judges[{place}]"))
         for place, one in enumerate(body.judges)
     ]
-    reference, runs = trec.parse_qrels(body.reference, "reference"), trec.parse_runs(body.runs)
+    reference, runs = trec.parse_reference(body.reference), trec.parse_runs(body.runs)
     check_queries(runs, reference)
     options = body.model_dump(include={"measure", "relevance_level", "draws", "seed", "sort"})
     table = build_leaderboard(reference, entries, runs, **options)

@@ -68,7 +68,7 @@ class RankingsOut(rankings.Comparison):
 @router.post("/rankings", responses=problems(400, 422))
 def rank(body: RankingsIn) -> RankingsOut:
     """Rank systems under two label sets, with trec_eval's semantics."""
-    reference, judge = trec.parse_qrels(body.reference, "reference"), read_grades(body.judge, "judge")
+    reference, judge = trec.parse_reference(body.reference), read_grades(body.judge, "judge")
     runs = trec.parse_runs(body.runs)
     if unknown := [tag for tag in body.families if tag not in runs]:
         detail = f"There is no run {unknown[0]!r} to be of a family; there are {', '.join(runs) or 'none'}."
