@@ -54,6 +54,9 @@ def test_models_are_listed_narrowed_and_read_by_programs_and_a_card_names_facts_
     assert lines(out)[0]["schema"]["properties"]["threshold"]["default"] == 0.5
     listed = list(csv.DictReader(fovea("models", "--format", "csv")[1].splitlines()))
     assert {"model": "disc", "task": "segment"}.items() <= next(row for row in listed if row["model"] == "disc").items()
+    rows = list(csv.reader(fovea("models", "disc", "--format", "csv")[1].splitlines()))
+    assert {len(row) for row in rows} == {2}
+    assert {"model", "summary", "task", "--threshold"} <= dict(rows).keys()
     for form in ("csv", "tsv"):
         code, out, said = fovea("segment", str(folder / "a.jpg"), "--format", form)
         assert (code, out, "--format json" in said) == (2, "", True)

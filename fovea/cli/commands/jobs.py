@@ -68,12 +68,7 @@ def retry(job_id: JobId, *, gateway: GatewayOptions) -> None:
 
 
 @app.command()
-def result(
-    job_id: JobId,
-    output: OutputFile = None,
-    *,
-    gateway: Connection,
-) -> None:
+def result(job_id: JobId, output: OutputFile = None, *, gateway: Connection) -> None:
     """Write the answer of a finished job, byte for byte."""
     found = gateway.send(endpoints.result(job_id))
     write_file(output, found.content)

@@ -52,13 +52,18 @@ def _format_headline(entry: ModelEntry) -> str:
 def _print_card(screen: Screen, card: ModelCard) -> None:
     if screen.wrote(card.model_dump(mode="json", by_alias=True)):
         return
+    options = {f"--{name.replace('_', '-')}": about for name, about in describe_options(card.request_schema)}
+    if screen.is_tsv:  # rows of one table
+        facts = {"model": card.id, "ready": "yes" if card.ready else "not yet", "summary": card.summary}
+        screen.facts({**facts, **dict(_list_facts(card)), **options})
+        return
     screen.out.print(f"[bold]{escape(card.id)}[/]  {'[green]ready[/]' if card.ready else '[yellow]not ready[/]'}")
     screen.text(card.summary)
     screen.out.print()
     screen.facts(dict(_list_facts(card)))
-    if options := list(describe_options(card.request_schema)):
+    if options:
         screen.out.print("\n[bold]Options[/]")
-        screen.facts({f"--{name.replace('_', '-')}": about for name, about in options})
+        screen.facts(options)
 
 
 def _list_facts(card: ModelCard) -> Iterator[tuple[str, Any]]:

@@ -140,7 +140,7 @@ def _print_grid(screen: Screen, method: str, report: dict[str, Any]) -> None:
     grid, recall = report["grids"][0], format_figure(report["scalars"]["recall"]["value"])
     screen.out.print(f"[bold]needle grid with {escape(method)}[/]: mean recall {recall}")
     rows = (
-        [f"{tick} %", *(f"{_choose_shade(value)} {format_figure(value)}" for value in values)]
+        [f"{tick} %", *(f"{_SHADES[min(int(5 * (value or 0)), 4)]} {format_figure(value)}" for value in values)]
         for tick, values in zip(grid["rows"]["ticks"], grid["values"], strict=True)
     )
     screen.table(("depth", *(f"{tick} tokens" for tick in grid["columns"]["ticks"])), rows)
@@ -203,7 +203,3 @@ def _parse_numbers(text: str) -> list[int]:
 def _format_scalar(one: dict[str, Any], digits: int) -> str:
     note = one["note"] and f"({one['note']})"
     return " ".join(filter(None, (format_figure(one["value"], digits), one["unit"], note)))
-
-
-def _choose_shade(value: float | None) -> str:
-    return _SHADES[0 if value is None else min(int(value * len(_SHADES)), len(_SHADES) - 1)]
