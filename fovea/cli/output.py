@@ -3,7 +3,6 @@
 Answers go to standard output, everything else (progress, notes, errors) to standard error.
 """
 
-import csv
 import json
 import re
 import sys
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fovea.api.csv_form import format_csv
 from fovea.api.problem import problem
 from fovea.errors import FoveaError, InvalidOption
 
@@ -107,7 +107,7 @@ class Screen:
 
     def _write_tsv(self, rows: Iterable[Sequence[str]]) -> None:
         if self.form == "csv":
-            csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+            sys.stdout.write(format_csv(rows))
         else:
             for row in rows:
                 sys.stdout.write("\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in row) + "\n")

@@ -3,8 +3,6 @@
 Knows features and the wire type; the networks are in `models`, drawing in `segments.plot`.
 """
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel
 
+from fovea.api.csv_form import format_csv
 from fovea.api.tensors import TensorSpec
 from fovea.errors import InvalidOption
 from fovea_actions.schema import LONGEST_S, ActionsIn, ActionsOut, Curves, Proposal
@@ -210,11 +209,8 @@ def _activitynet(found: list[Proposal], video: str, model: str) -> dict[str, Any
 
 def _csv(answer: ActionsOut) -> bytes:
     """One row a proposal."""
-    page = io.StringIO()
-    writer = csv.writer(page)
-    writer.writerow(["start", "end", "score", "label"])
-    writer.writerows([p.start, p.end, p.score, p.label or ""] for p in answer.proposals)
-    return page.getvalue().encode()
+    rows = ([p.start, p.end, p.score, p.label or ""] for p in answer.proposals)
+    return format_csv([["start", "end", "score", "label"], *rows]).encode()
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -1,6 +1,5 @@
 """The forms of a survey: JSON, GeoJSON, a map, CSV, and an archive of all of them with the pictures."""
 
-import csv
 import io
 import json
 import re
@@ -10,6 +9,7 @@ from pathlib import PurePosixPath
 
 from fastapi.responses import JSONResponse, Response
 
+from fovea.api.csv_form import format_csv
 from fovea_survey.road_map import draw_map
 from fovea_survey.schemas import FoundDamage, Observation, SurveyOut
 
@@ -29,34 +29,23 @@ def render(found: SurveyOut, media: str) -> Response:
 
 def write_csv(found: SurveyOut) -> str:
     """Write a line for each damage, those without a place too."""
-    out = io.StringIO()
-    sheet = csv.writer(out, lineterminator="\n")
-    sheet.writerow(COLUMNS)
-    for one in found.damages:
-        sheet.writerow(_row(one, "found", one.latitude, one.longitude))
-    for lost in found.not_placed:
-        sheet.writerow(_row(lost, f"not placed: {lost.reason}", "", ""))
-    return out.getvalue()
+    placed = [_row(one, "found", one.latitude, one.longitude) for one in found.damages]
+    return format_csv([COLUMNS, *placed, *(_row(one, f"not placed: {one.reason}", "", "") for one in found.not_placed)])
 
 
 def _row(one: FoundDamage, place: str, latitude: float | str, longitude: float | str) -> tuple[object, ...]:
     return (
-        _plain(one.label),
-        _plain(place),
+        one.label,
+        place,
         latitude,
         longitude,
         round(one.score, 4),
         one.severity or "",
         "" if one.size is None else one.size,
         one.time.isoformat() if one.time else "",
-        _plain(one.picture or ""),
-        _plain("; ".join(one.pictures)),
+        one.picture or "",
+        "; ".join(one.pictures),
     )
-
-
-def _plain(text: str) -> str:
-    """Text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text[:1] in {"=", "+", "-", "@"} else text
 
 
 def build_archive(found: SurveyOut) -> bytes:

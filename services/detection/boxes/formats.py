@@ -3,7 +3,6 @@
 Knows answers and pictures as arrays; knows no network.
 """
 
-import csv
 import io
 import json
 import re
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fovea.api.boxes import Detection, DetectOut
+from fovea.api.csv_form import format_csv
 from services.detection.boxes.drawing import crop_box
 from shared.vision.draw import encode
 
@@ -20,20 +20,14 @@ CSV, COCO, YOLO, CROPS = "text/csv", "application/vnd.coco+json", "text/plain", 
 
 _COLUMNS = ("id", "class_id", "label", "score", "x1", "y1", "x2", "y2", "radius_px", "area_px", "radius_um", "area_um2")
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Characters that make a spreadsheet run a text that begins with one."""
-
 
 def to_csv(answer: DetectOut) -> bytes:
     """CSV, one row a detection."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    rows: list[tuple[object, ...]] = [_COLUMNS]
     for index, each in enumerate(answer.detections):
         um = (each.microns.radius, each.microns.area) if each.microns else ("", "")
-        label = f"'{each.label}" if each.label.startswith(_FORMULA) else each.label
-        writer.writerow((index, each.class_id, label, each.score, *each.box, each.radius, each.area, *um))
-    return out.getvalue().encode()
+        rows.append((index, each.class_id, each.label, each.score, *each.box, each.radius, each.area, *um))
+    return format_csv(rows).encode()
 
 
 def to_coco(answer: DetectOut, names: Sequence[str]) -> bytes:

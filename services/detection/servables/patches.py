@@ -3,8 +3,6 @@
 Knows arrays and the wire type; knows no network and no engine.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fovea.api.classes import Candidate, Classified, ClassifyOut
+from fovea.api.csv_form import format_csv
 from fovea.errors import InvalidOption
 from services.detection.boxes.drawing import class_colour
 from shared.vision.draw import draw_label
@@ -131,10 +130,9 @@ def _written(picture: np.ndarray, answer: ClassifyOut) -> np.ndarray:
 
 def to_csv(answer: ClassifyOut) -> bytes:
     """One row a patch."""
-    out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(("row", "column", "x1", "y1", "x2", "y2", "label", "class_id", "probability"))
-    for index, result in enumerate(answer.results):
-        row, column = divmod(index, answer.columns)
-        rows.writerow((row, column, *result.box, result.label, result.class_id, result.probability))
-    return out.getvalue().encode()
+    head = ("row", "column", "x1", "y1", "x2", "y2", "label", "class_id", "probability")
+    rows = [
+        (*divmod(index, answer.columns), *result.box, result.label, result.class_id, result.probability)
+        for index, result in enumerate(answer.results)
+    ]
+    return format_csv([head, *rows]).encode()

@@ -1,14 +1,12 @@
 """Usage route: what a tenant consumed, by day and model, as JSON or CSV."""
 
-import csv
-import io
-from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from redis.exceptions import RedisError
 
+from fovea.api.csv_form import format_csv
 from fovea.api.usage import CallerLimits, UsageList, UsageRecord
 from fovea.errors import InvalidOption, NotReady
 from services.gateway.http.openapi import PROBLEMS
@@ -43,7 +41,8 @@ async def usage(
     except (RedisError, OSError, TimeoutError) as error:
         raise NotReady("The usage ledger can't be reached.", hint="Try again soon.", retry_after=2) from error
     if format == "csv" or (format is None and "text/csv" in request.headers.get("accept", "")):
-        return Response(_to_csv(records), media_type="text/csv")
+        rows = [UsageRecord.model_fields, *(record.model_dump(mode="json").values() for record in records)]
+        return Response(format_csv(rows), media_type="text/csv")
     return Response(UsageList(usage=records).model_dump_json(), media_type="application/json")
 
 
@@ -53,11 +52,3 @@ async def read_limits(request: Request) -> CallerLimits:
     caller = get_caller(request)
     limits = await request.app.state.gateway.limits.read(caller)
     return CallerLimits(tenant=caller.tenant, key=caller.key, scopes=sorted(caller.scopes), limits=limits)
-
-
-def _to_csv(records: Sequence[UsageRecord]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(UsageRecord.model_fields))
-    writer.writeheader()
-    writer.writerows(record.model_dump(mode="json") for record in records)
-    return out.getvalue()

@@ -1,13 +1,12 @@
 """Label formats: a judge's labels as TREC qrels, JSON lines or CSV; JSON lines with their number in errors."""
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from fovea.api.csv_form import format_csv
 from fovea.errors import Malformed
 from services.relevance_judge.parsing import trec
 from services.relevance_judge.schemas import UNCALIBRATED
@@ -133,11 +132,8 @@ def format_labels(rows: Iterable[dict[str, Any]], form: str) -> str:
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if form == "qrels":
         return trec.format_qrels({(r["qid"], r["docid"]): r["grade"] for r in rows if r.get("grade") is not None})
-    out = io.StringIO()
-    sheet = csv.DictWriter(out, COLUMNS.split(), extrasaction="ignore", lineterminator="\n")
-    sheet.writeheader()
-    sheet.writerows({**row, "flags": " ".join(row.get("flags") or ())} for row in rows)
-    return out.getvalue()
+    plain = ({**row, "flags": " ".join(row.get("flags") or ())} for row in rows)
+    return format_csv([COLUMNS.split(), *([row.get(name) for name in COLUMNS.split()] for row in plain)])
 
 
 def parse_json_lines(text: str, source: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -106,16 +106,12 @@ def format_run(ranked: Mapping[str, Iterable[tuple[str, float]]], tag: str) -> s
 
 
 def _split_lines(text: str, source: str, count: int, form: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in _numbered_lines(text):
+    for number, line in enumerate(text.replace("\ufeff", "").splitlines(), 1):
         fields = line.split()
-        if len(fields) != count:
+        if fields and len(fields) != count:
             raise Malformed(f"Line {number} of {source} has {len(fields)} fields; the form is `{form}`.")
-        yield number, fields
-
-
-def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    lines = enumerate(text.replace("\ufeff", "").splitlines(), 1)
-    yield from ((number, line) for number, line in lines if line.strip())
+        if fields:
+            yield number, fields
 
 
 def _read_text(path: str | Path) -> str:

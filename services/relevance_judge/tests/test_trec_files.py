@@ -1,6 +1,8 @@
 """Collections: TREC files and files of labels, and the small collection in the tree."""
 
+import csv
 import gzip
+import io
 from pathlib import Path
 
 import pytest
@@ -142,7 +144,11 @@ def test_labels_go_out_and_come_in_again_in_both_forms_and_a_pair_has_one_signal
     assert parse_labels(format_labels(rows, "qrels"), "x").labels == {("1", "a"): 2}
     found = parse_labels(format_labels(rows, "jsonl"), "x")
     assert (found.labels, found.invalid) == ({("1", "a"): 2}, [("1", "b")])
-    assert format_labels(rows, "csv").splitlines()[0].startswith("qid,docid,grade")
+    reasons = {"reason": '=HYPERLINK("x")', "answer": "-1+cmd|' /C calc'!A0", "error": "-"}
+    told = [{"qid": "-1", "docid": "-a", "signal": -0.5, **reasons}]
+    head, row = csv.reader(io.StringIO(format_labels(told, "csv")))
+    assert head[:3] == ["qid", "docid", "grade"]
+    assert [cell for cell in row if cell] == ["-1", "-a", '\'=HYPERLINK("x")', "-0.5", "'-1+cmd|' /C calc'!A0", "-"]
     assert set(MEDIA_TYPES) == {"qrels", "jsonl", "csv"}
     rows = '{"qid": 1, "docid": "a", "signal": 1, "template": ["x"], "llm": {}}\n' * 2
     assert parse_signals(rows, "judge").template is None
