@@ -191,8 +191,7 @@ class _InferenceHandler(grpc.GenericRpcHandler):
         return pb.ServerReadyResponse(ready=health.is_ready(self._gateway.registry)).SerializeToString()
 
     async def _metadata(self, _message: bytes, _call: GrpcCall) -> bytes:
-        metadata: dict[str, Any] = oip_server.SERVER_METADATA
-        return pb.ServerMetadataResponse(**metadata).SerializeToString()
+        return pb.ServerMetadataResponse(**dict[str, Any](oip_server.SERVER_METADATA)).SerializeToString()
 
     async def _index(self, message: bytes, _call: GrpcCall) -> bytes:
         try:

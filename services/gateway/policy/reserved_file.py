@@ -20,7 +20,8 @@ def replace_reserved(path: Path, content: bytes) -> None:
     """
     spare, old = _beside(path, ".spare"), _beside(path, ".old")
     try:
-        _fill(spare, content)
+        size = _reserve(spare, len(content))
+        _write_all(spare, content.ljust(size, b"\n"))
     except OSError:
         _overwrite(path, content)
         return
@@ -36,11 +37,6 @@ def replace_reserved(path: Path, content: bytes) -> None:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _fill(spare: Path, content: bytes) -> None:
-    size = _reserve(spare, len(content))
-    _write_all(spare, content.ljust(size, b"\n"))
 
 
 def _overwrite(path: Path, content: bytes) -> None:

@@ -94,9 +94,6 @@ class Revocations:
         if self._redis is not None:
             with suppress(RedisError, OSError, TimeoutError):
                 self._ring.block({name.decode() for name in await self._redis.smembers(REVOKED_KEYS)})
-        self._end_revoked()
-
-    def _end_revoked(self) -> None:
         for key_id in [key_id for key_id in self._open if not self._ring.is_valid(key_id)]:
             for end in list(self._open[key_id]):
                 end()

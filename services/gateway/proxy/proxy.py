@@ -156,7 +156,7 @@ class Proxy:
         body.on_failure = attempt.abort
         try:
             async with attempt, self._client.request(ctx, replica, body) as response:
-                if response.status == 503 and self._retry.has_untried(replica, state):
+                if response.status == 503 and body.replayable and self._retry.has_untried(replica, state):
                     raise _build_lost(state, body, "it answers that it is not ready", is_unseen=True)
                 if ctx.may_queue and body.replayable and response.headers.get(WANTS_HEADER) == "respond-async":
                     raise QueueInstead

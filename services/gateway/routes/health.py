@@ -1,7 +1,7 @@
 """Health routes: `/livez`, `/readyz`, `/health`, `/ping`, `/version` and the gateway's own `/metrics`."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from types import SimpleNamespace
@@ -102,15 +102,11 @@ def merge_metrics(documents: Mapping[str, str]) -> bytes:
     """Merge metrics in the Prometheus text format, by replica id, into one document: families are joined by name."""
     families: dict[str, Metric] = {}
     for replica, text in documents.items():
-        for found in _parse_families(text):
-            family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
-            family.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in found.samples]
+        with suppress(ValueError):  # a foreign server behind a static upstream may write what the parser does not know
+            for found in text_string_to_metric_families(text):
+                family = families.setdefault(found.name, Metric(found.name, found.documentation, found.type))
+                family.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in found.samples]
     return generate_latest(cast("CollectorRegistry", SimpleNamespace(collect=families.values)))
-
-
-def _parse_families(text: str) -> Iterator[Metric]:
-    with suppress(ValueError):  # a foreign server behind a static upstream may write what the parser does not know
-        yield from text_string_to_metric_families(text)
 
 
 @router.get("/metrics/services", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from fovea.api.replica import WANTED_S, ReplicaRecord, replicas_key, wanted_key
+from services.gateway.policy.memory_budget import MemoryBudget
 from services.gateway.routing import replica_registry
 from services.gateway.tests.grpc_front import INFER, call
 from shared.jobs.redis_client import cancel_tasks
@@ -91,6 +92,9 @@ async def test_a_refused_connection_or_a_replica_that_is_not_or_says_not_ready_s
     assert (answer.status_code, answer.content, len(scene.upstream.seen)) == (503, b"why", 1)
     scene.announce((await toy(name="good")).url, name="good").in_flight = 1
     assert (await scene.client.post("/v1/echo")).headers["x-replica"] == "good"
+    scene.app.state.gateway.proxy.budget = MemoryBudget(0)
+    answer = await scene.client.post("/v1/echo", content=bytes(3 * 2**20))  # it can't be sent twice
+    assert (answer.status_code, answer.headers.get("x-replica")) == (503, "draining")
 
     async def readyz(_request: Any) -> JSONResponse:
         return JSONResponse({"service": "svc"})
