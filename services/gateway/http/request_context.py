@@ -4,6 +4,7 @@ Knows nothing about upstreams, queues or pages.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -145,7 +146,7 @@ def build_request_headers(ctx: RequestContext) -> CIMultiDict[str]:
     named = ctx.headers.get(b"connection")
     dropped = _REPLACED | {n.strip().lower() for n in named.split(b",")} if named else _REPLACED
     headers: CIMultiDict[str] = CIMultiDict(
-        (name.decode("latin-1"), value.decode("latin-1"))
+        (name.decode("latin-1"), _read_header(value))
         for name, value in ctx.scope["headers"]
         if name not in dropped and not name.startswith(b"x-fovea-")
     )
@@ -154,8 +155,15 @@ def build_request_headers(ctx: RequestContext) -> CIMultiDict[str]:
     headers["x-fovea-tenant"] = ctx.caller.tenant
     headers[SCOPES_HEADER] = ctx.caller.scope_header
     key = ctx.headers.get(b"idempotency-key")
-    headers["idempotency-key"] = ctx.generated_key if key is None else key.decode("latin-1")
+    headers["idempotency-key"] = ctx.generated_key if key is None else _read_header(key)
     return headers
+
+
+def _read_header(value: bytes) -> str:
+    """Text that the HTTP client, which writes UTF-8, sends as the same bytes; Latin-1 becomes UTF-8."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return value.decode()
+    return value.decode("latin-1")
 
 
 def build_response_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

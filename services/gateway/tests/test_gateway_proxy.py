@@ -121,6 +121,14 @@ async def test_requests_are_counted_by_their_route_head_is_as_get_and_what_is_re
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media")
 
 
+@pytest.mark.parametrize(("sent", "got"), [("Größe".encode(), "Größe"), ("Größe".encode("latin-1"), "Größe")])
+async def test_a_header_that_is_not_ascii_reaches_the_replica_as_utf_8(served, sent, got):
+    scene = await served()
+    await scene.client.post("/v1/echo", headers={b"x-name": sent, b"idempotency-key": sent})
+    for name in ("x-name", "idempotency-key"):
+        assert scene.upstream.seen[0]["headers"][name].encode("latin-1").decode() == got
+
+
 TRACE, CALLER = "a" * 32, "b" * 16
 
 
