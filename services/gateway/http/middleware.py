@@ -73,6 +73,7 @@ class GatewayMiddleware(Shell[RequestContext]):
 
     async def serve(self, ctx: RequestContext) -> None:
         gateway, path = self._gateway, ctx.path
+        _require_known_coding(ctx)
         if self._local:
             require_local_request(ctx, gateway.settings.host)
         is_guarded = path.startswith(_GUARDED_PATHS) or any(each.match(path) for each in self._guarded)
@@ -208,6 +209,13 @@ def _require_readable(ctx: RequestContext) -> None:
     if coding := read_coding(ctx.headers):
         detail = f"{ctx.path[:200]} takes no compressed body ({coding[:40]})."
         raise UnsupportedMedia(detail, hint="Send it without content-encoding.")
+
+
+def _require_known_coding(ctx: RequestContext) -> None:
+    """Check that no body is compressed for the connection alone, as its bytes go on as they are."""
+    codings = [value.strip().lower() for name, value in ctx.scope["headers"] if name == b"transfer-encoding"]
+    if codings and codings != [b"chunked"]:
+        raise UnsupportedMedia("No transfer coding but chunked is read.", hint="Compress with content-encoding.")
 
 
 async def _may_steer(body: bytes, coding: str = "") -> bool:

@@ -121,6 +121,17 @@ async def test_requests_are_counted_by_their_route_head_is_as_get_and_what_is_re
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media")
 
 
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"gzip\r\ntransfer-encoding: chunked"])
+@pytest.mark.parametrize("path", [b"/v1/echo", b"/v1/jobs"])
+async def test_a_body_that_is_compressed_for_the_connection_alone_is_refused(served, path, coding):
+    scene = await served()
+    async with connected(scene.url) as (reader, writer):
+        writer.write(b"POST %b HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: %b\r\n\r\n" % (path, coding))
+        writer.write(b"1\r\nx\r\n0\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), 5)
+    assert (answer.split(b" ")[1], b"transfer coding" in answer, scene.upstream.seen) == (b"415", True, [])
+
+
 @pytest.mark.parametrize(("sent", "got"), [("Größe".encode(), "Größe"), ("Größe".encode("latin-1"), "Größe")])
 async def test_a_header_that_is_not_ascii_reaches_the_replica_as_utf_8(served, sent, got):
     scene = await served()
