@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fovea.errors import Fault, FoveaError, UnsupportedMedia
+from fovea.errors import Fault, FoveaError, NotReady, UnsupportedMedia
 from services.gateway.gateway import Gateway
 from services.gateway.http.errors import add_security_headers, send_error
 from services.gateway.http.request_context import RequestContext, require_local_request
@@ -85,13 +85,18 @@ class GatewayMiddleware(Shell[RequestContext]):
         ctx.apply_caller_deadline()
         if is_guarded:
             route = gateway.registry.routes.find(path)
-        async with gateway.revocations.end_when_revoked(ctx.caller):
-            if route is None:
-                _require_readable(ctx)
-                await self._run_own_app(ctx)
-            else:
-                ctx.route, ctx.model = route.label, route.model
-                await self._forward(ctx, route)
+        try:
+            async with gateway.revocations.end_when_revoked(ctx.caller):
+                if route is None:
+                    _require_readable(ctx)
+                    await self._run_own_app(ctx)
+                else:
+                    ctx.route, ctx.model = route.label, route.model
+                    await self._forward(ctx, route)
+        except asyncio.CancelledError:  # by the server, which stops and has waited for its grace
+            if ctx.streams_events:
+                await abort_response(ctx, NotReady("The gateway is stopping.", hint="Send the request again."))
+            raise
 
     async def _admit(self, ctx: RequestContext) -> None:
         gateway = self._gateway

@@ -12,6 +12,9 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
+from services.gateway.app import build_gateway
+from services.gateway.server import create_server
+from services.gateway.tests.conftest import Scene, listening, shut_down
 from shared.tests.recorded_spans import is_child, recorded_spans  # noqa: F401  # a fixture
 from tests.harness.scripted import Serve, scripted
 
@@ -138,6 +141,18 @@ async def test_a_header_that_is_not_ascii_reaches_the_replica_as_utf_8(served, s
     await scene.client.post("/v1/echo", headers={b"x-name": sent, b"idempotency-key": sent})
     for name in ("x-name", "idempotency-key"):
         assert scene.upstream.seen[0]["headers"][name].encode("latin-1").decode() == got
+
+
+async def test_a_stream_that_outlives_the_grace_of_a_stopping_gateway_ends_with_an_error_event(gateway_settings, toy):
+    app = build_gateway(gateway_settings)
+    server = create_server(app, gateway_settings)
+    async with listening(server) as url, httpx2.AsyncClient(base_url=url) as client:
+        Scene(app, url, client).announce((await toy(chunks=500)).url)
+        async with client.stream("POST", "/v1/stream") as answer:
+            stopping = asyncio.create_task(shut_down(server))
+            *_, last = [line async for line in answer.aiter_lines() if line]
+        await stopping
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "not_ready"
 
 
 TRACE, CALLER = "a" * 32, "b" * 16
