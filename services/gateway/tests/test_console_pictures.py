@@ -195,6 +195,17 @@ def test_all_pictures_are_exported_together_without_what_was_rejected(page, see)
         assert len(archive.read("labels/a.txt").splitlines()) == 1
         assert archive.read("labels/classes.txt") == b"region\n"
         assert json.loads(archive.read("answers/a.json"))["width"] == 320
+    page.locator("#model").select_option("disc-large")  # asks it about the picture that is shown alone
+    see(page).to_have_url(re.compile("model=disc-large"))
+    see(page.get_by_role("option", name="a.jpg, done")).to_be_visible()
+    wait_until(lambda: b"disc-large" in kept(page, "All as CSV", "findings.csv"))
+    head, *rows = kept(page, "All as CSV", "findings.csv").decode().splitlines()
+    assert head.startswith("file,model,region,")
+    assert {tuple(row.split(",")[:2]) for row in rows} == {("a.jpg", "disc-large"), ("b.jpg", "disc")}
+    models = [one["model"] for one in json.loads(kept(page, "All as COCO", "coco.json"))["images"]]
+    assert models == ["disc-large", "disc"]
+    with zipfile.ZipFile(io.BytesIO(kept(page, "All as ZIP, with YOLO labels", "results.zip"))) as archive:
+        assert {"masks/disc-large/a.png", "labels/disc/b.txt", "answers/disc/b.json"} <= {*archive.namelist()}
 
 
 DROP = """(data) => {

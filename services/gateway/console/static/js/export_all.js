@@ -1,7 +1,7 @@
 /**
  * Exports of pictures of a page: findings as CSV, COCO and YOLO, and an archive with each picture's files. They are of
  * the result as it was corrected by hand. What was rejected is left out of COCO and YOLO; the CSV has it with its verdict,
- * and says what was corrected.
+ * and says what was corrected. Where results are of several models, each is named: in a column, a folder, and COCO's images.
  */
 
 import { save, saveJson } from "./save.js";
@@ -23,13 +23,16 @@ export function writeCells(rows) {
 /** The name of a picture's file; with its folders where a dropped folder holds several of that name. */
 const nameOf = (page, { file }) => (file.path && page.items.filter((item) => item.file.name === file.name).length > 1 ? file.path : file.name);
 
+/** The model of an item, where a page holds results of several. */
+const modelOf = (page, { answer }) => (page.items.some((item) => item.answer && item.answer.model !== answer.model) ? { model: answer.model } : {});
+
 /** Findings of one picture as rows with its file, their verdicts and what was corrected; last those that were deleted. */
 export const listRows = (page, item) => [
   ...page.describeFindings(item).map((found) => createRow(page, item, found)),
   ...page.describeDeleted(item).map(({ row }) => createRow(page, item, { row: { ...row, by_hand: "deleted" } })),
 ];
 
-const createRow = (page, item, { key, row: { by_hand = "", ...row } }) => ({ file: nameOf(page, item), ...row, verdict: item.verdicts?.get(key) ?? "", by_hand });
+const createRow = (page, item, { key, row: { by_hand = "", ...row } }) => ({ file: nameOf(page, item), ...modelOf(page, item), ...row, verdict: item.verdicts?.get(key) ?? "", by_hand });
 
 /** The findings of a picture that were not rejected. */
 export const listKept = (page, item) => page.describeFindings(item).filter(({ key }) => item.verdicts?.get(key) !== "rejected");
@@ -45,7 +48,7 @@ const listLabels = (page, items) => [...new Set(items.flatMap((item) => listKept
 export async function buildCoco(page, items) {
   const shapes = await Promise.all(items.map((item) => page.describeShapes?.(item)));
   const labels = listLabels(page, items);
-  const images = items.map((item, id) => ({ id, file_name: nameOf(page, item), width: item.answer.width, height: item.answer.height }));
+  const images = items.map((item, id) => ({ id, file_name: nameOf(page, item), ...modelOf(page, item), width: item.answer.width, height: item.answer.height }));
   const annotations = items.flatMap((item, image) => listKept(page, item).map(({ key, box: [x1, y1, x2, y2], row }) => ({
     image_id: image, category_id: labels.indexOf(row.label ?? "region"), bbox: [x1, y1, x2 - x1, y2 - y1], area: row.area ?? (x2 - x1) * (y2 - y1),
     iscrowd: 0, ...(shapes[image]?.has(key) && { segmentation: shapes[image].get(key) }), ...(row.score != null && { score: row.score }), ...(row.by_hand && { attributes: { by_hand: row.by_hand } }),
@@ -67,7 +70,7 @@ export function buildYolo(page, items, numberOf) {
   ];
 }
 
-export const stemOf = (page, item) => nameOf(page, item).replace(/\.[^.]*$/, "") || "picture";
+export const stemOf = (page, item) => [...Object.values(modelOf(page, item)), nameOf(page, item).replace(/\.[^.]*$/, "") || "picture"].join("/");
 
 /** Save all finished pictures of a page in one form. */
 export async function exportAll(page, form) {
