@@ -4,6 +4,7 @@ Knows the protocol's chunks; knows nothing about HTTP or the engine.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, ClassVar, cast
 
 from fovea.api.interventions import Captured
@@ -57,12 +58,12 @@ class TextCompletionProtocol(CompletionProtocol[CompletionRequest, Completion, C
         yield CompletionChoice(index=piece.index, text=piece.text, logprobs=scores, finish_reason=piece.reason, **more)
 
     def gather(self, chunks: Iterable[Completion]) -> Completion:
-        whole, received = dict[int, CompletionChoice](), list(chunks)
+        pieces, received = dict[int, list[CompletionChoice]](), list(chunks)
         for choice in [choice for chunk in received for choice in chunk.choices]:
-            whole[choice.index] = _join(whole[choice.index], choice) if choice.index in whole else choice
+            pieces.setdefault(choice.index, []).append(choice)
         if not received or received[-1].usage is None:
             raise ValueError("a whole answer ends with its usage")
-        return received[-1].model_copy(update={"choices": [whole[i] for i in sorted(whole)]})
+        return received[-1].model_copy(update={"choices": [_join(pieces[i]) for i in sorted(pieces)]})
 
     def replay(self, answer: str) -> list[Completion]:
         completion = Completion.model_validate_json(answer)
@@ -111,15 +112,14 @@ def _to_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> Complet
     return CompletionLogprobs(tokens=spelled, token_logprobs=logprobs, top_logprobs=top, text_offset=offsets)
 
 
-def _join(begun: CompletionChoice, more: CompletionChoice) -> CompletionChoice:
-    logprobs = begun.logprobs
-    if logprobs is not None and more.logprobs is not None:
-        first, then = logprobs.model_dump(), more.logprobs.model_dump()
-        logprobs = CompletionLogprobs(**{name: [*first[name], *then[name]] for name in first})
+def _join(pieces: Sequence[CompletionChoice]) -> CompletionChoice:
+    """One answer from all its pieces."""
+    scores = [one.logprobs for one in pieces if one.logprobs is not None]
+    lists = {name: [*chain.from_iterable(getattr(s, name) for s in scores)] for name in CompletionLogprobs.model_fields}
     joined = {
-        "text": begun.text + more.text,
-        "logprobs": logprobs,
-        "prompt_logprobs": [*(begun.prompt_logprobs or ()), *(more.prompt_logprobs or ())] or None,
-        "captured": join_captured([*(begun.captured or ()), *(more.captured or ())]) or None,
+        "text": "".join(one.text for one in pieces),
+        "logprobs": CompletionLogprobs(**lists) if scores else None,
+        "prompt_logprobs": [*chain.from_iterable(one.prompt_logprobs or () for one in pieces)] or None,
+        "captured": join_captured(chain.from_iterable(one.captured or () for one in pieces)) or None,
     }
-    return more.model_copy(update=joined)
+    return pieces[-1].model_copy(update=joined)
