@@ -55,7 +55,6 @@ class AllMiniLM(Servable[EmbeddingsRequest, Embeddings]):
 
     def _answer(self, request: EmbeddingsRequest, run: CallContext) -> Embeddings | FoveaError:
         try:
-            run.check()
-            return embed_request(self.card.name, self.embedder, request)
+            return embed_request(self.card.name, self.embedder, request, run.check)
         except FoveaError as error:
             return error

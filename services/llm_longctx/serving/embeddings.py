@@ -4,8 +4,7 @@ Both read one request in the same form. Knows the protocol's request; knows no H
 """
 
 import base64
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -38,18 +37,18 @@ class TokenEmbedder(Protocol):
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text, uncut."""
 
-    def embed_tokens(self, texts: Sequence[list[int]]) -> np.ndarray:
-        """Vectors of length 1 [n,d] of texts, each cut to `max_tokens` as the model is used to."""
+    def embed_tokens(self, texts: Sequence[list[int]], check: Callable[[], None]) -> np.ndarray:
+        """Vectors of length 1 [n,d] of texts, each cut to `max_tokens`; `check` is called between texts, or some."""
 
     def cut(self, ids: list[int], size: int) -> list[int]:
         """So many tokens of a text, as the model is used to."""
 
 
 class DecoderEmbedder(TokenEmbedder):
-    """Mean pooling over a decoder's normed last hidden states; one text after the other, one request at a time."""
+    """Mean pooling over a decoder's normed last hidden states; one text after the other."""
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer) -> None:
-        self._model, self._tokenizer, self._lock = model, tokenizer, threading.Lock()
+        self._model, self._tokenizer = model, tokenizer
         self.width, self.vocab, self.max_tokens = model.config.width, model.config.vocab, model.config.positions
         self.longest = tokenizer.longest
 
@@ -60,10 +59,12 @@ class DecoderEmbedder(TokenEmbedder):
         return ids[:size]
 
     @torch.inference_mode()
-    def embed_tokens(self, texts: Sequence[list[int]]) -> np.ndarray:
-        with self._lock:
-            means = torch.stack([self._mean_state(self.cut(ids, self.max_tokens)) for ids in texts])
-        rows: np.ndarray = torch.nn.functional.normalize(means, dim=-1).numpy()
+    def embed_tokens(self, texts: Sequence[list[int]], check: Callable[[], None]) -> np.ndarray:
+        means = []
+        for ids in texts:
+            check()
+            means.append(self._mean_state(self.cut(ids, self.max_tokens)))
+        rows: np.ndarray = torch.nn.functional.normalize(torch.stack(means), dim=-1).numpy()
         return rows
 
     def _mean_state(self, ids: list[int]) -> Tensor:
@@ -78,8 +79,10 @@ class DecoderEmbedder(TokenEmbedder):
         return states[0][0].float().mean(0).cpu()
 
 
-def embed_request(model: str, embedder: TokenEmbedder, request: EmbeddingsRequest) -> Embeddings:
-    """Answer a request.
+def embed_request(
+    model: str, embedder: TokenEmbedder, request: EmbeddingsRequest, check: Callable[[], None]
+) -> Embeddings:
+    """Answer a request; `check` raises where nobody waits any more.
 
     Raises:
         InvalidOption: No text or too many, a token that is unknown, more dimensions than there are.
@@ -100,7 +103,7 @@ def embed_request(model: str, embedder: TokenEmbedder, request: EmbeddingsReques
     if cut is not None and cut > 0:
         texts = [embedder.cut(ids, cut) for ids in texts]
     read = sum(min(len(ids), embedder.max_tokens) for ids in texts)
-    answer = build_embeddings(model, list(embedder.embed_tokens(texts)), read, request)
+    answer = build_embeddings(model, list(embedder.embed_tokens(texts, check)), read, request)
     return answer.model_copy(update={"warnings": warnings or None})
 
 

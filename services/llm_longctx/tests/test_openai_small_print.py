@@ -15,9 +15,11 @@ from fovea.api.usage import read_header
 from services.llm_longctx.api import embeddings
 from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.serving.completions import TextCompletionProtocol
+from services.llm_longctx.serving.embeddings import DecoderEmbedder
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, say, write_folder
 from shared.lm.bundled_models import MINILM
 from shared.lm.embedder import load_embedder
+from tests.harness.waiting import wait_until as until
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,15 @@ def test_a_decoders_embeddings_are_means_of_its_states(client):
     np.testing.assert_allclose(vectors[1], alone, atol=1e-6)
     ids = client.embeddings.create(model=MODEL, input=list(b"Hello there")).data[0].embedding
     assert len(ids) == 32
+
+
+def test_a_decoders_embeddings_end_with_their_deadline(server, monkeypatch):
+    read, mean = [], DecoderEmbedder._mean_state
+    monkeypatch.setattr(DecoderEmbedder, "_mean_state", lambda *a: (read.append(1), time.sleep(0.05), mean(*a))[2])
+    body, limits = {"model": MODEL, "input": ["a"] * 40}, {"x-fovea-deadline-ms": "300"}
+    assert server.http.post("/v1/embeddings", json=body, headers=limits).status_code == 504
+    until(lambda: server.app.state.host.busy == 0, 2)
+    assert len(read) < 20
 
 
 def test_the_embedding_model_knows_what_is_alike(server, client):
