@@ -116,7 +116,7 @@ def _tokenize(model: str, embedder: TokenEmbedder, text: str | list[int], *, may
         text = text[:most]
     try:
         ids = embedder.tokenize(text) if isinstance(text, str) else text
-    except UnicodeEncodeError as error:
+    except TypeError as error:  # all that the tokenizers' library says of it
         detail = "A text of input holds half a surrogate pair, which is not a character."
         raise InvalidOption(detail, field="input") from error
     if any(token >= embedder.vocab for token in ids):

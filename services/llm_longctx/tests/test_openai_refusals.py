@@ -70,7 +70,7 @@ REFUSED = {
     "/v1/embeddings": [
         ({"input": ""}, "input"), ({"input": []}, "input"), ({"input": [[5, 999]]}, "input"),
         ({"input": ["a"] * 2049}, "input"), ({"input": "x" * 2000}, "input"), ({"dimensions": 33}, "dimensions"),
-        ({"encoding_format": "hex"}, "encoding_format"),
+        ({"encoding_format": "hex"}, "encoding_format"), ({"input": "\udfff"}, "input", "surrogate"),
     ],
     "/tokenize": [(bad, "prompt") for bad in ({}, {"prompt": "a", "messages": HELLO}, {"prompt": "x" * 10_000})],
     "/detokenize": [({"tokens": [bad]}, "tokens" if bad == 272 else "tokens.0") for bad in (272, -1, 2**40)],
