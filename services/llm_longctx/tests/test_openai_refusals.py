@@ -34,7 +34,8 @@ CHAT = {
     "allowed_token_ids": [[], [272]], "top_k": [-2], "prompt_logprobs": [21], "top_p": [1.5],
     "presence_penalty": [3], "frequency_penalty": [-3],
     "tools": [[TOOL] * 2, [tool(f"f{i}") for i in range(200)], *([tool("f", parameters=bad)] for bad in BAD_SCHEMAS)],
-    "tool_choice": ["required"], "structured_outputs": [{"regex": "("}], "logit_bias": [{"272": 1}],
+    "tool_choice": ["required"], "logit_bias": [{"272": 1}],
+    "structured_outputs": [{"regex": "("}, {"regex": "\ud800"}],
 }  # fmt: skip
 LONGCTX = [
     ({"method": "denser"}, ".method"), ({"method": "dense", "sink": 4}, ".sink"), ({"method": "duo"}, ".roles"),

@@ -67,7 +67,10 @@ def json_expression(
     schema: Mapping[str, Any] | bool, field: str, *, is_strict: bool = True, whitespace: str | None = FREE_WHITESPACE
 ) -> str:
     """As `json_source`, as a part of another grammar's rule."""
-    _check_size(_to_json(schema, field), field)  # first: everything after it takes time by the schema's size
+    try:
+        _check_size(json.dumps(schema), field)  # first: everything after it takes time by the schema's size
+    except RecursionError as error:
+        raise InvalidOption(f"{field} is nested too deeply.", hint="Define parts in $defs.", field=field) from error
     check_schema(schema, field)
     if is_strict:
         check_keywords(schema, field)
@@ -142,15 +145,12 @@ def find_unenforced(schema: Mapping[str, Any] | bool) -> tuple[str, ...]:
     return _find_unenforced(json.dumps(close_objects(schema))) if isinstance(schema, Mapping) else ()
 
 
-def _to_json(schema: Mapping[str, Any] | bool, field: str) -> str:
-    try:
-        return json.dumps(schema)
-    except RecursionError as error:
-        raise InvalidOption(f"{field} is nested too deeply.", hint="Define parts in $defs.", field=field) from error
-
-
 def _check_size(text: str, field: str) -> str:
-    if (size := len(text.encode("utf-8", "surrogatepass"))) > MAX_SOURCE_BYTES:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidOption(f"{field} holds half a surrogate pair, which is not a character.", field=field) from error
+    if size > MAX_SOURCE_BYTES:
         detail = f"{field} has {size:,} bytes; {MAX_SOURCE_BYTES:,} are taken."
         raise InvalidOption(detail, hint="Describe less, or check the rest yourself.", field=field)
     return text
