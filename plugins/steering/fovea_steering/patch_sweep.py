@@ -102,7 +102,8 @@ class PatchSweep:
             )
             for row, cell in enumerate(cells)
         ]
-        recorder = TapRecorder(self._extent(len(cells), begin), (), edits, None, grad=False)
+        # Each edit sees the one row that it is given.
+        recorder = TapRecorder(self._extent(1, begin), (), edits, None, grad=False)
         cache, shared = self._new_cache(len(cells)), self._cache
         for layer in range(self._model.config.layers if begin else 0):
             k, v = shared.keys(layer, begin), shared.values(layer, begin)

@@ -183,6 +183,15 @@ def test_a_sweep_is_its_patches_one_by_one(client, server, codec):
     assert sweep(server, **few, source=CORRUPT).json()["recovered"] is None, "no way, and no share of it"
 
 
+@pytest.mark.parametrize("positions", [[22, 24], [N - 1, 22]])
+def test_heads_are_swept_at_some_positions_as_they_are_patched_alone(server, positions):
+    grid = sweep(server, by="head", site="z", positions=positions).json()
+    for head in range(HEADS):
+        alone = sweep(server, by="head", site="z", positions=positions, heads=[head]).json()
+        assert alone["logits"] == [[pytest.approx(row[head], abs=1e-4)] for row in grid["logits"]]
+    assert np.ptp(np.array(grid["logits"])[0, :, 0]) > 1e-3, "heads differ"
+
+
 @pytest.mark.parametrize(("more", "what", "param"), [
     ({"source": "short"}, "source has 5 tokens and prompt 32", "source"),
     ({"tokens": ["Bob"]}, "is not one token of this model, but 3: 'B', 'o', 'b'", "tokens[0]"),
