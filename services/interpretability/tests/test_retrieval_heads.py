@@ -132,6 +132,13 @@ def test_generating_sees_one_row_per_token_and_stops_at_a_line_break(tiny, promp
     assert greedy.tolist() == answered.tokens
 
 
+def test_an_answer_that_the_prompt_does_not_hold_credits_no_head_and_its_recall_stays_a_share(context):
+    needle = {"sentence": "The reeds wait.", "question": "Who waits?", "answer": "QQQQ ZZZZ 99"}
+    asked = {"protocol": "niah", "needles": [needle], "lengths": [350], "depths": [50], "hide": []}
+    report = ask(retrieval_heads.RetrievalHeads, context, **asked, teacher_forced=False, steps=2)
+    assert (report.scalars["dropped"].value, report.grid("needle").values) == (1, [[0.0]])
+
+
 @pytest.mark.parametrize("length", [1, 200])
 def test_a_length_without_room_for_prose_around_its_needle_is_refused(tiny, length):
     spec = retrieval_heads.RetrievalHeadsSpec(protocol="niah", lengths=[length])

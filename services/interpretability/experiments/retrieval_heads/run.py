@@ -86,7 +86,7 @@ def _score_sample(spec: RetrievalHeadsSpec, reader: PrefixReader, sample: Sample
         else generate_answer(subject, prompt, steps=spec.steps, top=spec.top)
     )
     text = subject.tokenizer.decode(answer.tokens)
-    recall = rouge1_recall(prompt.answer, text)
+    recall = share = rouge1_recall(prompt.answer, text)
     scores = np.zeros((subject.layers, subject.heads))
     if prompt.span is None:
         recall = -2.0  # below every gate: the answer's position is not known, so no head can be credited
@@ -96,7 +96,7 @@ def _score_sample(spec: RetrievalHeadsSpec, reader: PrefixReader, sample: Sample
         "scores": to_matrix(scores),
         "recall": recall,
         "nll": answer.score.nll if answer.score else None,
-        "accuracy": answer.score.accuracy if answer.score else recall,
+        "accuracy": answer.score.accuracy if answer.score else share,
         "answer": text,
     }
 
