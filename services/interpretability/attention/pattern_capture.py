@@ -74,7 +74,7 @@ class ColumnMaskedAttention(DenseAttention):
             return z
         mask = causal_mask(torch.arange(q.shape[1], device=q.device), keys.shape[2], None, window).clone()
         mask[:, self._columns] = False
-        mask |= torch.eye(*mask.shape, dtype=torch.bool, device=mask.device)
+        mask |= torch.eye(*mask.shape, dtype=torch.bool, device=mask.device) & ~mask.any(1, keepdim=True)
         group = q.shape[2] // keys.shape[1]
         kv_heads = [head // group for head in heads]
         z = z.clone()

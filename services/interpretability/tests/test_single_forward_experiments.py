@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from torch.nn.functional import cross_entropy
 
@@ -118,6 +119,13 @@ def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
     changed[0, 2] = (changed[0, 2] + 1) % 256
     seen = tiny.model(changed, attend=ColumnMaskedAttention([2], everyone))
     assert np.allclose(seen[0, 3:], first[0, 3:], atol=1e-5), "what nobody looks at can't matter"
+    mask = ColumnMaskedAttention([0, 2], [(0, 1)])
+    q, k, v = torch.randn(3, 1, 5, 2, 4, generator=torch.Generator().manual_seed(0))
+    z = mask(0, q, k, v, 0)
+    for t in range(5):  # only the first has nothing but itself to look at
+        columns = [column for column in range(t + 1) if column not in {0, 2}] or [t]
+        row = (q[0, t, 1] @ k[0, columns, 1].T / 2).softmax(-1)
+        assert torch.allclose(z[0, t, 1], row @ v[0, columns, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("naming", ["transformerlens", "modules", "fovea"])
