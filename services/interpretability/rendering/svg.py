@@ -162,9 +162,9 @@ class Drawing:
         role = "group" if any(isinstance(shape, Rect) and shape.link for shape in self.shapes) else "img"
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}" '
-            f'width="{self.width:g}" height="{self.height:g}" role="{role}" aria-label="{escape(self.alt)}" '
-            f'font-family="system-ui, sans-serif"><title>{escape(self.alt)}</title>'
-            f'<rect width="100%" height="100%" fill="#ffffff"/>{inside}</svg>'
+            f'width="{self.width:g}" height="{self.height:g}" role="{role}" '
+            f'aria-label="{escape(_replace_control_characters(self.alt))}" font-family="system-ui, sans-serif">'
+            f'{_title(self.alt)}<rect width="100%" height="100%" fill="#ffffff"/>{inside}</svg>'
         )
 
     def png(self, scale: float = 2) -> bytes:
@@ -200,12 +200,11 @@ def _title(text: str) -> str:
 
 
 def _replace_control_characters(text: str) -> str:
-    """Replace control characters, which XML can't hold, by their symbols."""
-    return "".join(
-        letter if letter >= " " and letter != "\x7f" else chr(0x2400 + ord(letter) % 0x21) for letter in text
-    )
+    """Replace what XML can't hold: control characters by their symbols, two that no text has by a question mark."""
+    return text.translate(_SYMBOLS)
 
 
+_SYMBOLS = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421, 0xFFFE: 0xFFFD, 0xFFFF: 0xFFFD}
 _MISSING_GLYPHS = str.maketrans({"≥": ">=", "⏎": "\\n", "→": "->"})
 """Glyphs that the raster font lacks."""
 

@@ -67,6 +67,9 @@ def test_svg_is_well_formed_and_what_the_pointer_shows_is_the_whole_number():
     assert "1 / 0: 0.3" in titles
     assert "0 / 1: undefined" in titles
     assert any(element.tag.endswith("}a") for element in root.iter()), "a head leads to its pattern"
+    strange = reports.heat_map("grid", [[1.0]], ("layer", [0]), ("token", [f"{NASTY}\x7f\ufffe"]), "C.")
+    alone = ET.fromstring(plots.draw_heat_map(strange).svg())  # noqa: S314  # our own
+    assert "␡" in alone.get("aria-label", ""), "the sign of its own"
     (grid,) = whole_report().grids
     table = reports.Table(name="t", columns=["a", "b"], rows=[["x", 0.123456789], [None, 1]])
     scalar = reports.Scalar(value=1234567.0, unit="ms")
