@@ -134,5 +134,5 @@ def _limits(body: BatchIn, options: JudgeIn) -> batch_runner.BatchLimits:
         if not options.price:
             detail = "A budget in money needs the price of a million tokens."
             raise InvalidOption(detail, hint="Set options.price, or give budget_tokens.", field="budget_cost")
-        tokens.append(max(int(body.budget_cost / options.price * 1e6), 1))
+        tokens.append(max(int(min(body.budget_cost / options.price * 1e6, 1e15)), 1))  # the quotient may be infinite
     return batch_runner.BatchLimits(min(tokens, default=None), body.per_minute, body.at_once)

@@ -126,6 +126,7 @@ def test_the_budget_stops_with_what_there_is_over_all_attempts_and_the_rate_limi
     assert (more["id"], more["graded"]) == (found["id"], 5)
     priced = {**body, "options": {"price": 1e6}, "budget_cost": 14.0}
     assert (stage.post(**priced).json()["graded"], stage.post(**priced).json()["cost"]) == (2, pytest.approx(14.0))
+    assert stage.post(**{**priced, "options": {"price": 1e-5}, "budget_cost": 1e308}).json()["stopped"] is None
     begun = time.monotonic()
     stage.post(topics="1\tq\n", passages=PASSAGES, per_minute=1200)
     assert time.monotonic() - begun >= 0.2
