@@ -39,7 +39,7 @@ class VersionedStore:
         if not versions:
             have = ", ".join(self.list_names()) or "none yet"
             raise NotFound(f"There is no {self._kind} {plain[:80]!r}; known are {have}.", field=self._kind)
-        if version and (not version.isdecimal() or int(version) not in versions):
+        if version and version not in map(str, versions):
             have = ", ".join(map(str, versions))
             raise NotFound(f"The {self._kind} {plain} has the versions {have}, not {version[:20]}.", field=self._kind)
         number = int(version) if version else versions[-1]

@@ -194,7 +194,7 @@ def test_a_calibration_is_kept_in_versions_with_its_model_and_warnings_or_not_fo
     client.post("/v1/judge/calibrations", json={**few, "name": "few"})
     body = {"model": "log-odds", "query": "q", "passages": ["p"], "calibration": "few"}
     assert len(client.post("/v1/judge", json=body).json()["notes"]) == 2
-    for name in ("nope", "smol.digits@99", "..%2fx"):
+    for name in ("nope", "smol.digits@99", f"smol.digits@{'9' * 5000}", "..%2fx"):
         assert client.get(f"/v1/judge/calibrations/{name}").status_code == 404
     for changed in ({"name": "Not A Name"}, {"pairs": ["one"]}, {"name": "../up"}):
         assert client.post("/v1/judge/calibrations", json={**TRAINING, **changed}).status_code == 422
