@@ -44,7 +44,7 @@ class EnsemblesOut(BaseModel):
 def combine(body: EnsemblesIn) -> EnsemblesOut:
     """Combine label sets into one; a judge that lacks a pair does not vote on it."""
     label_sets = [parse_labels(text, f"judges[{place}]").labels for place, text in enumerate(body.judges)]
-    pairs = list(dict.fromkeys(pair for labels in label_sets for pair in labels))
+    pairs = sorted({pair for labels in label_sets for pair in labels})  # a random tie hangs on the place of its pair
     options = body.model_dump(include={"tie", "rounding", "weights", "seed"})
     if body.weights and body.combine != "average":
         raise InvalidOption(f"The {body.combine} has no weights.", hint="Combine by average.", field="weights")
@@ -55,7 +55,8 @@ def combine(body: EnsemblesIn) -> EnsemblesOut:
         grades = ensembles.combine_votes(votes, body.combine, **options)
     except ValueError as error:
         raise InvalidOption(str(error)) from error
-    combined = {pair: grade for pair, grade in zip(pairs, grades, strict=True) if grade != ensembles.NO_VOTE}
+    found = {pair: grade for pair, grade in zip(pairs, grades, strict=True) if grade != ensembles.NO_VOTE}
+    combined = {pair: found[pair] for labels in label_sets for pair in labels if pair in found}
     counts = [list(combined.values()).count(grade) for grade in range(4)]
     return EnsemblesOut(qrels=trec.format_qrels(combined), pairs=len(combined), counts=counts)
 

@@ -134,6 +134,12 @@ def test_ensembles_count_who_votes_and_templates_are_listed_shown_and_rendered_d
     body = {"judges": judges, "combine": "average", "weights": [0, 1, 0]}
     assert client.post("/v1/judge/ensembles", json=body).json()["pairs"] == 1
     assert client.post("/v1/judge/ensembles", json={"judges": judges, "combine": "median"}).status_code == 200
+    tied = ["1 0 a 0\n1 0 b 3\n1 0 c 2\n", "1 0 c 1\n1 0 b 1\n1 0 a 2\n"]
+    for seed in range(4):
+        asked = [{"judges": order, "tie": "random", "seed": seed} for order in (tied, tied[::-1])]
+        first, second = (client.post("/v1/judge/ensembles", json=body).json()["qrels"] for body in asked)
+        assert parse_qrels(first) == parse_qrels(second)
+    assert first.split()[2::4] == ["a", "b", "c"] != second.split()[2::4], "in the order of their first judge"
     listed = client.get("/v1/judge/templates").json()
     assert {row["template"]["id"] for row in listed} == set(load_templates())
     one = client.get(f"/v1/judge/templates/direct@{get_template('direct').digest}").json()
