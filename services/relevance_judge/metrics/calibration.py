@@ -25,8 +25,9 @@ FEW_PAIRS, FEW_QUERIES = 20, 5
 MAX_SIGNAL = 1e100
 """Beyond it means and spreads leave what a float holds."""
 
-CANDIDATES = 64
-"""Most midpoints that the kappa search tries: evenly taken from all of them when there are more."""
+CANDIDATES, MAX_FOLDS = 64, 500
+"""Most midpoints that the kappa search tries, evenly taken from all of them when there are more; and most fits of an
+evaluation, which leaves several queries out together when there are more."""
 
 Floats = NDArray[np.float64]
 
@@ -179,10 +180,9 @@ def _leave_queries_out(x: Floats, y: NDArray[Any], q: NDArray[Any], how: FitRule
 
 def grade_across_queries(signals: Any, grades: Any, queries: Any, *, how: FitRule = "quantile") -> NDArray[np.int64]:
     """Grade the pairs of each query, of two at least, with cuts fitted on all others; see `fit`."""
-    x, y, q = np.asarray(signals, float), _to_grades(grades), number_queries(queries)
-    found = np.zeros(len(x), np.int64)
-    for name in sorted(set(q.tolist())):
-        left_out = q == name
+    x, y = np.asarray(signals, float), _to_grades(grades)
+    found, folds = np.zeros(len(x), np.int64), number_queries(queries) % MAX_FOLDS
+    for left_out in (folds == fold for fold in np.unique(folds)):
         cuts = np.asarray(_cuts(x[~left_out], y[~left_out], how))
         found[left_out] = (cuts[None, :] <= x[left_out][:, None]).sum(1)
     return found

@@ -86,6 +86,10 @@ def test_many_pairs_of_one_query_and_a_long_name_take_little_memory():
     begun = time.process_time()
     fit(signals[:300], [place % 4 for place in range(300)], [*map(str, range(300))], how="kappa")
     assert time.process_time() - begun < 6  # 45,760 triples of cuts for each query
+    begun = time.process_time()
+    found = fit(signals, [place % 4 for place in range(count)], [*map(str, range(count))])
+    assert time.process_time() - begun < 20  # not a fit for each of 50,000 queries
+    assert found.metrics["kappa"] == pytest.approx(0.0, abs=0.02)
 
 
 Pairs = dict[tuple[str, str], float]
