@@ -59,7 +59,7 @@ def translate_errors(url: str) -> Iterator[None]:
     except (ValueError, TypeError) as error:  # NaN and infinities; a picture among the options
         advice = "Give pictures as `pictures`." if isinstance(error, TypeError) else None
         raise Malformed(f"The request can't be written as JSON: {error}.", hint=advice) from error
-    except httpx2.TransportError as error:
+    except httpx2.RequestError as error:  # also a body that can not be decompressed
         detail = f"The connection to {url} broke: {str(error) or type(error).__name__}."
         raise NotReady(detail, hint="Try again.") from error
 

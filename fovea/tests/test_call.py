@@ -270,6 +270,7 @@ def test_a_broken_connection_is_an_error_of_ours():
         (httpx2.ReadTimeout("slow"), errors.DeadlineExceeded, "in time"),
         (httpx2.ReadError(""), errors.NotReady, "broke: ReadError"),
         (httpx2.RemoteProtocolError("cut"), errors.NotReady, "broke: cut"),
+        (httpx2.DecodingError("no gzip"), errors.NotReady, "broke: no gzip"),
     ):
         with pytest.raises(kind) as caught, translate_errors("http://gateway"):
             raise raised
