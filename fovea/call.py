@@ -51,7 +51,7 @@ class Call(Generic[Answer]):
 
     def build_request(self, client: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
         """Build the HTTP request, with the client's base URL, key and timeouts."""
-        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in self.form.items()}
+        form = {n: x if isinstance(x, str) else json.dumps(x, allow_nan=False) for n, x in self.form.items()}
         return client.build_request(
             self.method, self.path, json=self.json, content=self.content, files=self.files or None, data=form or None,
             headers=self.headers,

@@ -281,6 +281,8 @@ def test_a_text_in_another_encoding_and_a_number_that_json_lacks_are_refused_bef
     for pictures in ({}, {"image": b"x"}):
         with pytest.raises(errors.Malformed, match="not JSON serializable"), Client() as client:
             client.run("classify", {"top_k": np.int64(3)}, pictures=pictures)
+        with pytest.raises(errors.Malformed, match="JSON compliant"), Client() as client:
+            client.run("classify", {"threshold": float("nan")}, pictures=pictures)
     with pytest.raises(errors.Malformed, match="udce9"), translate_errors("http://gateway"):
         sent(endpoints.chat("caf\udce9"))
     with pytest.raises(errors.Malformed, match="JSON"), Client() as client:
