@@ -159,6 +159,7 @@ class Scene:
     client: httpx2.AsyncClient
     upstream: Toy | None = None
     known: Replica | None = None
+    grpc_port: int = 0
 
     @property
     def registry(self) -> Any:
@@ -266,9 +267,9 @@ async def front(gateway):
 
         async def start(**changed: Any) -> tuple[Any, grpc.aio.Channel]:
             scene = await gateway(**changed)
-            server, port = await serve_grpc(scene.app.state.gateway, "127.0.0.1", 0)
+            server, scene.grpc_port = await serve_grpc(scene.app.state.gateway, "127.0.0.1", 0)
             stack.push_async_callback(server.stop, None)
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{scene.grpc_port}"))
             return scene, channel
 
         yield start

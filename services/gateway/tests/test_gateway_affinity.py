@@ -58,8 +58,7 @@ def test_keys_begin_alike_for_alike_prompts_of_one_tenant_and_model_and_what_nam
 
 @pytest.mark.parametrize("name", ["session_id", "document_id", "previous_response_id"])
 def test_a_session_or_a_document_stands_for_its_request_wherever_it_is_named(name):
-    assert key(LONG, **{name: "s-1"}) == held_key("a", "s-1")
-    assert key(LONG, **{name: None}) == key(LONG)
+    assert (key(LONG, **{name: "s-1"}), key(LONG, **{name: None})) == (held_key("a", "s-1"), key(LONG))
     assert _find_key_in_body("a", b'{"%b": "s-1", "messages": [' % name.encode()) == held_key("a", "s-1")
 
 
@@ -111,8 +110,7 @@ def test_what_is_beyond_the_bound_goes_to_the_next_and_comes_back_and_a_holder_t
     home = balancer.pick("svc", replicas, wanted)
     home.in_flight = 12
     second = balancer.pick("svc", replicas, wanted)
-    assert second is not home
-    assert balancer.pick("svc", replicas, wanted) is second
+    assert (second is not home, balancer.pick("svc", replicas, wanted) is second) == (True, True)
     home.in_flight = 0
     assert balancer.pick("svc", replicas, wanted) is home
     balancer, replicas = LoadBalancer(), [Stand("a"), Stand("b"), Stand("c")]
@@ -120,8 +118,7 @@ def test_what_is_beyond_the_bound_goes_to_the_next_and_comes_back_and_a_holder_t
     assert balancer.pick("svc", replicas, held_key("t", "doc")).id == "b"
     left = [replicas[0], replicas[2]]
     successor = balancer.pick("svc", left, held_key("t", "doc"))
-    assert successor.id != "b"
-    assert balancer.pick("svc", replicas, held_key("t", "doc")) is successor
+    assert (successor.id != "b", balancer.pick("svc", replicas, held_key("t", "doc")) is successor) == (True, True)
 
 
 LLM = ("/v1/chat/completions", "/v1/documents", "/v1/documents/{document_id}")
@@ -161,8 +158,7 @@ async def test_requests_reach_the_replica_of_their_beginning_or_document_and_the
     home = await replica_of(scene.client, chat(LONG))
     scene.registry._services["llm"].replicas[home].suspect_until = math.inf
     picked = {await replica_of(scene.client, chat(LONG)) for _ in range(5)}
-    assert len(picked) == 1
-    assert home not in picked
+    assert (len(picked), home in picked) == (1, False)
     scene = await four(gateway, toy, load_balancing="least-loaded")
     assert len({await replica_of(scene.client, chat(LONG)) for _ in range(30)}) > 1
 
@@ -204,20 +200,16 @@ async def registry(redis_url, clock):
 
 async def test_a_replica_that_announces_itself_is_found_with_its_routes_and_chosen_once_it_is_ready(registry):
     await registry.poll_redis()
-    assert registry.unready_services == ["svc"]
-    assert not registry.is_complete
+    assert (registry.unready_services, registry.is_complete) == (["svc"], False)
     registry.announce()
     registry.announce("x1", "surprise", models=("other",), routes=())
     registry._scan_due = 0
     await registry.poll_redis()
-    assert registry.services == ["surprise", "svc"]
-    assert registry.is_complete
-    assert registry.pick("svc").id == "r1"
-    assert registry.routes.find("/v1/segment").services == ("svc",)
+    assert (registry.services, registry.is_complete) == (["surprise", "svc"], True)
+    assert (registry.pick("svc").id, registry.routes.find("/v1/segment").services) == ("r1", ("svc",))
     assert registry.routes.find_service("other") == "surprise"
     await registry.hear(ready=False)
-    assert registry.pick("svc") is None
-    assert [t.id for t in registry.list_alive("svc")] == ["r1"]
+    assert (registry.pick("svc"), [t.id for t in registry.list_alive("svc")]) == (None, ["r1"])
     await registry.hear(ready=True)
     assert registry.pick("svc").id == "r1"
     assert registry.is_recovering("svc")
@@ -234,8 +226,7 @@ async def test_silence_ends_a_replica_and_its_routes_stay_known(registry, clock)
     assert registry.pick("svc").id == "r1"
     clock.advance(0.2)
     await registry.poll_redis()
-    assert registry.pick("svc") is None
-    assert registry.unready_services == ["svc"]
+    assert (registry.pick("svc"), registry.unready_services) == (None, ["svc"])
     assert registry.routes.find("/v1/segment") is not None
     await registry.hear()
     assert registry.pick("svc").id == "r1"
@@ -261,8 +252,7 @@ async def test_a_starved_replica_keeps_its_place_as_long_as_it_answers(registry,
     clock.advance(HEARTBEAT_TTL_S)
     await registry.poll_redis()
     await asyncio.sleep(0)
-    assert registry.pick("svc") is None
-    assert "fell silent" in registry.explain_unready("svc")
+    assert (registry.pick("svc"), "fell silent" in registry.explain_unready("svc")) == (None, True)
     await registry.hear("r2", seen=clock.time())
     asked.clear()
     await registry.poll_redis()
@@ -274,8 +264,7 @@ async def test_what_a_replica_said_of_its_end_is_the_reason(registry):
     end = {"trouble": "It outgrew its memory (9 of 8 bytes).", "out_of_memory": True}
     for facts, told in (({}, "its replicas are still loading"), (end, "outgrew its memory")):
         await registry.hear(ready=False, **facts)
-        assert told in registry.explain_unready("svc")
-        assert not registry.is_recovering("svc")
+        assert (told in registry.explain_unready("svc"), registry.is_recovering("svc")) == (True, False)
 
 
 async def test_a_replica_that_cannot_start_is_a_reason_and_nothing_else(registry):
@@ -313,9 +302,8 @@ async def test_records_that_are_old_or_none_are_passed_over_a_wrong_clock_or_one
     assert {t.id for t in registry.list_ready("svc")} == {"behind", "ahead"}
     for name in ("behind", "ahead"):
         await registry.lose(name)
-    registry.announce(seen=clock.time())
-    registry.announce("r2", seen=clock.time())
-    registry.announce("old", seen=clock.time() - 100)
+    for name, seen in (("r1", 0), ("r2", 0), ("old", -100)):
+        registry.announce(name, seen=clock.time() + seen)
     registry.redis.hset(replicas_key("svc"), mapping={"bad": "{}", "worse": b"\xff"})
     await registry.poll_redis()
     assert {t.id for t in registry.list_ready("svc")} == {"r1", "r2"}
@@ -366,13 +354,11 @@ async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease
     own_redis.kill()
     clock.advance(HEARTBEAT_TTL_S + 0.1)
     await registry.poll_redis()
-    assert registry.redis_up is False
-    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
+    assert (registry.redis_up, [t.id for t in registry.list_ready("svc")]) == (False, ["r1"])
     own_redis.start()
     registry.redis.flushall()
     await registry.poll_redis()
-    assert registry.redis_up is True
-    assert [t.id for t in registry.list_ready("svc")] == ["r1"]
+    assert (registry.redis_up, [t.id for t in registry.list_ready("svc")]) == (True, ["r1"])
     clock.advance(HEARTBEAT_TTL_S - 0.1)
     await registry.poll_redis()
     assert [t.id for t in registry.list_ready("svc")] == ["r1"]
@@ -384,15 +370,13 @@ async def test_the_last_known_replicas_stand_while_redis_is_away_and_for_a_lease
 
 
 async def test_a_gateway_whose_redis_or_fixed_upstream_is_not_there_yet_starts():
-    registry = ReplicaRegistry(Settings(redis_url="redis://127.0.0.1:1"))
-    await registry.start()
-    assert (registry.redis_up, registry.services) == (False, [])
-    await registry.stop()
-    registry = ReplicaRegistry(Settings(static_upstreams="medical-seg=http://127.0.0.1:1"))
-    await registry.start()
-    known = (registry.services, registry.unready_services, registry.is_complete)
-    assert known == (["medical-seg"], ["medical-seg"], False)
-    await registry.stop()
+    fixed = {"static_upstreams": "medical-seg=http://127.0.0.1:1"}
+    for place, redis_up, known in (({"redis_url": "redis://127.0.0.1:1"}, False, []), (fixed, None, ["medical-seg"])):
+        registry = ReplicaRegistry(Settings(**place))
+        await registry.start()
+        assert (registry.redis_up, registry.services, registry.unready_services) == (redis_up, known, known)
+        assert not registry.is_complete
+        await registry.stop()
 
 
 async def test_a_fixed_upstream_is_asked_what_it_serves_and_wins_over_records(redis_url, toy):

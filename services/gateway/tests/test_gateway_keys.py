@@ -63,8 +63,7 @@ async def test_a_plugins_route_outside_v1_needs_a_key_too(gateway, ring, monkeyp
     _, text = ring.add("ann", ("infer",))
     _, other = ring.add("ann", ("jobs",))
     answers = [await scene.client.get("/hooks/a", headers={"x-api-key": key}) for key in ("", other, text)]
-    assert [answer.status_code for answer in answers] == [401, 403, 200]
-    assert answers[-1].json() == "ann"
+    assert ([answer.status_code for answer in answers], answers[-1].json()) == ([401, 403, 200], "ann")
 
 
 def test_a_revoked_key_is_refused_by_a_gateway_that_knew_it_and_a_broken_file_keeps_the_others_in_force(
@@ -125,8 +124,7 @@ def test_a_key_file_of_a_secret_is_warned_of_once_that_use_is_not_written(ring, 
     with capture_logs() as lines:
         for _ in range(3):
             ring.authenticate(secret)
-    assert len(lines) == 1
-    assert ring.read_last_used().keys() == {key.id}
+    assert (len(lines), ring.read_last_used().keys()) == (1, {key.id})
 
 
 def test_a_key_is_found_in_two_headers_and_near_misses_and_an_expired_one_are_refused(ring):
@@ -155,15 +153,13 @@ async def test_calls_need_a_key_with_the_scope_of_their_door_and_pages_do_not(se
     for path in ("/livez", "/docs", "/docs/style.css", "/docs/search.js", "/openapi.json", "/v2/health/live"):
         assert (await scene.client.get(path)).status_code == 200, path
     assert (await scene.client.get("/")).headers["content-type"].startswith("text/html")
-    for path in ("/v1/jobs", "/v1/echo"):
-        answer = await scene.client.post(path, content=b"x")
+    for path, key in (("/v1/jobs", {}), ("/v1/echo", {}), ("/v1/echo", {"x-api-key": "no"})):
+        answer = await scene.client.post(path, content=b"x", headers=key)
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), path
-    assert answer.headers["www-authenticate"].startswith("Bearer")
-    assert (await scene.client.post("/v1/echo", headers={"x-api-key": "no"})).status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Bearer")
     good = await scene.client.post("/v1/echo", headers={"authorization": f"Bearer {only['infer']}"})
-    assert good.status_code == 200
-    assert scene.upstream.seen[-1]["headers"]["x-fovea-tenant"] == "ann"
-    assert only["infer"] not in json.dumps(scene.upstream.seen[-1]["headers"])
+    seen = scene.upstream.seen[-1]["headers"]
+    assert (good.status_code, seen["x-fovea-tenant"], only["infer"] in json.dumps(seen)) == (200, "ann", False)
     for method, path, scope in (
         ("POST", "/v1/echo", "infer"), ("GET", "/v1/models", "infer"), ("GET", "/v1/jobs", "jobs"),
         ("GET", "/metrics", "metrics"), ("POST", "/v2/repository/models/pranet/unload", "admin"),
@@ -177,9 +173,8 @@ async def test_calls_need_a_key_with_the_scope_of_their_door_and_pages_do_not(se
         answer = await scene.client.request(method, path, headers={"x-api-key": only[scope]})
         assert answer.status_code in {200, 404, 503}, path
     answer = await scene.client.post("/v1/echo", headers={"x-api-key": only["infer"], "prefer": "respond-async"})
-    told = answer.json()
-    assert (answer.status_code, "jobs" in told["detail"]) == (403, True)
-    assert "--scope infer --scope jobs" in told["hint"]  # a key that also has what this one has
+    assert (answer.status_code, "jobs" in answer.json()["detail"]) == (403, True)
+    assert "--scope infer --scope jobs" in answer.json()["hint"]  # a key that also has what this one has
 
 
 @pytest.fixture
@@ -293,8 +288,7 @@ def test_an_act_that_the_audit_log_has_no_room_for_is_not_undone(tmp_path, full_
     with capture_logs() as lines:
         audit.write("ops/1", "key revoked", "b")
     assert [entry["target"] for entry in audit.read(10)] == ["a"]
-    assert "key revoked" in str(lines)
-    assert "No space left" in str(lines)
+    assert ("key revoked" in str(lines), "No space left" in str(lines)) == (True, True)
 
 
 @pytest.fixture(scope="module")
@@ -320,16 +314,18 @@ async def ask(served, issuer):
 
 async def test_a_token_names_tenant_and_scopes_and_forged_and_odd_ones_are_refused(ask, issuer):
     status, seen = await ask(issuer.token())
-    assert status == 200
-    assert seen["headers"]["x-fovea-tenant"] == "alice"
+    assert (status, seen["headers"]["x-fovea-tenant"]) == (200, "alice")
     assert (await ask(issuer.token(scope="metrics")))[0] == 403
     assert (await ask(issuer.token(), "/v1/admin/keys", "GET"))[0] == 403
     assert (await ask(issuer.token(scope="admin"), "/v1/admin/keys", "GET"))[0] == 200
     good = issuer.token()
     head, body, signature = good.split(".")
-    claims = json.loads(base64.urlsafe_b64decode(body + "=="))
-    other = base64.urlsafe_b64encode(json.dumps({**claims, "tenant": "bob"}).encode()).decode().rstrip("=")
-    none = base64.urlsafe_b64encode(json.dumps({"alg": "none"}).encode()).decode().rstrip("=")
+
+    def encode(text: str) -> str:
+        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    other = encode(json.dumps({**json.loads(base64.urlsafe_b64decode(body + "==")), "tenant": "bob"}))
+    none = encode('{"alg": "none"}')
     for forged in (f"{head}.{other}.{signature}", f"{none}.{body}.", f"{head}.{body}.", "a.b.c", "..", f"{good}x"):
         assert (await ask(forged))[0] == 401
     others = (
@@ -338,8 +334,8 @@ async def test_a_token_names_tenant_and_scopes_and_forged_and_odd_ones_are_refus
         {"aud": 7}, *({"scope": odd} for odd in (None, 7, {"infer": 1}, [["infer"]], True)),
     )  # fmt: skip
     headers = ("[" * 8_000, "7", "null", '{"alg":"ES256","kid":[1]}', '{"alg":7}', "\x00")
-    odd = [base64.urlsafe_b64encode(header.encode()).decode().rstrip("=") for header in headers]
-    for text in (*(issuer.token(**claims) for claims in others), *(f"{one}.{one}.{one}" for one in odd)):
+    odd = [".".join([encode(header)] * 3) for header in headers]
+    for text in (*(issuer.token(**claims) for claims in others), *odd):
         assert (await ask(text))[0] == 401, text[:200]
 
 
@@ -365,8 +361,7 @@ async def test_the_issuer_may_rotate_its_key(ask, issuer, monkeypatch):
     issuer.rotate()
     new = issuer.token()
     monkeypatch.setattr(oidc, "_REFETCH_S", 0.0)
-    assert (await ask(new))[0] == 200
-    assert (await ask(old))[0] == 401
+    assert ((await ask(new))[0], (await ask(old))[0]) == (200, 401)
     monkeypatch.setattr(oidc, "_REFETCH_S", 5.0)
     before = issuer.fetches
     for number in range(20):

@@ -55,8 +55,7 @@ async def test_a_keys_own_rate_wins_over_the_common_one_and_nothing_is_limited_u
     assert await spend(RateLimiter(Settings(rate_limit_rpm=4)), LOCAL) == 4
     limits = RateLimiter(Settings())
     await limits.spend_tokens(Caller("ann", frozenset(), "k1", KeyLimits(tokens_per_day=1)), 5)
-    assert limits._windows == {}
-    assert RateLimiter(Settings(redis_url="redis://127.0.0.1:1"))._shared is None
+    assert (limits._windows, RateLimiter(Settings(redis_url="redis://127.0.0.1:1"))._shared) == ({}, None)
 
 
 async def test_gateways_agree_through_redis_whose_counters_have_a_prefix_and_end_by_themselves(redis_url):
@@ -64,8 +63,6 @@ async def test_gateways_agree_through_redis_whose_counters_have_a_prefix_and_end
         others = client.info("clients")["connected_clients"]
     one, two = (RateLimiter(Settings(auth="keys", redis_url=redis_url)) for _ in range(2))
     first, second = await one.count(ANN), await two.count(ANN)
-    assert first is not None
-    assert second is not None
     assert (first.used, second.used) == (1, 2)
     assert abs(first.resets_at - second.resets_at) < 2
     assert 55 < second.wait_s <= 61
@@ -74,8 +71,7 @@ async def test_gateways_agree_through_redis_whose_counters_have_a_prefix_and_end
     await two.stop()
     with redis.Redis.from_url(redis_url) as client:
         (key,) = client.keys()
-        assert key.decode().startswith("fovea:limits")
-        assert b"key/k1" in key
+        assert (key.decode().startswith("fovea:limits"), b"key/k1" in key) == (True, True)
         assert 55 < client.ttl(key) <= 60
         assert client.info("clients")["connected_clients"] <= others
 
@@ -218,32 +214,23 @@ async def test_a_window_ends_after_its_minute_and_a_refusal_says_what_is_spent_a
     limits = RateLimiter(Settings(auth="keys"))
     for _ in range(3):
         await limits.count(ANN)
-    with pytest.raises(QuotaSpent) as refused:
-        await limits.count(ANN)
-    assert refused.value.detail == "3 requests per minute are allowed, and all are used."
-    assert (refused.value.hint, refused.value.retry_after) == ("Try again in 60 s.", 60.0)
-    assert refused.value.counter == RateLimitStatus(3, 4, 1060.0)
-    clock.seconds = 1058.5
-    with pytest.raises(QuotaSpent) as refused:
-        await limits.count(ANN)
-    assert (refused.value.hint, refused.value.retry_after) == ("Try again in 2 s.", 1.5)
-    clock.seconds = 1059.7
-    with pytest.raises(QuotaSpent) as refused:
-        await limits.count(ANN)
-    assert (refused.value.hint, refused.value.retry_after) == ("Try again in 1 s.", 1.0)
+    for seconds, used, left, wait_s in ((1000.0, 4, "60 s", 60.0), (1058.5, 5, "2 s", 1.5), (1059.7, 6, "1 s", 1.0)):
+        clock.seconds = seconds
+        with pytest.raises(QuotaSpent) as refused:
+            await limits.count(ANN)
+        assert refused.value.detail == "3 requests per minute are allowed, and all are used."
+        assert (refused.value.hint, refused.value.retry_after) == (f"Try again in {left}.", wait_s)
+        assert refused.value.counter == RateLimitStatus(3, used, 1060.0)
     assert [value for _, value in refused.value.counter.headers] == [b"3", b"0", b"1"]
 
 
-@pytest.mark.parametrize(
-    ("quota", "unit"),
-    [
-        (KeyLimits(quota_per_day=1), "1 requests per day"),
-        (KeyLimits(tokens_per_minute=1), "1 tokens per minute"),
-        (KeyLimits(tokens_per_day=1), "1 tokens per day"),
-    ],
-)
+@pytest.mark.parametrize(("quota", "unit"), [
+    ("quota_per_day", "1 requests per day"), ("tokens_per_minute", "1 tokens per minute"),
+    ("tokens_per_day", "1 tokens per day"),
+])  # fmt: skip
 async def test_each_quota_has_its_unit_and_its_window(clock, quota, unit):
-    limits, caller = RateLimiter(Settings(auth="keys")), Caller("ann", frozenset(), "k1", quota)
+    limits = RateLimiter(Settings(auth="keys"))
+    caller, other = (Caller("ann", frozenset(), key, KeyLimits(**{quota: 1})) for key in ("k1", "k2"))
     await limits.spend_tokens(caller, 0)
     await limits.spend_tokens(caller, -5)
     assert limits._windows == {}
@@ -252,31 +239,21 @@ async def test_each_quota_has_its_unit_and_its_window(clock, quota, unit):
     with pytest.raises(QuotaSpent, match=f"^{unit} are allowed") as refused:
         await limits.count(caller)
     assert (refused.value.retry_after, refused.value.counter.used) == (86_400 if "day" in unit else 60, 2)
-    other = Caller("ann", frozenset(), "k2", quota)
     assert await limits.count(other) is not None
 
 
 async def test_hits_that_redis_missed_are_sent_when_it_is_back(stored, clock):
     limits, storage = stored
-    assert await limits._hit(MINUTE, "key/k1", 2) == RateLimitStatus(9, 2, 1060.0)
-    storage.is_away = True
-    clock.seconds = 1010.0
     with capture_logs() as told:
-        assert await limits._hit(MINUTE, "key/k1", 1) == RateLimitStatus(9, 3, 1060.0)
-    assert [line["reason"] for line in told] == ["no Redis here"]
-    calls = len(storage.calls)
-    clock.seconds = 1011.9
-    assert await limits._hit(MINUTE, "key/k1", 3) == RateLimitStatus(9, 6, 1060.0)
-    assert len(storage.calls) == calls, "Redis is left alone for two seconds"
-    clock.seconds = 1012.0
-    assert await limits._hit(MINUTE, "key/k1", 1) == RateLimitStatus(9, 7, 1060.0)
-    assert len(storage.calls) == calls + 1
-    storage.is_away = False
-    clock.seconds = 1014.0
-    assert await limits._hit(MINUTE, "key/k1", 1) == RateLimitStatus(9, 8, 1060.0)
-    assert storage.calls[-1] == ("incr", KEY, 60, 6)
-    assert await limits._hit(MINUTE, "key/k1", 1) == RateLimitStatus(9, 9, 1060.0)
-    assert storage.calls[-1] == ("incr", KEY, 60, 1)
+        for seconds, is_away, hits, used, sent in (
+            (1000.0, False, 2, 2, [2]), (1010.0, True, 1, 3, [1]), (1011.9, True, 3, 6, []),
+            (1012.0, True, 1, 7, [5]), (1014.0, False, 1, 8, [6]), (1014.0, False, 1, 9, [1]),
+        ):  # fmt: skip
+            clock.seconds, storage.is_away, calls = seconds, is_away, len(storage.calls)
+            assert await limits._hit(MINUTE, "key/k1", hits) == RateLimitStatus(9, used, 1060.0)
+            asked = [call for call in storage.calls[calls:] if call[0] == "incr"]
+            assert asked == [("incr", KEY, 60, amount) for amount in sent], "Redis is left alone for two seconds"
+    assert [line["reason"] for line in told] == ["no Redis here"] * 2
 
 
 async def test_a_window_that_another_gateway_began_ends_when_that_one_says(stored, clock):
@@ -354,16 +331,14 @@ async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
         return await scene.client.request(method, path, headers={"x-api-key": key, **more})
 
     answer = await ask("/v1/chat", alice, "POST")
-    assert answer.json() == ANSWER
-    assert USAGE_HEADER not in answer.headers
+    assert (answer.json(), USAGE_HEADER in answer.headers) == (ANSWER, False)
     await ask("/v1/stream", alice, "POST")
     await ask("/v1/drawn", alice, "POST")  # a picture names no model: its replica does
     (record,) = (await ask("/v1/usage", alice)).json()["usage"]
     assert record["day"] == datetime.now(UTC).date().isoformat()
     assert (record["tenant"], record["model"], record["requests"]) == ("alice", "smol", 3)
     assert (record["tokens_in"], record["tokens_out"], record["cached_tokens"]) == (7, 5 + 4, 3)
-    assert (record["pictures"], record["cpu_seconds"]) == (2, 0.25)
-    assert record["kv_byte_seconds"] > 0
+    assert (record["pictures"], record["cpu_seconds"], record["kv_byte_seconds"] > 0) == (2, 0.25, True)
     assert (await ask("/v1/usage", bob)).json() == {"usage": []}
     assert (await ask("/v1/usage?tenant=alice", bob)).status_code == 403
     assert len((await ask("/v1/usage?tenant=*", admin)).json()["usage"]) == 1
@@ -384,8 +359,7 @@ async def test_tokens_are_counted_against_the_key(gateway, toy, ring):
     scene = await gateway(auth="keys")
     scene.announce((await toy(extra=chatting())).url, routes=("/v1/chat",))
     answers = [await scene.client.post("/v1/chat", headers={"x-api-key": key}) for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [200, 429]
-    assert answers[1].headers["x-ratelimit-limit"] == "12"
+    assert ([answer.status_code for answer in answers], answers[1].headers["x-ratelimit-limit"]) == ([200, 429], "12")
     assert "12 tokens per minute" in answers[1].text
     (limit,) = (await scene.client.get("/v1/usage/limits", headers={"x-api-key": key})).json()["limits"][-1:]
     assert (limit["unit"], limit["used"]) == ("tokens per minute", 12)
@@ -432,8 +406,7 @@ async def test_the_ledger_survives_an_outage_and_a_restart_and_a_stop_amid_a_wri
     await ledger.stop()
     other = UsageLedger(own_redis.url)
     (record,) = await other.read("alice", today, today)
-    assert (record.requests, record.tokens_in) == (2, 11)
-    assert await other.read("bob", today, today) == []
+    assert (record.requests, record.tokens_in, await other.read("bob", today, today)) == (2, 11, [])
     monkeypatch.setattr("shared.jobs.usage_ledger._FLUSH_S", 0.01)
     ledger = UsageLedger(own_redis.url)
     await ledger._redis.client_pause(500)
