@@ -284,11 +284,8 @@ async def test_what_is_under_way_to_a_silent_replica_is_ended_once_another_can_t
     await registry.hear()
     ended: list[str] = []
     registry.pick("svc").attempts.add(type("Attempt", (), {"abort": lambda _: ended.append("r1")})())
-    for seconds, is_ready, found in (
-        (replica_registry.ABORT_AFTER_S - 1, True, []),
-        (1.1, False, []),
-        (0.1, True, ["r1"]),
-    ):
+    nearly = replica_registry.ABORT_AFTER_S - 1
+    for seconds, is_ready, found in ((nearly, True, []), (1.1, False, []), (0.1, True, ["r1"])):
         clock.advance(seconds)
         await registry.hear("r2", ready=is_ready, seen=clock.time())
         assert ended == found

@@ -5,7 +5,7 @@ import json
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import httpx2
 import openai
@@ -63,8 +63,7 @@ def test_files_are_kept_listed_read_and_deleted_and_a_batch_answers_each_request
     assert (stored.purpose, stored.filename) == ("batch", "requests.jsonl")
     assert client.files.content(stored.id).read() == jsonl(line("a"))
     assert stored.id in {file.id for file in client.files.list(purpose="batch")}
-    assert client.files.retrieve(stored.id).bytes == stored.bytes
-    assert client.files.delete(stored.id).deleted
+    assert (client.files.retrieve(stored.id).bytes, client.files.delete(stored.id).deleted) == (stored.bytes, True)
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(stored.id)
     stored = upload(client, line("one"), line("two"))
@@ -75,8 +74,8 @@ def test_files_are_kept_listed_read_and_deleted_and_a_batch_answers_each_request
     rows = [json.loads(row) for row in client.files.content(done.output_file_id).text.splitlines()]
     assert [row["custom_id"] for row in rows] == ["one", "two"]
     for row in rows:
-        assert row["response"]["status_code"] == 200
-        assert row["response"]["body"]["choices"][0]["message"]["content"].endswith(row["custom_id"])
+        answer = row["response"]["body"]["choices"][0]["message"]["content"]
+        assert (row["response"]["status_code"], answer.endswith(row["custom_id"])) == (200, True)
     assert batch.id in {one.id for one in client.batches.list()}
     assert client.batches.retrieve(batch.id).output_file_id == done.output_file_id
     with pytest.raises(openai.ConflictError):
@@ -209,8 +208,7 @@ async def test_a_batch_of_one_gateway_ends_once_on_another_and_a_line_that_was_r
     await gateways.wait_for_jobs()
     both = (gateways.one, gateways.two)
     ends = await asyncio.gather(*(each.get("ann", batch.id, gateways.queue) for each in both * 4))
-    assert {end.status for end in ends} == {"completed"}
-    assert len({end.output_file_id for end in ends}) == 1
+    assert ({end.status for end in ends}, len({end.output_file_id for end in ends})) == ({"completed"}, 1)
     outputs = gateways.files[1].list_files("ann", "batch_output")
     assert [file.id for file in outputs] == [ends[0].output_file_id]
     gateways.queue.jobs.clear()
@@ -237,8 +235,7 @@ async def test_a_batch_that_one_gateway_cancels_is_cancelled_for_the_other(tmp_p
     batch = await gateways.create(*map(str, range(5)))
     polls = [gateways.read(gateways.two, batch) for _ in range(20)]
     cancelled, *_ = await asyncio.gather(gateways.one.cancel("ann", batch.id, gateways.queue), *polls)
-    assert cancelled.status == "cancelled"
-    assert await gateways.read(gateways.two, batch) == cancelled
+    assert (cancelled.status, await gateways.read(gateways.two, batch)) == ("cancelled", cancelled)
     with pytest.raises(Conflict):
         await gateways.two.cancel("ann", batch.id, gateways.queue)
 
@@ -253,11 +250,7 @@ async def test_the_oldest_batches_make_room_and_one_that_can_not_be_stored_leave
         await gateways.read(gateways.two, made[0])
     await gateways.wait_for_jobs()
     gateways = Gateways(tmp_path)
-
-    def refuse(*_):
-        raise StorageFull("The object store is full.")
-
-    monkeypatch.setattr(BatchRecords, "add", refuse)
+    monkeypatch.setattr(BatchRecords, "add", Mock(side_effect=StorageFull("The object store is full.")))
     with pytest.raises(StorageFull):
         await gateways.create("a", "b")
     assert {job.status for job in gateways.queue.jobs.values()} == {"cancelled"}
@@ -266,9 +259,8 @@ async def test_the_oldest_batches_make_room_and_one_that_can_not_be_stored_leave
 
 async def test_each_line_goes_to_the_service_that_has_its_model_and_a_batch_that_steers_is_audited(tmp_path):
     gateways, bodies = Gateways(tmp_path), [{"model": "a"}, {"model": "b"}, {}, {"model": 3}]
-    stored = gateways.files[0].add(
-        "ann", "x", "batch", jsonl(*(line(str(n), {"x": 1} | b) for n, b in enumerate(bodies)))
-    )
+    lines = (line(str(number), {"x": 1} | body) for number, body in enumerate(bodies))
+    stored = gateways.files[0].add("ann", "x", "batch", jsonl(*lines))
     await gateways.begin(stored.id, models={"a": "stub", "b": "other"})
     assert [each.service for each in gateways.queue.payloads.values()] == ["stub", "other", "stub", "stub"]
     gateways, audited, chat = Gateways(tmp_path), [], "/v1/chat/completions"
