@@ -34,10 +34,9 @@ from tests.harness.waiting import wait_until
 STATIC = Path(console.__file__).parent / "static"
 PAGES = (
     "/", "/console/models", "/runs", "/runs/none", "/console/segment", "/console/segment?model=disc-large",
-    "/console/chat", "/console/jobs",
-    "/console/judge", "/console/probe", "/console/classify", "/console/run/classify",
-    "/console/run/judge", "/console/run/none", "/console/models/disc", "/console/models/patches/tiny",
-    "/console/models/parrot", "/console/models/nope",
+    "/console/chat", "/console/jobs", "/console/judge", "/console/probe", "/console/classify",
+    "/console/run/classify", "/console/run/judge", "/console/run/none", "/console/models/disc",
+    "/console/models/patches/tiny", "/console/models/parrot", "/console/models/nope",
 )  # fmt: skip
 VOID = {"area", "br", "hr", "img", "input", "link", "meta", "path", "circle", "rect", "source", "wbr"}
 
@@ -80,8 +79,7 @@ class Sound(HTMLParser):
 def test_a_page_is_sound_has_nothing_inline_and_its_controls_have_names(site, path):
     page = Sound(site.get(path).text)
     ids, labelled = page.all("id"), set(page.all("for"))
-    assert len(ids) == len(set(ids))
-    assert not page.all("style")
+    assert (len(ids), page.all("style")) == (len(set(ids)), [])
     assert not [name for _, found in page.tags for name in found if name.startswith("on")]
     assert all(found.get("src", "").startswith("/console/static/") for tag, found in page.tags if tag == "script")
     assert [tag for tag, _ in page.tags].count("h1") == 1
@@ -99,16 +97,15 @@ def test_everything_that_pages_load_or_link_to_is_there_with_its_type_under_the_
             assert site.get(place).status_code == 200, place
     answer = site.get("/")
     policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "script-src 'self';" in policy
-    assert "unsafe" not in policy
+    for words, are_there in (("default-src 'none'", True), ("script-src 'self';", True), ("unsafe", False)):
+        assert (words in policy) is are_there, words
     assert len(answer.headers.get_list("content-security-policy")) == 1
     assert answer.headers["cache-control"] == "no-store"
-    assert site.get("/console/static/js/frame.js").headers["content-type"].startswith("text/javascript")
-    assert site.get("/console/static/css/page.css").headers["content-type"].startswith("text/css")
-    assert site.get("/console/static/favicon.svg").headers["content-type"] == "image/svg+xml"
-    assert site.get("/console/static/../pages.py").status_code == 404
-    assert site.get("/console/static/%2e%2e/pages.py").status_code == 404
+    kinds = {"js/frame.js": "text/javascript", "css/page.css": "text/css", "favicon.svg": "image/svg+xml"}
+    for file, kind in kinds.items():
+        assert site.get(f"/console/static/{file}").headers["content-type"].startswith(kind)
+    for place in ("..", "%2e%2e"):
+        assert site.get(f"/console/static/{place}/pages.py").status_code == 404
 
 
 @pytest.mark.parametrize("file", sorted((STATIC / "js").glob("*.js")), ids=lambda file: file.name)
@@ -128,8 +125,7 @@ def test_home_shows_each_model_with_our_number_and_the_papers_and_unknown_ones_a
         assert f'href="/console/models/{name}"' in text
     for words in ("0.873", "0.912", 'href="/console/classify?model=patches/tiny"'):
         assert words in text
-    assert text.count("Not ready") == 1
-    assert "No model does this" in site.get("/console/run/paint").text
+    assert (text.count("Not ready"), "No model does this" in site.get("/console/run/paint").text) == (1, True)
     assert "<script" not in re.sub(r"<script type=.module. src=[^>]+>", "", site.get("/console/run/%3Cscript%3E").text)
     for place in ("nope", "disc/example", "%00", "disc%3Fx=1", "%2e%2e%2fjobs", "%2e%2e%2f%2e%2e%2freadyz"):
         answer = site.get(f"/console/models/{place}")
@@ -141,9 +137,8 @@ def test_the_model_of_the_address_is_chosen_or_the_first_that_is_ready_and_the_c
     def chosen(path):
         return re.search(r'<option value="([^"]+)" selected', site.get(path).text).group(1)
 
-    assert chosen("/console/segment") == "disc"
-    assert chosen("/console/segment?model=disc-large") == "disc-large"
-    assert chosen("/console/segment?model=nope") == "disc"
+    models = {"": "disc", "?model=disc-large": "disc-large", "?model=nope": "disc"}
+    assert {query: chosen(f"/console/segment{query}") for query in models} == models
     (vectors,) = Sound(site.get("/console/chat").text).all("data-vectors")
     assert [one["id"] for one in json.loads(vectors)] == ["louder@1"]
     facts = {"created": 1, "task": "segment", "service": "stub"}
@@ -172,9 +167,8 @@ def test_a_card_shows_facts_snippets_and_limits_that_apply_and_what_it_says_is_n
         text = site.get("/console/models/disc").text
     finally:
         stage.stub.cards["disc"] |= {"notes": ["Not a medical device."], "paper": CARDS["disc"]["paper"]}
-    assert "&lt;img" in text
-    assert "<code>&lt;b&gt;</code>" in text
-    assert "javascript:" not in text
+    for words, are_there in (("&lt;img", True), ("<code>&lt;b&gt;</code>", True), ("javascript:", False)):
+        assert (words in text) is are_there, words
     for stands_for in (0.71, 0):
         monkeypatch.setitem(stage.stub.cards["disc"], "details", {"defaults": {"min_peak": stands_for}})
         text = site.get("/console/models/disc").raise_for_status().text
@@ -296,13 +290,11 @@ def test_each_type_has_its_control_shows_its_default_as_one_would_type_it_and_is
         "share": "number, 0 to 1", "count": "integer, 1 to 50", "flag": "yes or no", "colour": "red · blue",
         "forms": "any of mask · rle", "ids": "list of integers", "where": "JSON", "word": "text",
     }  # fmt: skip
-    assert {name: model_view.describe_type(FOUND[name]) for name in words} == words
-    assert next(iter(FOUND)) == "picture"
+    assert ({name: model_view.describe_type(FOUND[name]) for name in words}, next(iter(FOUND))) == (words, "picture")
     assert [field.name for field in FOUND.values() if field.required] == ["picture"]
     share, colour, forms = FOUND["share"], FOUND["colour"], FOUND["forms"]
     assert (share.low, share.high, share.step, share.default, share.is_slider) == (0, 1, 0.01, 0.25, True)
-    assert share.help == "A part of `all`."
-    assert (colour.choices, colour.default) == (("red", "blue"), "blue")
+    assert (share.help, colour.choices, colour.default) == ("A part of `all`.", ("red", "blue"), "blue")
     assert (forms.choices, forms.default) == (("mask", "rle"), ["mask"])
     assert (FOUND["ids"].items, FOUND["prompt"].help) == ("integer", "Kind of object to find.")
     assert not FOUND["free"].is_slider
@@ -347,12 +339,10 @@ def test_a_headline_compares_only_what_was_measured_alike():
 
 _FACTS = {
     "type": st.sampled_from(["string", "number", "integer", "boolean", "array", "object", "null", "odd"]),
-    "default": st.none() | st.booleans() | st.integers(),
-    "enum": st.lists(st.text(max_size=3), max_size=3),
+    "default": st.none() | st.booleans() | st.integers(), "enum": st.lists(st.text(max_size=3), max_size=3),
     "$ref": st.sampled_from(["#/$defs/A", "#/$defs/none", "elsewhere"]),
-    "minimum": st.floats(-5, 5),
-    "maximum": st.floats(-5, 5),
-}
+    **dict.fromkeys(("minimum", "maximum"), st.floats(-5, 5)),
+}  # fmt: skip
 _LEAF = st.fixed_dictionaries({}, optional=_FACTS)
 _PART = st.fixed_dictionaries({}, optional=_FACTS | {"anyOf": st.lists(_LEAF, max_size=3), "items": _LEAF})
 
@@ -373,14 +363,12 @@ def test_a_page_of_a_plug_in_whose_icon_there_is_none_of_breaks_no_page(tmp_path
 def test_an_adapter_takes_the_options_of_its_model_and_its_card_is_kept_for_nobody_else(tmp_path, monkeypatch):
     monkeypatch.setattr("services.gateway.console.gateway_client._DEADLINE_S", 0.5)
     stub = Stub()
-    facts = ("task", "service", "ready", "created", "weights", "version")
-    listed = {key: stub.cards["parrot"][key] for key in facts}
+    listed = {key: stub.cards["parrot"][key] for key in ("task", "service", "ready", "created", "weights", "version")}
     stub.cards["tuned"] = listed | {"id": "tuned", "parent": "parrot", "summary": "Tuned."}
     with running(tmp_path, stub) as stage, httpx2.Client(base_url=stage.url) as site:
         text = site.get("/console/chat?model=tuned").text
-        assert "Tuned." in text
-        assert all(f'name="{name}"' in text for name in ("temperature", "seed"))
-        assert 'data-method="nearby"' in text
+        for words in ("Tuned.", 'name="temperature"', 'name="seed"', 'data-method="nearby"'):
+            assert words in text
         assert "<code>temperature</code>" in site.get("/console/models/tuned").text
         assert site.get("/console/models/parrot").status_code == 200
         stub.down = True

@@ -38,14 +38,13 @@ from tests.harness.waiting import free_port, wait_until
 LONGEST_S = 0.2
 GRPC_REFUSALS = {grpc.StatusCode[name] for name in ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "UNAVAILABLE")}
 HTTP_REFUSALS = {400, 404, 405, 413, 415, 422, 503}
-
-
 MANY = 20_000_000
 """Bytes of a large input. Inputs are made when they are asked for: together they have half a gigabyte."""
 
 JSON, FORM = {"content-type": "application/json"}, {"content-type": "multipart/form-data; boundary=x"}
 BY_NAME = "/v1/models-by-name"
 _BOUNDARY = b"--x\r\n"
+_FILE = b'content-disposition: form-data; name="file"; filename="a"\r\n\r\n'
 
 
 def make_grpc_inputs():
@@ -82,17 +81,11 @@ def make_http_inputs():
         "numbers for a batch": ("/v1/batches", JSON, b"[" + b"1," * (MANY // 2) + b"1]"),
         "objects for the index": ("/v2/repository/index", JSON, b"[" + b"{}," * (MANY // 3) + b"{}]"),
         "escapes for a batch": ("/v1/batches", JSON, b'"' + b"\\u00e9" * (MANY // 6) + b'"'),
-        "a form of line ends": (
-            "/v1/files",
-            FORM,
-            _BOUNDARY + b'content-disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"\r\n-" * (MANY // 3),
-        ),
+        "a form of line ends": ("/v1/files", FORM, _BOUNDARY + _FILE + b"\r\n-" * (MANY // 3)),
         "a form of headers": ("/v1/files", FORM, _BOUNDARY + b"a: b\r\n" * (MANY // 6)),
-        "zeros that were inflated": (
-            "/v1/mcp", {**JSON, "content-encoding": "gzip"}, gzip.compress(b" " * (3 * MANY), 1),
-        ),
+        "zeros that were inflated": ("/v1/mcp", JSON | {"content-encoding": "gzip"}, gzip.compress(b" " * 3 * MANY, 1)),
         "bad utf-8": (BY_NAME, JSON, b'{"\xff":"' + b"\xfe" * MANY),
-    }  # fmt: skip
+    }
 
 
 @dataclass
@@ -172,8 +165,7 @@ def send_grpc(address: str, key: str, method: str, messages: list[bytes]) -> grp
 
 
 def send_http(url: str, key: str, path: str, headers: dict[str, str], body: bytes) -> int:
-    answer = httpx2.post(url + path, headers={"x-api-key": key, **headers}, content=body, timeout=30)
-    return answer.status_code
+    return httpx2.post(url + path, headers={"x-api-key": key, **headers}, content=body, timeout=30).status_code
 
 
 def test_metrics_have_a_port_of_their_own_that_wants_no_key(attacked):
@@ -290,10 +282,8 @@ async def test_both_fronts_stop_taking_calls_and_a_stream_ends_within_the_grace_
     process = start(tmp_path, FOVEA_SHUTDOWN_GRACE_S=grace_s, **fixed)
     with process, process.stderr:
         url, _ = await asyncio.to_thread(listens_at, process.stderr)
-        async with (
-            grpc.aio.insecure_channel(f"127.0.0.1:{at}") as channel,
-            httpx2.AsyncClient(base_url=url, timeout=30) as client,
-        ):
+        channel, client = grpc.aio.insecure_channel(f"127.0.0.1:{at}"), httpx2.AsyncClient(base_url=url, timeout=30)
+        async with channel, client:
             await asyncio.to_thread(wait_until, lambda: httpx2.get(f"{url}/readyz").status_code == 200, 30)
             live, events = channel.unary_unary("/inference.GRPCInferenceService/ServerLive"), 0
             with contextlib.suppress(httpx2.RemoteProtocolError):

@@ -9,10 +9,8 @@ import pytest
 from services.gateway.http import openapi
 from services.gateway.http.reference_operations import group_operations
 
-CHAT = {
-    "id": "smollm2", "object": "model", "created": 1, "owned_by": "fovea", "task": "chat", "service": "llm",
-    "ready": True,
-}  # fmt: skip
+CHAT = {"id": "smollm2", "object": "model", "created": 1, "owned_by": "fovea", "task": "chat"}
+CHAT |= {"service": "llm", "ready": True}
 SEG = {**CHAT, "id": "pranet", "task": "segment", "service": "seg", "paper": {"year": 2020}, "version": "2"}
 
 
@@ -44,8 +42,7 @@ async def test_all_models_are_one_list_that_is_asked_for_at_most_once_a_second_a
     await asyncio.gather(*(scene.client.get("/v1/models") for _ in range(5)))
     scene.seg.documents["models"] = {"data": []}
     listed = (await scene.client.get("/v1/models")).json()
-    assert listed["object"] == "list"
-    assert [m["id"] for m in listed["data"]] == ["smollm2", "pranet"]
+    assert (listed["object"], [m["id"] for m in listed["data"]]) == ("list", ["smollm2", "pranet"])
     assert listed["data"][1]["paper"] == {"year": 2020}
     only = (await scene.client.get("/v1/models?task=segment")).json()
     assert [m["id"] for m in only["data"]] == ["pranet"]
@@ -60,8 +57,7 @@ async def test_a_model_whose_service_is_away_and_one_of_an_upstream_without_a_li
 ):
     monkeypatch.setattr("services.gateway.routes.model_list.MAX_AGE_S", 0)
     await scene.client.get("/v1/models")
-    replica = scene.registry.pick("seg")
-    replica.changed = float("-inf")
+    scene.registry.pick("seg").changed = float("-inf")
     listed = (await scene.client.get("/v1/models")).json()["data"]
     assert {m["id"]: m["ready"] for m in listed} == {"smollm2": True, "pranet": False}
     upstream = await toy(documents={"models": {"detail": "a Triton server knows no such list"}})
@@ -79,9 +75,8 @@ async def test_adapters_are_listed_for_their_tenant_alone(scene):
     for tenant, more in (("ann", ["ann-style"]), ("bob", []), (None, [])):
         assert [m["id"] for m in await models.list_models("chat", tenant)] == ["smollm2", *more]
     listed = (await scene.client.get("/v1/models")).json()["data"]
-    assert [(m["id"], m.get("parent")) for m in listed] == [
-        ("smollm2", None), ("local-style", "smollm2"), ("pranet", None),
-    ]  # fmt: skip
+    assert [(m["id"], m.get("parent")) for m in listed[:2]] == [("smollm2", None), ("local-style", "smollm2")]
+    assert [m["id"] for m in listed[2:]] == ["pranet"]
 
 
 async def test_readiness_names_who_is_not_ready_and_every_answer_has_security_headers_and_a_request_id(scene):
@@ -133,15 +128,11 @@ async def test_one_document_holds_all_routes_and_every_reference_leads_somewhere
     schemas = whole["components"]["schemas"]
     for reference in set(re.findall(r'#/components/schemas/([^"\']+)', str(whole))):
         assert reference in schemas, reference
-    kinds = {schemas[n]["properties"]["area"]["type"] for n in schemas if n.endswith("Mask")}
-    assert kinds == {"number", "string"}
-    assert "Same" in schemas
-    assert not any(n.endswith("Same") and n != "Same" for n in schemas)
+    assert {schemas[n]["properties"]["area"]["type"] for n in schemas if n.endswith("Mask")} == {"number", "string"}
+    assert [n for n in schemas if n.endswith("Same")] == ["Same"]
     ids = re.findall(r"'operationId': '([^']+)'", str(whole))
-    assert len(ids) == len(set(ids))
-    assert "202" in whole["paths"]["/v1/segment"]["post"]["responses"]
+    assert (len(ids), "202" in whole["paths"]["/v1/segment"]["post"]["responses"]) == (len(set(ids)), True)
     assert whole["paths"]["/v1/segment"]["post"]["tags"] == ["Segment, detect, classify and restore images"]
-    assert "get" in whole["paths"]["/livez"]
     assert "operationId" in whole["paths"]["/livez"]["get"]
 
 
@@ -194,14 +185,12 @@ async def test_the_document_and_the_page_are_made_once_compressed_and_known_by_t
     monkeypatch.setattr(openapi, "join_documents", lambda *given, **more: made.append(0) or join(*given, **more))
     monkeypatch.setattr(openapi, "MAX_AGE_S", 0.0)
     pages = [await scene.client.get(path) for path in ("/openapi.json", "/docs") * 3]
-    assert len(made) == 1
-    assert len({answer.content for answer in pages[::2]}) == 1
+    assert (len(made), len({answer.content for answer in pages[::2]})) == (1, 1)
     for path in ("/openapi.json", "/docs"):
         plain = await scene.client.get(path, headers={"accept-encoding": "identity"})
         packed = await scene.client.get(path, headers={"accept-encoding": "br;q=1.0, gzip;q=0.8"})
         assert (plain.headers.get("content-encoding"), packed.headers["content-encoding"]) == (None, "gzip")
-        assert packed.content == plain.content
-        assert int(packed.headers["content-length"]) < len(plain.content) / 2
+        assert (packed.content, int(packed.headers["content-length"]) < len(plain.content) / 2) == (plain.content, True)
         assert "gzip" not in (await scene.client.get(path, headers={"accept-encoding": "gzip;q=0"})).headers.values()
         tag = plain.headers["etag"]
         assert packed.headers["etag"] == tag
@@ -211,8 +200,7 @@ async def test_the_document_and_the_page_are_made_once_compressed_and_known_by_t
     scene.seg.documents["openapi"] = document("/v1/other", "Mask", "number")
     changed = await scene.client.get("/openapi.json")
     assert "/v1/other" in changed.json()["paths"]
-    assert "/v1/other" in (await scene.client.get("/docs")).text
-    assert len(made) == 2
+    assert ("/v1/other" in (await scene.client.get("/docs")).text, len(made)) == (True, 2)
 
 
 async def test_a_service_without_a_document_is_not_asked_at_every_request(scene):
