@@ -2,15 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from unittest.mock import AsyncMock
 
 import pytest
 
 from fovea.errors import Fault, InvalidOption, NotReady, QueueFull, RateLimited
 from shared.jobs import consumer as consumer_module
 from shared.jobs import worker as worker_module
-from shared.jobs.consumer import QueueConsumer
 from shared.jobs.payloads import PayloadStore
 from shared.jobs.queue import Handler, Payload, Result, Ticket
 from shared.jobs.redis_queue import RedisJobQueue
@@ -40,10 +39,11 @@ async def test_a_flood_of_one_tenant_stands_in_front_of_another_with_a_few_jobs_
         order.append(payload.tenant)
         return DONE
 
-    flood = [(await queue.submit(Payload("svc", "/v1/x", b"", tenant="alice")))[0] for _ in range(30)]
+    alice, bob = (Payload("svc", "/v1/x", b"", tenant=tenant) for tenant in ("alice", "bob"))
+    flood = [(await queue.submit(alice))[0] for _ in range(30)]
     with pytest.raises(QueueFull):
-        await queue.submit(Payload("svc", "/v1/x", b"", tenant="alice"))
-    mine = [(await queue.submit(Payload("svc", "/v1/x", b"", tenant="bob")))[0] for _ in range(3)]
+        await queue.submit(alice)
+    mine = [(await queue.submit(bob))[0] for _ in range(3)]
     async with work(handler, job_concurrency=1):
         for job in mine:
             await ended(queue, job, "bob")
@@ -69,7 +69,6 @@ async def test_a_4xx_fails_for_good(queue, payload, outcome, work):
         failed = await run_one(queue, payload)
         assert (failed.status, failed.attempts, failed.dead) == ("failed", 1, False)
         assert failed.expires
-        assert failed.error is not None
         assert (failed.error["status"], failed.error["code"]) == (422, "invalid_option")
         result = await queue.result(failed.id, "ann")
         assert result.status == 422
@@ -77,19 +76,14 @@ async def test_a_4xx_fails_for_good(queue, payload, outcome, work):
             assert result.body == outcome.body, "the caller gets the bytes it would have had at once"
 
 
-@pytest.mark.parametrize(
-    "outcome",
-    [
-        Fault("x"), NotReady("x"), QueueFull("x"), ValueError("ours"), asyncio.CancelledError(), Result(503, "", b""),
-        Result(429, "", b"{"),
-    ],
-    ids=lambda outcome: type(outcome).__name__ + str(getattr(outcome, "status", "")),
-)  # fmt: skip
+@pytest.mark.parametrize("outcome", [
+    Fault("x"), NotReady("x"), QueueFull("x"), ValueError("ours"), asyncio.CancelledError(), Result(503, "", b""),
+    Result(429, "", b"{"),
+], ids=lambda outcome: type(outcome).__name__ + str(getattr(outcome, "status", "")))  # fmt: skip
 async def test_other_errors_are_tried_again_and_then_buried(queue, payload, outcome, work):
     async with work(always(outcome), job_max_attempts=2):
         dead = await run_one(queue, payload)
         assert (dead.status, dead.dead, dead.attempts) == ("failed", True, 2)
-        assert dead.error is not None
         assert "ours" not in str(dead.error), "what is not written for callers is not shown to them"
         assert [letter.id for letter in await queue.dead("ann")] == [dead.id]
 
@@ -212,14 +206,11 @@ async def test_a_stopping_worker_begins_nothing_new_and_a_second_stop_does_not_w
         assert (back.status, back.attempts) == ("queued", attempts)
 
 
-async def test_a_broken_loop_ends_the_worker_loudly(redis_url, job_settings, monkeypatch):
-    inbox = QueueConsumer(redis_url, "svc", job_settings)
-    broken: Callable[[], Awaitable[int]] = always(RuntimeError("bug"))  # type: ignore[assignment]
-    monkeypatch.setattr(inbox, "sweep", lambda: broken(None, None))  # type: ignore[call-arg]
+async def test_a_broken_loop_ends_the_worker_loudly(inbox, job_settings, monkeypatch):
+    monkeypatch.setattr(inbox, "sweep", AsyncMock(side_effect=RuntimeError("bug")))
     with pytest.raises(ExceptionGroup) as group:
         await asyncio.wait_for(JobWorker(inbox, always(DONE), job_settings).run(), 5)
     assert group.group_contains(RuntimeError, match="bug")
-    await inbox.close()
 
 
 async def test_an_answer_that_finds_no_room_waits_for_it_and_the_job_is_not_run_again(
@@ -232,11 +223,11 @@ async def test_an_answer_that_finds_no_room_waits_for_it_and_the_job_is_not_run_
         return Result(200, "text/plain", b"x" * 200_000)
 
     with mount_small_disk(tmp_path / "disk") as place:
-        settings = job_settings.model_copy(update={"object_store": (place / "objects").as_uri()})
-        reader = RedisJobQueue(redis_url, settings)
-        async with work(handler, object_store=settings.object_store):
+        store = (place / "objects").as_uri()
+        reader = RedisJobQueue(redis_url, job_settings.model_copy(update={"object_store": store}))
+        async with work(handler, object_store=store):
             job, _ = await queue.submit(payload)
-            await asyncio.sleep(3 * settings.job_lease_s)
+            await asyncio.sleep(3 * job_settings.job_lease_s)
             assert (await queue.get(job.id, "ann")).status == "running"
             await asyncio.to_thread(grow_disk, place)
             assert (await ended(queue, job)).status == "succeeded"

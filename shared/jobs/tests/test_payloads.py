@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from fovea.errors import Fault
-from shared.jobs.consumer import Delivery, QueueConsumer
+from shared.jobs.consumer import QueueConsumer
 from shared.jobs.payloads import PayloadStore
 from shared.jobs.queue import Result
 from shared.jobs.redis_queue import RedisJobQueue
+from shared.jobs.tests.running_worker import take
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_object_store
 from shared.storage.tests.s3_server import run_s3_server
@@ -22,12 +23,9 @@ def payloads(tmp_path):
     return PayloadStore(ObjectStore.open(tmp_path.as_uri()))
 
 
-async def test_what_is_gone_is_a_fault(payloads):
+async def test_deleting_is_idempotent_and_touches_one_job_and_what_is_gone_is_a_fault(payloads):
     with pytest.raises(Fault, match="gone"):
         await payloads.get("a/request")
-
-
-async def test_deleting_is_idempotent_and_touches_one_job(payloads):
     for name in ("a/request", "a/answer-1", "b/request"):
         await payloads.put(name, b"x")
     for _ in range(2):
@@ -68,8 +66,7 @@ async def test_gateway_and_worker_of_two_machines_share_a_bucket(
     body, answer = os.urandom(100_000), os.urandom(50_000)
     try:
         job, _ = await queue.submit(replace(payload, body=body))
-        delivery = await inbox.take(reclaim=False)
-        assert isinstance(delivery, Delivery)
+        delivery = await take(inbox)
         assert (await inbox.payload(delivery)).body == body
         assert await inbox.succeed(delivery, Result(200, "application/x", answer))
         assert (await queue.result(job.id, payload.tenant)).body == answer

