@@ -1,7 +1,6 @@
 """The batcher loses nothing, mixes nothing, keeps order, and never runs what nobody waits for."""
 
 import asyncio
-import re
 import threading
 import time
 
@@ -84,8 +83,7 @@ def job():
 
 async def test_lone_caller_is_answered_off_the_loop_s_thread_and_never_waits_for_company(doubler):
     work = doubler()
-    assert await work.call(21) == 42
-    assert threading.get_ident() not in work.threads
+    assert (await work.call(21), threading.get_ident() in work.threads) == (42, False)
     work = doubler(wait=3600)
     async with asyncio.timeout(60):
         for item in range(5):
@@ -103,8 +101,7 @@ async def test_what_gathers_during_a_run_runs_together_and_an_item_larger_than_a
         await work.hold()
         for item, each in zip(items, rows, strict=True):
             await work.add(item, rows=each)
-        assert await work.finish() == [2 * item for item in items]
-        assert work.ran == [[0], *batches]
+        assert (await work.finish(), work.ran) == ([2 * item for item in items], [[0], *batches])
 
 
 async def test_callers_that_come_back_are_gathered_again(doubler):
@@ -144,8 +141,7 @@ async def test_error_of_one_item_stays_with_it_and_a_batch_that_fails_is_run_aga
     work = doubler(fail)
     await work.hold(1, 13, 3)
     first, second, third = await work.finish()
-    assert (first, type(second), third) == (2, Fault, 6)
-    assert "secret" not in second.detail
+    assert (first, type(second), third, "secret" in second.detail) == (2, Fault, 6, False)
     with pytest.raises(Fault):
         await doubler(lambda _key, _items, _run: []).call()
 
@@ -174,8 +170,7 @@ async def test_jobs_and_others_have_a_bound_of_their_own_and_a_cancelled_caller_
     work.tasks[1].cancel()
     await asyncio.gather(work.tasks.pop(1), return_exceptions=True)
     await work.add(9)
-    assert await work.finish() == [16, 18]
-    assert work.ran == [[0], [8], [9]]
+    assert (await work.finish(), work.ran) == ([16, 18], [[0], [8], [9]])
 
 
 async def test_run_that_is_cancelled_in_the_queue_is_never_run_and_one_that_is_over_refused_at_the_door(doubler):
@@ -220,8 +215,7 @@ async def test_other_keys_wait_their_turn_and_keep_their_order(doubler):
     await work.hold()
     for item in (1, 2, 3, 4):
         await work.add(item, key=item % 2)
-    assert await work.finish() == [2, 4, 6, 8]
-    assert work.batches[1:] == [(1, [1, 3]), (0, [2, 4])]
+    assert (await work.finish(), work.batches[1:]) == ([2, 4, 6, 8], [(1, [1, 3]), (0, [2, 4])])
 
 
 async def test_threads_run_side_by_side_have_the_model_s_name_and_do_not_keep_the_process_alive(doubler):
@@ -258,12 +252,11 @@ async def test_queue_stage_batch_size_and_depth_are_counted():
     made = Batcher(Doubler.double, BatchOptions(wait=0.0), service="counted", model="m")
     await made.submit(1, CallContext())
     text = telemetry.render_metrics()[0].decode()
-    assert 'fovea_request_queue_time_seconds_count{model="m",service="counted"} 1.0' in text
-    waited = re.search(r'fovea_request_queue_time_seconds_sum\{model="m",service="counted"\} (\S+)', text)
-    assert waited
-    assert float(waited[1]) < 5
-    assert 'fovea_batch_size_count{model="m",service="counted"} 1.0' in text
-    assert 'fovea_queue_depth{model="m",service="counted"} 0.0' in text
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if 'model="m",service="counted"' in line)
+    labels = '{model="m",service="counted"}'
+    assert float(samples[f"fovea_request_queue_time_seconds_sum{labels}"]) < 5
+    counted = ("fovea_request_queue_time_seconds_count", "fovea_batch_size_count", "fovea_queue_depth")
+    assert [samples[name + labels] for name in counted] == ["1.0", "1.0", "0.0"]
 
 
 def test_batch_stops_when_all_its_members_have_and_has_their_last_deadline_progress_and_tenant():
@@ -276,26 +269,18 @@ def test_batch_stops_when_all_its_members_have_and_has_their_last_deadline_progr
     with pytest.raises(Cancelled):
         both.check()
     told = []
-    members = [
-        CallContext(report=lambda *news: told.append(news)),
-        CallContext(deadline=1.0, report=lambda *news: told.append(news)),
-    ]
+    members = [CallContext(deadline=at, report=lambda *news: told.append(news)) for at in (None, 1.0)]
     both = BatchContext(members)
     assert both.deadline is None
     both.progress(0.5, "half")
     assert told == [(0.5, "half")] * 2
-    ann, bob = CallContext(tenant="ann"), CallContext(tenant="bob")
-    assert BatchContext([ann, CallContext(tenant="ann")]).tenant == "ann"
-    assert BatchContext([ann]).tenant == "ann"
-    assert BatchContext([ann, bob]).tenant == ""
+    for tenants, tenant in ((("ann", "ann"), "ann"), (("ann",), "ann"), (("ann", "bob"), "")):
+        assert BatchContext([CallContext(tenant=one) for one in tenants]).tenant == tenant
 
 
-CALL = st.tuples(
-    st.integers(0, 2),  # key
-    st.integers(1, 5),  # rows
-    st.sampled_from(["answer", "answer", "answer", "fail", "cancel", "expire"]),
-    st.floats(0, 0.003),  # pause before it comes
-)
+FATES = st.sampled_from(["answer", "answer", "answer", "fail", "cancel", "expire"])
+CALL = st.tuples(st.integers(0, 2), st.integers(1, 5), FATES, st.floats(0, 0.003))
+"""Key, rows, fate, and the pause before it comes."""
 
 
 @given(calls=st.lists(CALL, max_size=25), size=st.integers(1, 6), wait=st.sampled_from([0.0, 0.001]))
@@ -328,8 +313,7 @@ def test_nothing_is_lost_mixed_or_overtaken(calls, size, wait):
         if fate == "answer":
             assert answer == number * 10
         elif fate == "fail":
-            assert isinstance(answer, InvalidOption)
-            assert answer.detail == f"{number}"
+            assert (isinstance(answer, InvalidOption), answer.detail) == (True, f"{number}")
         else:
             assert answer == number * 10 or isinstance(answer, asyncio.CancelledError | Cancelled | DeadlineExceeded)
     for key, items in ran:
@@ -358,8 +342,8 @@ async def test_refusals_say_how_many_wait_and_what_to_do(doubler):
     with pytest.raises(NotReady) as closed:
         await work.call(9)
     for refused, told in ((given_up, "The service is stopping."), (closed, "The model is being unloaded.")):
-        assert refused.value.detail == told
-        assert (refused.value.hint, refused.value.retry_after) == ("Send the request again.", 1)
+        assert (refused.value.detail, refused.value.hint) == (told, "Send the request again.")
+        assert refused.value.retry_after == 1
 
 
 async def test_a_deadline_that_passes_says_what_to_do_and_stops_the_alarm_otherwise(doubler):
@@ -367,8 +351,7 @@ async def test_a_deadline_that_passes_says_what_to_do_and_stops_the_alarm_otherw
     await work.hold(7, run=lambda: CallContext(deadline=time.monotonic() + 0.01))
     with pytest.raises(DeadlineExceeded) as late:
         await work.tasks[1]
-    assert "FOVEA_REQUEST_TIMEOUT_S" in late.value.detail
-    assert "respond-async" in late.value.hint
+    assert ("FOVEA_REQUEST_TIMEOUT_S" in late.value.detail, "respond-async" in late.value.hint) == (True, True)
     assert not work.made._queue
     await work.finish()
     assert work.ran == [[0]]
@@ -405,10 +388,9 @@ async def test_calls_that_still_wait_are_expected_back(doubler):
     assert seen == [(2, 6), (2, 5), (1, 3)]
 
 
-@pytest.mark.parametrize(
-    ("last_count", "ended_ago", "waits"),
-    [(3, 0.0, True), (3, 9.9, True), (3, 10.1, False), (1, 0.0, False), (2, 0.0, False)],
-)
+@pytest.mark.parametrize(("last_count", "ended_ago", "waits"), [
+    (3, 0.0, True), (3, 9.9, True), (3, 10.1, False), (1, 0.0, False), (2, 0.0, False),
+])  # fmt: skip
 async def test_company_is_waited_for_only_if_it_left_just_now(
     doubler, monkeypatch, clock, last_count, ended_ago, waits
 ):
@@ -428,8 +410,7 @@ async def test_company_is_waited_for_only_if_it_left_just_now(
     made._queue.extend([None, None])
     made._last_count, made._last_end = last_count, clock.perf_counter() - ended_ago
     made._wait_for_returning()
-    assert slept == ([(10.0, 3), (6.0, 3), (2.0, 3)] if waits else [])
-    assert made._wake_at == 1
+    assert (slept, made._wake_at) == ([(10.0, 3), (6.0, 3), (2.0, 3)] if waits else [], 1)
     made._queue.clear()
 
 
@@ -438,9 +419,7 @@ async def test_the_thread_wakes_for_the_last_of_those_that_it_expects(doubler):
     work.made._last_count, work.made._last_end = 3, time.perf_counter()
     await work.add(0, 1)
     await until(lambda: work.made._wake_at == 3)
-    assert work.made.busy == 2
-    assert await work.call(2) == 4
-    assert await asyncio.gather(*work.tasks) == [0, 2]
+    assert (work.made.busy, await work.call(2), await asyncio.gather(*work.tasks)) == (2, 4, [0, 2])
     work.made._last_count, work.made._last_end = 3, time.perf_counter()
     await work.add(4)
     await until(lambda: work.made._wake_at == 3)
@@ -507,8 +486,7 @@ async def test_a_lone_call_runs_under_its_own_context_and_a_batch_that_stops_sto
     with telemetry.bind(traceparent=telemetry.span("member", parent="").traceparent):
         await work.add(0, 1)
     assert [answer.detail for answer in await work.finish()] == ["All have gone."] * 2
-    assert (work.tasks[0].result(), seen[0] is alone) == (0, True)
-    assert [type(run) for run in seen[1:]] == [BatchContext]
+    assert (work.tasks[0].result(), seen[0] is alone, [type(run) for run in seen[1:]]) == (0, True, [BatchContext])
     await work.made.close(1)
     failed = [(span.status.status_code.name, span.attributes["error.type"]) for span in recorded_spans.named("batch")]
     assert failed == [("ERROR", Cancelled("").code)] * 2

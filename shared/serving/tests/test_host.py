@@ -58,9 +58,8 @@ async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve(s
     if on_demand:
         with pytest.raises(NotReady, match="not available"):
             await host.predict("toy/broken", Text(text="x"), CallContext())
-    assert not host.ready
-    assert list(host.missing()) == ["toy/broken"]
-    assert host.missing()["toy/broken"] == "Loading toy/broken failed (RuntimeError). The log of the service says why."
+    told = "Loading toy/broken failed (RuntimeError). The log of the service says why."
+    assert (host.ready, host.missing()) == (False, {"toy/broken": told})
     entry = next(entry for entry in host.entries() if entry.id == "toy/broken")
     assert (entry.ready, entry.state) == (False, "failed")
     with pytest.raises(NotReady, match="not available"):
@@ -68,19 +67,13 @@ async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve(s
     assert (await host.predict("toy/echo", Text(text="a"), CallContext())).text == "a"
 
 
-async def test_model_whose_own_example_fails_is_not_ready_and_is_closed(start):
-    made = []
-
-    class Fails(Echo):
-        card = toys.card("f", example={"text": "bad"})
-
-        def __init__(self):
-            super().__init__()
-            made.append(self)
-
-    host = await start({"f": Fails})
+async def test_model_whose_own_example_fails_is_not_ready_and_is_closed(start, monkeypatch):
+    closed = []
+    kind = named(Echo, "f", example={"text": "bad"})
+    monkeypatch.setattr(kind, "close", lambda self: closed.append(type(self)))
+    host = await start({"f": kind})
     assert host.missing() == {"f": "The text is bad. Send another."}
-    assert made[0].closed
+    assert closed == [kind]
 
 
 async def test_default_is_the_configured_model_then_real_weights_then_the_first_that_did_not_fail(start):
@@ -98,29 +91,25 @@ async def test_card_holds_tensors_limits_and_schema_and_the_example_warms_every_
     assert (card["limits"]["max_batch"], card["limits"]["max_images"]) == (8, host.settings.max_images)
     assert card["schema"]["properties"]["times"]["maximum"] == 5
     assert host.card("toy/eye")["media_types"] == ["application/json", "image/png"]
-    assert host.card("toy/eye")["inputs"] == []
-    assert host.servable("toy/echo").seen == ["hello"]
+    assert (host.card("toy/eye")["inputs"], host.servable("toy/echo").seen) == ([], ["hello"])
     assert host.servable("toy/long").seen == []
-    with pytest.raises(NotFound, match="toy/echo"):
-        host.servable("nope")
-    with pytest.raises(NotFound, match="no model for detect"):
-        host.servable(None, "detect")
+    for asked, told in ((("nope",), "toy/echo"), ((None, "detect"), "no model for detect")):
+        with pytest.raises(NotFound, match=told):
+            host.servable(*asked)
 
 
 async def test_requests_and_tensors_that_come_together_run_together_and_equal_their_singles(host):
     requests = [Text(text=f"t{n}", times=n % 3 + 1) for n in range(6)]
     singles = [(await host.predict("toy/echo", request, CallContext())).text for request in requests]
     answers = await asyncio.gather(*(host.predict("toy/echo", request, CallContext()) for request in requests))
-    assert [answer.text for answer in answers] == singles
-    assert max(answer.together for answer in answers) > 1
-    answers = await asyncio.gather(
-        *(host.infer("toy/echo", feeds(rows, rows), CallContext()) for rows in (1, 2, 3)),
-        host.infer("toy/echo", feeds(), CallContext()),
+    assert ([answer.text for answer in answers], max(answer.together for answer in answers) > 1) == (singles, True)
+    calls = (
+        host.infer("toy/echo", feeds(rows, value), CallContext()) for rows, value in ((1, 1), (2, 2), (3, 3), (1, 0))
     )
+    answers = await asyncio.gather(*calls)
     assert [answer["y"].shape for answer in answers] == [(1, 3), (2, 3), (3, 3), (1, 3)]
     assert [answer["y"][0, 0] for answer in answers] == [2, 3, 4, 1]
-    assert max(host.servable("toy/echo").engine.batches) > 3
-    assert host.tensors("toy/eye") == ((), ())
+    assert (max(host.servable("toy/echo").engine.batches) > 3, host.tensors("toy/eye")) == (True, ((), ()))
     with pytest.raises(InvalidOption) as refused:
         await host.infer("toy/eye", feeds(), CallContext())
     assert refused.value.hint == "Use POST /v1/segment."
@@ -129,9 +118,8 @@ async def test_requests_and_tensors_that_come_together_run_together_and_equal_th
 async def test_one_of_many_requests_of_a_call_waits_while_others_fill_the_queue(start):
     host = await start({"toy/echo": Echo}, max_queue_size=1, max_batch_size=1, max_batch_delay_ms=0)
     calls = [Text(text=f"{n}", sleep=0.05) for n in range(6)]
-    tried = await asyncio.gather(
-        *(host.predict("toy/echo", call, CallContext()) for call in calls), return_exceptions=True
-    )
+    tries = (host.predict("toy/echo", call, CallContext()) for call in calls)
+    tried = await asyncio.gather(*tries, return_exceptions=True)
     assert QueueFull in {type(answer) for answer in tried}
     answers = await asyncio.gather(*(host.predict_when_free("toy/echo", call, CallContext()) for call in calls))
     assert [answer.text for answer in answers] == [str(n) for n in range(6)]
@@ -141,14 +129,12 @@ async def test_job_runs_alone_and_tells_its_progress_and_stream_hands_out_events
     told = []
     run = CallContext(report=lambda *news: told.append(news))
     await asyncio.gather(*(host.predict("toy/long", Text(text=f"{n}", sleep=0.02), run) for n in range(3)))
-    assert (told[:2], len(told)) == ([(0.0, "step 0"), (0.2, "step 1")], 15)
-    assert len(host.servable("toy/long").threads) == 1
+    assert (told[:2], len(told), len(host.servable("toy/long").threads)) == ([(0.0, "step 0"), (0.2, "step 1")], 15, 1)
     words = []
     async for event in host.stream("toy/story", Text(text="a b c"), CallContext()):
         words.append(event.text)
         assert host.busy == 1
-    assert words == ["a", "b", "c"]
-    assert host.busy == 0
+    assert (words, host.busy) == (["a", "b", "c"], 0)
 
 
 async def test_what_a_stream_tells_the_metrics_carries_its_service_and_model(start):
@@ -251,22 +237,13 @@ async def test_stop_cancels_what_does_not_end(start):
     with pytest.raises(Cancelled):
         await answer
     with pytest.raises(Cancelled):
-        async for _ in events:
-            pass
+        [event async for event in events]
 
 
-async def test_tensors_of_a_model_that_can_t_batch_run_alone(start):
-    class Fixed(toys.PlusOne):
-        outputs = tuple(spec.model_copy(update={"shape": (1, 3)}) for spec in toys.PlusOne.outputs)
-
-    class Alone(Echo):
-        card = toys.card("alone")
-
-        def __init__(self):
-            super().__init__()
-            self.engine = Fixed()
-
-    host = await start({"alone": Alone})
+async def test_tensors_of_a_model_that_can_t_batch_run_alone(start, monkeypatch):
+    fixed = tuple(spec.model_copy(update={"shape": (1, 3)}) for spec in toys.PlusOne.outputs)
+    monkeypatch.setattr(toys.PlusOne, "outputs", fixed)
+    host = await start({"alone": named(Echo, "alone")})
     await asyncio.gather(*(host.infer("alone", feeds(), CallContext()) for _ in range(5)))
     assert host.servable("alone").engine.batches == [1] * 5
 
@@ -288,8 +265,7 @@ async def test_models_wait_for_their_first_request_which_all_that_come_meanwhile
     kinds = {name: named(Lazy, name) for name in ("one", "two")} | {"eager": named(Echo, "eager")}
     host = await start(kinds, preload="default")
     assert [host.slot(name).state for name in ("one", "two", "eager")] == ["ready", "on_demand", "ready"]
-    assert host.ready
-    assert all(entry.ready for entry in host.entries())
+    assert (host.ready, {entry.ready for entry in host.entries()}) == (True, {True})
     host.check_ready("two")
     with pytest.raises(NotFound, match="has version"):
         host.check_ready("two", "7")
@@ -300,8 +276,7 @@ async def test_models_wait_for_their_first_request_which_all_that_come_meanwhile
     await asyncio.sleep(0.05)
     assert host.settled, "other models go on being served"
     said = await asking
-    assert {answer.text for answer in said} == {"x"}
-    assert (kinds["one"].loads, kinds["two"].loads) == (1, 1)
+    assert ({answer.text for answer in said}, kinds["one"].loads, kinds["two"].loads) == ({"x"}, 1, 1)
 
 
 async def test_beyond_the_budget_the_longest_unused_model_is_unloaded_and_comes_back(start):
@@ -310,8 +285,7 @@ async def test_beyond_the_budget_the_longest_unused_model_is_unloaded_and_comes_
     for name, other in (("one", "two"), ("two", "one"), ("one", "two")):
         await host.infer(name, feeds(), CallContext())
         assert (host.slot(name).state, host.slot(other).state) == ("ready", "on_demand")
-    assert host.slot("first").state == "ready"
-    assert kinds["one"].loads == 2
+    assert (host.slot("first").state, kinds["one"].loads) == ("ready", 2)
 
 
 async def test_an_unloaded_model_leaves_no_memory_on_a_gpu_and_comes_back(start, monkeypatch):

@@ -68,16 +68,13 @@ def ignores(pid, number):
 def modules(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def write(name, code):
+    for name, code in {
+        "nap": NAP, "stubborn": STUBBORN, "family": FAMILY, "once": ONCE,
+        "doomed": "print('why it died', flush=True)\nraise SystemExit(7)",
+        "set_wrong": "print('why it died', flush=True)\nraise SystemExit(2)",
+        "shows": f"import os; print(os.environ['FOVEA_X'], os.getsid(0) == os.getpid(), flush=True); {NAP}",
+    }.items():  # fmt: skip
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(code))
-
-    write("nap", NAP)
-    write("stubborn", STUBBORN)
-    write("family", FAMILY)
-    write("once", ONCE)
-    write("doomed", "print('why it died', flush=True)\nraise SystemExit(7)")
-    write("set_wrong", "print('why it died', flush=True)\nraise SystemExit(2)")
-    write("shows", f"import os; print(os.environ['FOVEA_X'], os.getsid(0) == os.getpid(), flush=True); {NAP}")
     return tmp_path
 
 
@@ -93,8 +90,7 @@ async def children(modules):
 async def test_child_has_its_environment_session_and_log_and_is_started_again_when_it_ends(children):
     child = await children.add("the child", "shows")
     await until(lambda: "\n" in child.log.read_text())
-    assert child.log.name == "the-child.log"
-    assert child.log.read_text() == "given True\n"
+    assert (child.log.name, child.log.read_text()) == ("the-child.log", "given True\n")
     child = await children.add("own", "shows", FOVEA_X="own")
     await until(lambda: "own True\n" in child.log.read_text())
     child = await children.add("once", "once")
@@ -120,14 +116,12 @@ async def test_all_are_stopped_the_last_started_first(children):
     first, second = await children.add("a", "nap"), await children.add("b", "nap")
     ended = []
     for child in (first, second):
-        asyncio.get_running_loop().create_task(child.process.wait()).add_done_callback(
-            lambda _, name=child.name: ended.append(name)
-        )
+        waiting = asyncio.get_running_loop().create_task(child.process.wait())
+        waiting.add_done_callback(lambda _, name=child.name: ended.append(name))
     await asyncio.sleep(0)
     await children.stop()
     await until(lambda: len(ended) == 2)
-    assert ended == ["b", "a"]
-    assert children.said == []
+    assert (ended, children.said) == (["b", "a"], [])
 
 
 async def test_what_ignores_sigterm_is_killed_after_the_grace_and_grandchildren_in_whatever_group_they_are(children):
@@ -141,13 +135,8 @@ async def test_what_ignores_sigterm_is_killed_after_the_grace_and_grandchildren_
     assert not any(alive(pid) for pid in pids)
 
 
-def started(code, **how):
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **how)
-
-
 def test_guard_ends_what_is_left_when_its_supervisor_is_gone():
-    supervisor = started(
-        f"""
+    code = f"""
 import subprocess, sys, time
 command = [sys.executable, "-m", "shared.serving.up.orphan_cleanup"]
 watch = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
@@ -158,11 +147,12 @@ watch.stdin.flush()
 print(watch.pid, child.pid, flush=True)
 time.sleep(60)
 """
-    )
+    supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     watch, child = (int(word) for word in supervisor.stdout.readline().split())
     wait_until(lambda: ignores(watch, signal.SIGTERM), 60)
-    os.kill(watch, signal.SIGTERM)  # only the supervisor's end counts
-    os.kill(watch, signal.SIGINT)
+    wait_until(lambda: ignores(watch, signal.SIGTERM), 60)
+    for number in (signal.SIGTERM, signal.SIGINT):  # only the supervisor's end counts
+        os.kill(watch, number)
     time.sleep(0.2)
     assert (alive(child), alive(watch)) == (True, True)
     supervisor.kill()
@@ -209,8 +199,7 @@ async def test_jobs_go_through_worker_and_replica_and_come_back_at_sigterm(queue
     worker.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(worker.wait, 60) == 0
     back = await queue.get(last.id, "local")
-    assert (back.status, back.position) == ("queued", 0)
-    assert await queue.workers("toy") == []
+    assert (back.status, back.position, await queue.workers("toy")) == ("queued", 0, [])
 
 
 def test_an_idle_worker_holds_no_framework():
@@ -259,9 +248,7 @@ def test_it_serves_on_the_stated_ports_until_sigterm():
         pass
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert '"serving"' in said
-    assert "Traceback" not in said
+    assert (process.returncode, '"serving"' in said, "Traceback" in said) == (0, True, False)
 
 
 DRIVER = """

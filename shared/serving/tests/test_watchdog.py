@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -72,24 +72,20 @@ async def test_requests_give_their_deadline_to_the_threads_that_work_for_them(
     await client.post("/v1/think", headers=headers)
     ((_, run, _),) = seen
     assert 4 < run.deadline - time.monotonic() <= 5
-    assert whole_s - 1 <= run.ends_at - time.monotonic() <= whole_s
-    assert client.app.state.host.work._running == {}
+    assert (whole_s - 1 <= run.ends_at - time.monotonic() <= whole_s, client.app.state.host.work._running) == (True, {})
 
 
 def test_work_without_a_deadline_is_never_overdue(clock):
     clock.govern(watched_work)
-    work = WatchedWork()
+    work, late = WatchedWork(), CallContext(deadline=clock.monotonic())
     frame = CallContext(deadline=clock.monotonic() - 1000)
-    late = CallContext(deadline=clock.monotonic())
     with work.watch("job", CallContext()), work.watch("late", late):
         clock.advance(1)
         with work.watch("frame", frame):
             clock.advance(OVERDUE_S - 0.5)
             assert work.list_overdue() == ["late"], "a frame has its time from its beginning"
-        clock.advance(-OVERDUE_S - 0.5)
-        clock.advance(OVERDUE_S + 1)
-        assert work.list_overdue() == ["late"]
-        assert work.list_overdue(5) == []
+        clock.advance(0.5)
+        assert (work.list_overdue(), work.list_overdue(5)) == (["late"], [])
         clock.advance(5)
         assert work.list_overdue(5) == ["late"]
     assert work.list_overdue() == []
@@ -119,8 +115,7 @@ async def test_callers_of_a_batch_that_breaks_off_are_answered_and_the_thread_go
     batcher: Batcher[int, int] = Batcher(work, BatchOptions(), service="toy", model="broken")
     with pytest.raises(FoveaError, match="The model broken"):
         await asyncio.wait_for(batcher.submit(1, CallContext()), 10)
-    assert await asyncio.wait_for(batcher.submit(2, CallContext()), 10) == 2
-    assert not batcher.is_dead
+    assert (await asyncio.wait_for(batcher.submit(2, CallContext()), 10), not batcher.is_dead) == (2, True)
     await batcher.close(1)
     assert not batcher.is_dead
 
@@ -178,9 +173,7 @@ def test_a_process_whose_loop_is_deaf_is_ended_with_its_stacks_also_while_the_in
         asyncio.run(main())
         """
     )
-    assert done.returncode == 1
-    assert "left alone" in done.stdout
-    assert "Timeout" in done.stderr
+    assert (done.returncode, "left alone" in done.stdout, "Timeout" in done.stderr) == (1, True, True)
     assert "hold_the_interpreter" in done.stderr
 
 
@@ -237,8 +230,7 @@ asyncio.run(main())
 def test_a_replica_that_does_not_recover_ends_itself_and_shows_where_it_is_stuck(tmp_path):
     done = run_until_it_ends(STUCK, str(tmp_path))
     assert done.returncode == watchdog.EXIT_STATUS, done.stderr
-    assert "never_ends" in done.stderr
-    assert "takes no new work" in done.stdout + done.stderr
+    assert ("never_ends" in done.stderr, "takes no new work" in done.stdout + done.stderr) == (True, True)
 
 
 def test_a_replica_whose_gpu_is_lost_ends_itself_at_once(tmp_path):
@@ -256,8 +248,7 @@ async def test_a_replica_that_outgrows_its_memory_says_so_in_its_last_record(sta
         await until(lambda: ends)
     with redis.Redis.from_url(redis_url) as client:
         (last,) = map(ReplicaRecord.model_validate_json, client.hvals(replicas_key("toy")))
-    assert (ends, last.out_of_memory, last.ready) == ([EXIT_STATUS], True, False)
-    assert last.memory > 1
+    assert (ends, last.out_of_memory, last.ready, last.memory > 1) == ([EXIT_STATUS], True, False, True)
     assert "FOVEA_REPLICA_MEMORY_BYTES" in last.trouble
     assert last.trouble in [line.get("reason") for line in lines]
 
@@ -286,19 +277,17 @@ time.sleep(20)
 
 
 def test_of_processes_that_take_too_much_together_the_largest_ends_itself(tmp_path):
-    def start(folder, bound, size):
-        return subprocess.Popen([sys.executable, "-c", SHARING, str(folder), str(bound), str(size)])
-
-    small, large, alone = start(tmp_path, 500, 120), start(tmp_path, 500, 450), start(tmp_path / "other", 500, 200)
-    try:
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for folder, size in ((tmp_path, 120), (tmp_path, 450), (tmp_path / "other", 200)):
+            command = [sys.executable, "-c", SHARING, str(folder), "500", str(size)]
+            processes.append(stack.enter_context(subprocess.Popen(command)))
+            stack.callback(processes[-1].kill)
+        small, large, alone = processes
         assert large.wait(15) == EXIT_STATUS
         with pytest.raises(subprocess.TimeoutExpired):
             small.wait(1)  # what the dead one had is free again
         assert alone.poll() is None
-    finally:
-        for process in (small, large, alone):
-            process.kill()
-            process.wait()
 
 
 async def test_replica_counts_its_requests_on_a_port_of_its_own_which_a_predecessor_may_still_have(
@@ -332,28 +321,17 @@ def scrape(collector):
     return generate_latest(registry).decode()
 
 
-class TwoDevices:
-    def is_available(self):
-        return True
-
-    def device_count(self):
-        return 2
-
-    def mem_get_info(self, device):
-        return (10 * (device + 1), 100)
-
-    def memory_allocated(self, device):
-        return 7 * device
-
-
 def test_each_device_has_used_free_and_allocated_bytes_and_none_without_a_gpu(monkeypatch):
-    text = scrape(GpuMemory(TwoDevices()))
-    assert 'fovea_gpu_memory_used_bytes{device="0"} 90.0' in text
-    assert 'fovea_gpu_memory_free_bytes{device="1"} 20.0' in text
-    assert 'fovea_gpu_memory_allocated_bytes{device="1"} 7.0' in text
+    devices = SimpleNamespace(
+        is_available=lambda: True, device_count=lambda: 2, memory_allocated=lambda device: 7 * device,
+        mem_get_info=lambda device: (10 * (device + 1), 100),
+    )  # fmt: skip
+    text = scrape(GpuMemory(devices))
+    for sample in ('used_bytes{device="0"} 90.0', 'free_bytes{device="1"} 20.0', 'allocated_bytes{device="1"} 7.0'):
+        assert f"fovea_gpu_memory_{sample}" in text
     assert scrape(GpuMemory()) == ""
-    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # a model's thread is importing it
-    monkeypatch.setitem(sys.modules, "torch.cuda", ModuleType("torch.cuda"))
+    for name in ("torch", "torch.cuda"):  # a model's thread is importing it
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
     assert scrape(GpuMemory()) == ""
 
 
