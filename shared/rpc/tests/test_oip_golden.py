@@ -90,18 +90,14 @@ JSON = st.recursive(
     max_leaves=8,
 )
 SHAPES = st.lists(st.integers(-2, 5) | st.integers(), max_size=4) | JSON
+PARAMETERS = ["binary_data_size", "shared_memory_region", "binary_data", "classification"]
 TENSORS = st.fixed_dictionaries(
     {"name": st.sampled_from(["x", "y", ""]) | JSON},
     optional={
         "datatype": st.sampled_from(sorted(DTYPES)) | JSON,
         "shape": SHAPES,
         "data": st.lists(st.integers(0, 1) | st.floats() | st.text(max_size=3) | JSON, max_size=4) | JSON,
-        "parameters": st.dictionaries(
-            st.sampled_from(["binary_data_size", "shared_memory_region", "binary_data", "classification"]),
-            st.integers(-1, 40) | JSON,
-            max_size=2,
-        )
-        | JSON,
+        "parameters": st.dictionaries(st.sampled_from(PARAMETERS), st.integers(-1, 40) | JSON, max_size=2) | JSON,
     },
 )
 REQUESTS = st.fixed_dictionaries(
@@ -111,13 +107,10 @@ REQUESTS = st.fixed_dictionaries(
 
 
 def survives(decode: Any, *args: Any) -> InferCall | None:
-    refused: FoveaError | None = None
     try:
         return decode(*args)
     except FoveaError as error:
-        refused = error
-    assert refused.status < 500
-    assert refused.detail
+        assert (error.status < 500, bool(error.detail)) == (True, True)  # noqa: PT017 - either outcome is fine
     return None
 
 
@@ -159,8 +152,7 @@ def test_random_tensors_raise_only_errors_of_ours(datatype, shape, contents, raw
 def test_each_wire_type_is_stepped_over_and_fields_of_a_real_message_are_those_that_were_set():
     message = b"\x08\x96\x01" + b"\x15abcd" + b"\x19abcdefgh" + b"\x2a\x02hi" + b"\x80\x01\x00" + b"\x32\x00"
     found = [(1, 0, 1, 3), (2, 5, 4, 8), (3, 1, 9, 17), (5, 2, 19, 21), (16, 0, 23, 24), (6, 2, 26, 26)]
-    assert list(iterate_fields(message)) == [WireField(*field) for field in found]
-    assert list(iterate_fields(b"")) == []
+    assert (list(iterate_fields(message)), list(iterate_fields(b""))) == ([WireField(*field) for field in found], [])
     raw = bytes(300)  # its length takes two bytes
     message = pb.ModelInferRequest(model_name="pranet", id="7", raw_input_contents=[raw, b"x"]).SerializeToString()
     fields = [(field.number, message[field.start : field.end]) for field in iterate_fields(message)]

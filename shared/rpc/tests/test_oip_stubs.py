@@ -24,18 +24,17 @@ def describe(files, methods):
 
     def fields(message):
         found = {
-            f.name: [f.number, f.type, bool(f.is_repeated), f.containing_oneof.name if f.containing_oneof else None]
+            f.name: [f.number, f.type, bool(f.is_repeated), getattr(f.containing_oneof, "name", None)]
             for f in message.fields
         }
         return {"fields": found, "nested": {nested.name: fields(nested) for nested in message.nested_types}}
 
     enums = {name: enum for file in files for name, enum in file.enum_types_by_name.items()}
+    kinds = {m.name: [m.input_type.name, m.output_type.name, m.client_streaming, m.server_streaming] for m in methods}
     return {
         "messages": {name: fields(one) for file in files for name, one in file.message_types_by_name.items()},
         "enums": {name: {value.name: value.number for value in enum.values} for name, enum in enums.items()},
-        "methods": {
-            m.name: [m.input_type.name, m.output_type.name, m.client_streaming, m.server_streaming] for m in methods
-        },
+        "methods": kinds,
     }
 
 

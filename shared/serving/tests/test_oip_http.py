@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from shared.serving.tests.oip_mirrors import MIRRORS, Gate, limited, serving
 from shared.serving.tests.ready_client import ready_client
 
 ONE = {"inputs": [{"name": "in", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+JSON = "application/json"
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +70,13 @@ def test_a_header_length_that_is_none_is_refused(length, client):
 
 def test_json_is_answered_as_json_and_what_is_wrong_in_the_protocols_form(client):
     told = infer(client, ONE)
-    assert (told.status_code, told.headers["content-type"]) == (200, "application/json")
-    assert HEADER_LENGTH not in told.headers
+    assert (told.status_code, told.headers["content-type"], HEADER_LENGTH in told.headers) == (200, JSON, False)
     assert told.json()["outputs"][0] == {"name": "out", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}
     # shared/rpc/tests/test_oip_malformed.py has all of the bad bodies.
     for body in (b"", b"[" * 10**5, json.dumps({**ONE, "outputs": [{"name": "heat"}]}).encode()):
         told = infer(client, body)
-        assert (told.status_code, told.headers["content-type"]) == (400, "application/json")
-        assert list(told.json()) == ["error"]
-        assert told.json()["error"].endswith(".")
+        assert (told.status_code, told.headers["content-type"]) == (400, JSON)
+        assert (list(told.json()), told.json()["error"].endswith(".")) == (["error"], True)
     for told, status in (
         (infer(client, b"\xff" * 1000, "nobody"), 404),
         (client.get("/v2/nothing"), 404),
@@ -97,8 +97,7 @@ def test_the_index_leaves_out_what_is_not_ready_when_asked(client):
         names = {model["name"]: model for model in client.post("/v2/repository/index").json()}
         assert names["slow"] == {"name": "slow", "version": "3", "state": "UNAVAILABLE", "reason": "unloaded"}
         assert "slow" not in {m["name"] for m in client.post("/v2/repository/index", json={"ready": True}).json()}
-        assert infer(client, ONE, "slow").status_code == 503
-        assert client.get("/v2/models/slow/ready").status_code == 503
+        assert (infer(client, ONE, "slow").status_code, client.get("/v2/models/slow/ready").status_code) == (503, 503)
     finally:
         client.post("/v2/repository/models/slow/load")
     assert client.get("/v2/models/slow/ready").status_code == 200
@@ -110,16 +109,16 @@ def test_stages_and_requests_are_counted_under_the_model_and_invented_names_are_
     route = {**mine, "route": "/v2/models/{name:path}/infer", "status": "200"}
     counted = [*stages, (telemetry.QUEUE_TIME, "_count", mine), (telemetry.REQUESTS, "_total", route)]
 
-    def count(metric: Any, suffix: str, labels: dict[str, str]) -> float:
-        samples = [sample for family in metric.collect() for sample in family.samples if sample.name.endswith(suffix)]
-        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+    def count() -> list[float]:
+        return [
+            sum(one.value for family in metric.collect() for one in family.samples
+                if one.name.endswith(suffix) and labels.items() <= one.labels.items())
+            for metric, suffix, labels in counted
+        ]  # fmt: skip
 
-    def counts() -> list[float]:
-        return [count(*one) for one in counted]
-
-    before = counts()
+    before = count()
     infer(client, ONE)
-    assert [after - b for after, b in zip(counts(), before, strict=True)] == [1, 1, 1, 1, 1]
+    assert [after - b for after, b in zip(count(), before, strict=True)] == [1, 1, 1, 1, 1]
     infer(client, ONE, "invented-by-a-caller")
     assert b"invented-by-a-caller" not in telemetry.render_metrics()[0]
 
@@ -131,11 +130,7 @@ async def test_a_large_response_is_sent_in_its_parts_and_none_compressed_for_cod
     request = Request({"type": "http", "headers": []})
     told = await oip_body.build_response(request, EncodedBody([b"{}", array.data.cast("B")], 2))
     sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await told({"type": "http"}, None, send)  # type: ignore[arg-type]  # it asks for nothing
+    await told({"type": "http"}, None, AsyncMock(side_effect=sent.append))  # type: ignore[arg-type]  # it asks for nothing
     assert (b"content-length", b"400002") in sent[0]["headers"]
     assert [message.get("more_body") for message in sent] == [None, True, False]
     assert np.shares_memory(np.frombuffer(sent[2]["body"], np.uint8), array)

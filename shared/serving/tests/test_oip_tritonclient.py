@@ -45,9 +45,7 @@ def feed(module: Any, array: np.ndarray, datatype: str = "FP32", **how: Any) -> 
 
 def plain(answer: Any) -> Any:
     """The same facts from either client: gRPC's 64-bit integers come as text."""
-    if not hasattr(answer, "DESCRIPTOR"):
-        return answer
-    return MessageToDict(answer, preserving_proto_field_name=True)
+    return MessageToDict(answer, preserving_proto_field_name=True) if hasattr(answer, "DESCRIPTOR") else answer
 
 
 @pytest.mark.parametrize("datatype", sorted(DTYPES))
@@ -56,8 +54,7 @@ def test_every_datatype_comes_back_as_it_was_sent(datatype, triton):
     array = sample(datatype)
     result = client.infer(f"mirror/{datatype.lower()}", feed(module, array, datatype), request_id="r-7")
     back = result.as_numpy("out")
-    assert back.dtype == array.dtype
-    np.testing.assert_array_equal(back, array)
+    np.testing.assert_array_equal(back, array, strict=True)
     assert result.as_numpy("size").tolist() == [3, 3]
     told = plain(result.get_response())
     assert (told["id"], told["model_name"], told["model_version"]) == ("r-7", f"mirror/{datatype.lower()}", "3")
@@ -69,8 +66,7 @@ def test_health_metadata_and_configuration(triton):
     asked = (("picture",), ("picture", "3"), ("picture", "4"), ("nobody",))
     assert [client.is_model_ready(*model) for model in asked] == [True, True, False, False]
     server = plain(client.get_server_metadata())
-    assert server["name"] == "fovea mirrors"
-    assert "binary_tensor_data" in server["extensions"]
+    assert (server["name"], "binary_tensor_data" in server["extensions"]) == ("fovea mirrors", True)
     told = plain(client.get_model_metadata("picture", "3"))
     assert (told["name"], told["versions"], told["platform"]) == ("picture", ["3"], "fovea_mirror")
     (tensor,) = told["inputs"]
@@ -95,8 +91,7 @@ def test_statistics_count_inferences(triton):
     before = counts()
     client.infer("mirror/int8", feed(module, sample("INT8"), "INT8"))
     after = counts()
-    assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
-    assert after[2] > before[2]
+    assert (after[0] - before[0], after[1] - before[1], after[2] > before[2]) == (1, 1, True)
     assert len(plain(client.get_inference_statistics())["model_stats"]) == len(MIRRORS)
 
 
@@ -109,8 +104,7 @@ def test_models_are_unloaded_and_loaded_again_without_configuration_from_callers
     client, module = triton
     assert index(client) == dict.fromkeys(MIRRORS, "READY")
     client.unload_model("mirror/uint8")
-    assert index(client)["mirror/uint8"] == "UNAVAILABLE"
-    assert not client.is_model_ready("mirror/uint8")
+    assert (index(client)["mirror/uint8"], client.is_model_ready("mirror/uint8")) == ("UNAVAILABLE", False)
     with pytest.raises(InferenceServerException, match="unloaded"):
         client.infer("mirror/uint8", feed(module, sample("UINT8"), "UINT8"))
     client.load_model("mirror/uint8")
@@ -141,8 +135,7 @@ def test_what_is_wrong_is_said_in_one_sentence(model, datatype, array, told, sta
     with pytest.raises(InferenceServerException, match=told) as caught:
         client.infer(model, feed(module, array, datatype))
     assert "secret" not in caught.value.message()
-    stated = caught.value.status()
-    assert stated in {status, f"StatusCode.{GRPC_STATUS[status]}"}
+    assert caught.value.status() in {status, f"StatusCode.{GRPC_STATUS[status]}"}
 
 
 def test_unknown_versions_inputs_and_outputs_are_refused(triton):
@@ -244,8 +237,7 @@ def test_a_model_that_fails_to_load_says_so_without_secrets():
         http = triton_http.InferenceServerClient(running.http.removeprefix("http://"))
         client = triton_grpc.InferenceServerClient(running.grpc)
         assert index(http) == index(client) == {"broken": "UNAVAILABLE", "mirror/fp32": "READY"}
-        assert not http.is_server_ready()
-        assert not client.is_server_ready()
+        assert (http.is_server_ready(), client.is_server_ready()) == (False, False)
         for each in (http, client):
             with pytest.raises(InferenceServerException, match="did not load") as caught:
                 each.load_model("broken")

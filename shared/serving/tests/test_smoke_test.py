@@ -6,6 +6,7 @@ import signal
 import socket
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
+from unittest.mock import AsyncMock, Mock
 
 import httpx2
 import numpy as np
@@ -40,8 +41,7 @@ async def test_answer_and_picture_of_one_ready_model_are_kept_and_no_proxy_is_as
     (result,) = await lights(made.http, tmp_path)
     assert (result.service, result.model, result.is_ok) == ("toy", "toy/eye", True)
     assert result.files == (tmp_path / "toy" / "toy-eye.json", tmp_path / "toy" / "toy-eye.png")
-    assert json.loads(result.files[0].read_text())["threshold"] == 0.25
-    assert result.files[1].read_bytes() == PNG
+    assert (json.loads(result.files[0].read_text())["threshold"], result.files[1].read_bytes()) == (0.25, PNG)
     assert result.summary == "bytes 70, threshold 0.25, invert False"
     made = await start_replica({"toy/broken": toys.Broken, "toy/echo": toys.Echo, "toy/eye": toys.Eye})
     (result,) = await lights(made.http, tmp_path)
@@ -53,9 +53,7 @@ async def test_answer_and_picture_of_one_ready_model_are_kept_and_no_proxy_is_as
 async def test_a_model_that_fails_and_an_answer_that_cannot_be_kept_are_told(start_replica, tmp_path):
     made = await start_replica({"toy/broken": toys.Broken})
     (result,) = await lights(made.http, tmp_path)
-    assert not result.is_ok
-    assert "not available" in result.summary
-    assert not list(tmp_path.iterdir())
+    assert (result.is_ok, "not available" in result.summary, list(tmp_path.iterdir())) == (False, True, [])
     made = await start_replica({"toy/echo": toys.Echo})
     (tmp_path / "out").touch()
     (result,) = await lights(made.http, tmp_path / "out")
@@ -115,24 +113,17 @@ def test_up_refuses_a_service_that_there_is_not_and_takes_a_model_and_adapters_f
     with pytest.raises(NotFound, match="'detecton'") as refused:
         launch._Product(config)._check()
     assert "FOVEA_ENABLED_SERVICES may name vision-restoration, medical-seg, detection" in refused.value.hint
-    started = []
-
-    class Product:
-        def __init__(self, config):
-            started.append((config.llm_model, config.llm_adapters))
-
-        async def run(self, *, once):
-            return 0
-
-    monkeypatch.setattr(launch, "_Product", Product)
+    run = AsyncMock(return_value=0)
+    monkeypatch.setattr(launch, "_Product", made := Mock(return_value=SimpleNamespace(run=run)))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.gguf").touch()
     for words in (["--lm", "model.gguf", "--adapters", "."], ["--lm", "smollm2"]):
         assert invoke(launch.up, *words).exit_code == 0
+    started = [(config.llm_model, config.llm_adapters) for (config,) in (call.args for call in made.call_args_list)]
     assert started == [(str(tmp_path / "model.gguf"), tmp_path), ("smollm2", None)]
     for words in (["--lm", "./gone"], ["--adapters", "gone"]):
         assert isinstance(invoke(launch.up, *words).exception, NotFound)
-    assert len(started) == 2
+    assert made.call_count == 2
 
 
 @pytest.mark.parametrize("placement", ["processes", "ray"])
@@ -147,8 +138,7 @@ async def test_only_the_gateway_of_up_has_the_port_of_metrics_which_all_would_wa
     config = Settings(data_dir=tmp_path, enabled_services="medical-seg,llm-longctx", placement=placement)
     with pytest.raises(launch.ProcessDied):
         await launch._Product(config)._work(None, SimpleNamespace(add=add), once=True)
-    assert added.pop("gateway") is None
-    assert set(added.values()) == {"0"}
+    assert (added.pop("gateway"), set(added.values())) == (None, {"0"})
 
 
 @pytest.fixture
@@ -166,16 +156,14 @@ def found(chosen, topic):
 
 
 def test_a_good_machine_can_run_and_one_with_a_port_in_use_can_not(machine):
-    topics = {finding.topic for finding in examine(machine())}
-    assert topics == {
-        "python", "memory", "ports", "redis", "objects", "ray", "compilers", "gpus", "engine", "models", "kernels",
-    }  # fmt: skip
-    assert room._can_run(examine(machine()))
+    findings = examine(machine())
+    topics = "python memory ports redis objects ray compilers gpus engine models kernels"
+    assert {finding.topic for finding in findings} == {*topics.split()}
+    assert room._can_run(findings)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         chosen = machine(grpc_port=taken.getsockname()[1])
         (finding,) = found(chosen, "ports")
-        assert finding.verdict == "bad"
-        assert "FOVEA_GRPC_PORT" in finding.detail
+        assert (finding.verdict, "FOVEA_GRPC_PORT" in finding.detail) == ("bad", True)
         assert not room._can_run(examine(chosen))
 
 
@@ -190,25 +178,19 @@ def test_a_given_redis_is_named_without_its_password_and_engines_with_what_they_
 
 def test_rooms_that_are_left_out_or_broken_are_findings_and_hide_nothing(machine, monkeypatch):
     monkeypatch.setattr(discovery, "skipped_modules", lambda: {"services.detection.models.x": "shapely"})
-    assert found(machine(), "rooms") == [
-        Diagnosis("rooms", "note", "services.detection.models.x left out: needs shapely")
-    ]
+    told = "services.detection.models.x left out: needs shapely"
+    assert found(machine(), "rooms") == [Diagnosis("rooms", "note", told)]
 
     typos = [EntryPoint(f"{name}.mine", "mine.models", discovery.MODELS) for name in ("detecton", "detection")]
     real = room.plugins.entries
-    monkeypatch.setattr(
-        room.plugins, "entries", lambda *of: (*real(*of), *(typos if of == (discovery.MODELS,) else []))
-    )
+    entries = {(discovery.MODELS,): typos}
+    monkeypatch.setattr(room.plugins, "entries", lambda *of: (*real(*of), *entries.get(of, [])))
     monkeypatch.setattr(room, "entry_points", lambda: SimpleNamespace(groups={"fovea.model", "fovea.models", "other"}))
-    no_service, no_package, no_group = found(machine(), "rooms")[1:]
-    assert no_group.detail.startswith("entry points of 'fovea.model' left out: the groups are fovea.adapters")
-    assert "its entry point 'detecton.mine' begins with no service" in no_service.detail
-    assert "there is no package 'mine.models'" in no_package.detail
-
-    def broken():
-        raise SyntaxError("in a model")
-
-    monkeypatch.setattr(discovery, "skipped_modules", broken)
+    no_service, no_package, no_group = (finding.detail for finding in found(machine(), "rooms")[1:])
+    assert no_group.startswith("entry points of 'fovea.model' left out: the groups are fovea.adapters")
+    assert "its entry point 'detecton.mine' begins with no service" in no_service
+    assert "there is no package 'mine.models'" in no_package
+    monkeypatch.setattr(discovery, "skipped_modules", Mock(side_effect=SyntaxError("in a model")))
     assert found(machine(), "rooms") == [Diagnosis("rooms", "bad", "SyntaxError: in a model")]
     assert found(machine(), "models") == [Diagnosis("models", "good", "medical-seg: eye")]
 
@@ -239,8 +221,7 @@ def test_json_is_for_machines_and_lines_for_people(machine, monkeypatch):
     chosen = machine()
     monkeypatch.setattr(room, "settings", lambda: chosen)
     answer = invoke(doctor, "--json")
-    assert answer.exit_code == 0
-    assert json.loads(answer.stdout)["ok"] is True
+    assert (answer.exit_code, json.loads(answer.stdout)["ok"]) == (0, True)
     assert invoke(doctor).stdout.startswith("✓ python")
 
 
