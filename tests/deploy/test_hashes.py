@@ -128,13 +128,9 @@ for case in services:
 """
 )
 QUICK = (
-    "gateway",
-    "medical-seg onnx",
-    "vision-restoration onnx",
-    "detection cpu",
-    "llm-longctx cpu",
+    "gateway", "medical-seg onnx", "vision-restoration onnx", "detection cpu", "llm-longctx cpu",
     "relevance-judge cpu",
-)
+)  # fmt: skip
 LARGER = ("medical-seg cpu", "vision-restoration cpu", "interpretability cpu")  # as others in part
 
 find_owners = cache(metadata.packages_distributions)

@@ -181,26 +181,20 @@ def test_challenge_form_curves_and_map(client, held):
     assert client.post("/v1/actions", json=picture, headers={"accept": "image/png"}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "field"),
-    [
-        ({}, 422, "features"),
-        ({"features": [[1, 2], [3]]}, 422, "features"),
-        ({"features": [[1.0] * 32] * 63}, 422, "features"),
-        ({"features": [[1.0] * 64] * 32}, 422, "features"),
-        ({"features": "aGVsbG8="}, 415, "features"),
-        ({"features": "***"}, 400, "features"),
-        ({"features": [[1.0] * 32] * 64, "model": "bmn-csa"}, 422, "semantics"),
-        ({"features": [[1.0] * 32] * 64, "model": "bmn-csa", "semantics": [[1.0] * 31] * 8}, 422, "semantics"),
-        ({"features": [[1.0] * 32] * 64, "duration": 0}, 422, "duration"),
-        ({"features": [[1.0] * 32] * 64, "duration": 3, "fps": 2}, 422, "fps"),
-        ({"features": [[1.0] * 32] * 64, "fps": 1e-320}, 422, "fps"),
-        ({"features": [[1.0] * 32] * 64, "class_scores": [1, 2], "class_names": ["a"]}, 422, "class_names"),
-        ({"features": [[3e38, -3e38] * 16] * 64, "include": "curves"}, 422, "features"),
-        ({"features": [[1.0] * 32] * 64, "class_scores": [1, 1e39]}, 422, "class_scores"),
-        ({"features": [[1.0] * 32] * 64, "class_scores": [2, -1]}, 422, "class_scores"),
-    ],
-)
+@pytest.mark.parametrize(("body", "status", "field"), [
+    ({}, 422, "features"), ({"features": [[1, 2], [3]]}, 422, "features"),
+    ({"features": [[1.0] * 32] * 63}, 422, "features"), ({"features": [[1.0] * 64] * 32}, 422, "features"),
+    ({"features": "aGVsbG8="}, 415, "features"), ({"features": "***"}, 400, "features"),
+    ({"features": [[1.0] * 32] * 64, "model": "bmn-csa"}, 422, "semantics"),
+    ({"features": [[1.0] * 32] * 64, "model": "bmn-csa", "semantics": [[1.0] * 31] * 8}, 422, "semantics"),
+    ({"features": [[1.0] * 32] * 64, "duration": 0}, 422, "duration"),
+    ({"features": [[1.0] * 32] * 64, "duration": 3, "fps": 2}, 422, "fps"),
+    ({"features": [[1.0] * 32] * 64, "fps": 1e-320}, 422, "fps"),
+    ({"features": [[1.0] * 32] * 64, "class_scores": [1, 2], "class_names": ["a"]}, 422, "class_names"),
+    ({"features": [[3e38, -3e38] * 16] * 64, "include": "curves"}, 422, "features"),
+    ({"features": [[1.0] * 32] * 64, "class_scores": [1, 1e39]}, 422, "class_scores"),
+    ({"features": [[1.0] * 32] * 64, "class_scores": [2, -1]}, 422, "class_scores"),
+])  # fmt: skip
 def test_mistakes_are_named(client, body, status, field):
     found = problem(client.post("/v1/actions", json={"model": "bmn", **body}), status, field)
     assert ("swapped" in found["detail"]) is (body.get("features") == [[1.0] * 64] * 32)

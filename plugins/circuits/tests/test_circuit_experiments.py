@@ -145,23 +145,16 @@ def test_a_model_is_itself_others_are_compared_by_depth_and_heads_that_score_ali
     assert np.isnan(head_comparison._correlate(one, 0 * other))
 
 
-@pytest.mark.parametrize(
-    ("study", "options", "field"),
-    [
-        (ActivationPatching, {"corrupt": "longer than that"}, "corrupt"),
-        (ActivationPatching, {"correct": "12", "wrong": "15"}, "wrong"),
-        (ActivationPatching, {"site": "resid_mid", "positions": [0]}, "positions"),
-        (LogitAttribution, {"correct": "12", "wrong": "15"}, "wrong"),
-        *(
-            (Circuits, {"method": how, "receivers": [[2, "q", 1]]}, "receivers")
-            for how in ("activation", "attribution")
-        ),
-        *((Circuits, {"method": how, "freeze_mlps": True}, "freeze_mlps") for how in ("activation", "attribution")),
-        (Deconstruction, {"kinds": ["average"], "corpus": "short"}, "corpus"),
-        (Indicators, {"layers": [3]}, "layers"),
-        (Indicators, {"text": "x" * 1100}, "text"),
-    ],
-)
+@pytest.mark.parametrize(("study", "options", "field"), [
+    (ActivationPatching, {"corrupt": "longer than that"}, "corrupt"),
+    (ActivationPatching, {"correct": "12", "wrong": "15"}, "wrong"),
+    (ActivationPatching, {"site": "resid_mid", "positions": [0]}, "positions"),
+    (LogitAttribution, {"correct": "12", "wrong": "15"}, "wrong"),
+    *((Circuits, {"method": how, "receivers": [[2, "q", 1]]}, "receivers") for how in ("activation", "attribution")),
+    *((Circuits, {"method": how, "freeze_mlps": True}, "freeze_mlps") for how in ("activation", "attribution")),
+    (Deconstruction, {"kinds": ["average"], "corpus": "short"}, "corpus"), (Indicators, {"layers": [3]}, "layers"),
+    (Indicators, {"text": "x" * 1100}, "text"),
+])  # fmt: skip
 def test_what_cannot_be_measured_is_refused_by_name(context, study, options, field):
     with pytest.raises((InvalidOption, TooLarge)) as caught:
         ask(study, context, **options)
@@ -242,13 +235,10 @@ async def test_circuits_are_compared_at_several_thresholds(client):
     assert [grid["name"] for grid in told["grids"]] == ["top 0.5%", "top 1.5%", "top 2%"]
 
 
-@pytest.mark.parametrize(
-    ("side", "status", "field"),
-    [
-        ("0" * 64, 404, ""), ({}, 400, "first"), ({"title": "x"}, 422, "first"),
-        *(({"title": "x", "grids": [MAP | {"values": v}]}, 422, "first") for v in ([], [[]], [[1], []], [[1, 2], [3]])),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("side", "status", "field"), [
+    ("0" * 64, 404, ""), ({}, 400, "first"), ({"title": "x"}, 422, "first"),
+    *(({"title": "x", "grids": [MAP | {"values": v}]}, 422, "first") for v in ([], [[]], [[1], []], [[1, 2], [3]])),
+])  # fmt: skip
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_is_no_report_of_circuits_is_a_problem_that_names_its_side(client, side, status, field):
     answer = await client.post("/v1/probe/circuits/compare", json={"first": side, "second": side})

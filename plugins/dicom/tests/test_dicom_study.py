@@ -273,14 +273,10 @@ async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one_
 
 
 @pytest.mark.parametrize("sides", [(3,), (3, 4, 2)], ids=["still", "film"])
-@pytest.mark.parametrize(
-    "kind",
-    [
-        uid.UltrasoundMultiFrameImageStorage, uid.UltrasoundImageStorage, uid.VideoEndoscopicImageStorage,
-        "1.2.840.10008.5.1.4.1.1.6", "1.2.840.113619.4.2",
-    ],
-    ids=["films", "stills", "video", "retired", "private"],
-)  # fmt: skip
+@pytest.mark.parametrize("kind", [
+    uid.UltrasoundMultiFrameImageStorage, uid.UltrasoundImageStorage, uid.VideoEndoscopicImageStorage,
+    "1.2.840.10008.5.1.4.1.1.6", "1.2.840.113619.4.2",
+], ids=["films", "stills", "video", "retired", "private"])  # fmt: skip
 async def test_stills_and_films_of_any_class_are_segmented_and_referred_to_by_it(kind, sides):
     one = film(*[picture((2, 2, side)) for side in sides], SOPClassUID=kind, NumberOfFrames=len(sides))
     (series,) = (await segment(one)).series
@@ -374,17 +370,13 @@ def ultrasound(side: int, centimetres: float) -> FileDataset:
     return film(picture((2, 2, side)), InstanceNumber=side, SequenceOfUltrasoundRegions=[seen])
 
 
-@pytest.mark.parametrize(
-    ("objects", "areas", "is_placed", "size"),
-    [
-        ([placed(2, (0, 0, 0)), placed(4, (0, 0, 5))], [1, 4], True, [0.5, 0.5]),
-        ([placed(2, (0, 0, 0)), placed(4, (0, 0, 0))], [1, 4], False, [0.5, 0.5]),
-        ([placed(2, (0, 0, 0)), placed(4, (0, 0, 5), (0, 1, 0, 0, 0, -1))], [1, 4], False, [0.5, 0.5]),
-        ([placed(2, (0, 0, 0)), placed(4, (0, 0, 5), mm=1)], [1, 16], False, None),
-        ([ultrasound(2, 0.01), ultrasound(4, 0.02)], [0.04, 0.64], False, None),
-    ],
-    ids=["stack", "same place", "crossing planes", "other size", "ultrasound of two depths"],
-)
+@pytest.mark.parametrize(("objects", "areas", "is_placed", "size"), [
+    ([placed(2, (0, 0, 0)), placed(4, (0, 0, 5))], [1, 4], True, [0.5, 0.5]),
+    ([placed(2, (0, 0, 0)), placed(4, (0, 0, 0))], [1, 4], False, [0.5, 0.5]),
+    ([placed(2, (0, 0, 0)), placed(4, (0, 0, 5), (0, 1, 0, 0, 0, -1))], [1, 4], False, [0.5, 0.5]),
+    ([placed(2, (0, 0, 0)), placed(4, (0, 0, 5), mm=1)], [1, 16], False, None),
+    ([ultrasound(2, 0.01), ultrasound(4, 0.02)], [0.04, 0.64], False, None),
+], ids=["stack", "same place", "crossing planes", "other size", "ultrasound of two depths"])  # fmt: skip
 async def test_a_segmentation_states_no_geometry_that_not_all_its_frames_have(objects, areas, is_placed, size):
     (series,) = (await segment(*objects)).series
     assert [numbers["Area"] for numbers in read_report(series)] == pytest.approx(areas)

@@ -114,19 +114,10 @@ def test_a_choice_of_neither_side_is_neither_right_nor_wrong(label):
     assert (silent.accuracy, silent.single_order_accuracy) == (None, None)
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("A", 1),
-        (" b", 0),
-        ("**B**: it is", 0),
-        ("(A)", 1),
-        ("Answer", 0.5),
-        ("Both", 0.5),
-        ("a passage", 0.5),
-        ("", 0.5),
-    ],
-)
+@pytest.mark.parametrize(("text", "wanted"), [
+    ("A", 1), (" b", 0), ("**B**: it is", 0), ("(A)", 1), ("Answer", 0.5), ("Both", 0.5), ("a passage", 0.5),
+    ("", 0.5),
+])  # fmt: skip
 def test_without_probabilities_only_a_letter_of_its_own_is_a_choice(text, wanted):
     assert comparisons.read_choice(ChatReply(text, "m", 1, {})) == wanted
     assert comparisons.read_choice(ChatReply(text, "m", 1, {"The": 0.0, "It": -9999.0})) == 0.5

@@ -80,23 +80,17 @@ def test_relevance_lines_of_relatives_are_read(relevance, grades, labels):
     assert parse_collection(DOCUMENTS, TOPICS, relevance, **options).labels == labels
 
 
-@pytest.mark.parametrize(
-    ("documents", "relevance", "told"),
-    [
-        ("just text", "1 1 1", "outside a record"),
-        ("", "1 1 1", "no records"),
-        (".I 1\n.W\na\n.I 1\n.W\nb\n", "1 1 1", "comes again"),
-        (DOCUMENTS, "1 9 1", "names a document"),
-        (DOCUMENTS, "7 1 1", "topic '7'"),
-        *((DOCUMENTS, f"{qid} 1 1", "name the topic") for qid in ("²", "9" * 5000)),
-        (DOCUMENTS, "1 1", "Line 1 of the relevance lines"),
-        ("1\na\n/\n2 or 3\nb\n/\n", "1 1 1", "'2 or 3'; an id is one word"),
-        ('{"_id": 1, "text": "a"}\n["b"]\n', "1 1 1", "Line 2 of documents is not a JSON object"),
-        ('{"_id": 1, "text": "a"}\n{\n', "1 1 1", "Line 2 of documents is not JSON"),
-        (DOCUMENTS, "1 1 x", "Line 1 of the relevance lines"),
-        ('{"id": "1", "contents": "a"}\n', "1 0 1 1", "None of the documents has a text"),
-    ],
-)
+@pytest.mark.parametrize(("documents", "relevance", "told"), [
+    ("just text", "1 1 1", "outside a record"), ("", "1 1 1", "no records"),
+    (".I 1\n.W\na\n.I 1\n.W\nb\n", "1 1 1", "comes again"), (DOCUMENTS, "1 9 1", "names a document"),
+    (DOCUMENTS, "7 1 1", "topic '7'"), *((DOCUMENTS, f"{qid} 1 1", "name the topic") for qid in ("²", "9" * 5000)),
+    (DOCUMENTS, "1 1", "Line 1 of the relevance lines"),
+    ("1\na\n/\n2 or 3\nb\n/\n", "1 1 1", "'2 or 3'; an id is one word"),
+    ('{"_id": 1, "text": "a"}\n["b"]\n', "1 1 1", "Line 2 of documents is not a JSON object"),
+    ('{"_id": 1, "text": "a"}\n{\n', "1 1 1", "Line 2 of documents is not JSON"),
+    (DOCUMENTS, "1 1 x", "Line 1 of the relevance lines"),
+    ('{"id": "1", "contents": "a"}\n', "1 0 1 1", "None of the documents has a text"),
+])  # fmt: skip
 def test_what_is_wrong_is_named(documents, relevance, told):
     with pytest.raises(Malformed, match=told):
         parse_collection(documents, TOPICS, relevance)

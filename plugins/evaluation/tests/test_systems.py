@@ -201,30 +201,27 @@ def test_systems_whose_queries_add_up_to_as_much_are_tied(measure):
     assert (found.tau_b, found.rho) == (pytest.approx(1), pytest.approx(1))
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "told"),
-    [
-        ("significance", {"labels": "1 0 a 1", "runs": "1 Q0 a 1 1 x"}, 422, "1 systems"),
-        ("significance", {"labels": "1 0 a 1", "runs": RUNS, "measure": "bpref"}, 422, "no measure"),
-        ("significance", {"labels": "1 0 a 1", "runs": RUNS, "baseline": "no"}, 422, "no run"),
-        ("corrected", {"human": "1 0 a 1\n2 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "no labels of the query 2"),
-        ("corrected", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "3 are the least"),
-        ("budget", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS, "half_width": 0}, 422, "half_width"),
-        ("support", {"query": "q", "answer": " ", "passages": {"a": "x"}, "how": "similarity"}, 422, "no sentence"),
-        ("preferences", {}, 422, "nothing to compare"),
-        ("preferences", {"comparisons": [PAIR], "template": "direct"}, 422, "is for"),
-        ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
-        ("rankings", {"reference": "1 0 a 1", "judge": "", "runs": "1 Q0 a 1 x t"}, 400, "not a number"),
-        ("rankings", {"reference": "", "judge": "1 0 a 1", "runs": RUNS}, 422, "reference holds no label"),
-        ("leaderboard", {"reference": "", "judges": [{"judge": "a", "labels": "1 0 a 1"}]}, 422, "holds no label"),
-        ("rankings", {"reference": "Q1 0 a 1", "judge": "", "runs": RUNS}, 422, "has no labelled query: it has 1"),
-        ("significance", {"labels": "Q1 0 a 1\nQ2 0 a 1", "runs": RUNS}, 422, "Q1 is one"),
-        ("rankings", {"reference": FIRST, "judge": "", "runs": RUNS, "families": {"b": "llm"}}, 422, "no run 'b'"),
-        ("rankings", {"reference": "1 0 a 1", "judge": SIGNAL, "runs": RUNS}, 422, "judge holds signals (1 pairs)"),
-        ("significance", {"labels": SIGNAL, "runs": RUNS}, 422, "labels holds signals (1 pairs)"),
-        ("corrected", {"human": "1 0 a 1", "judge": SIGNAL, "runs": RUNS}, 422, "judge holds signals (1 pairs)"),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "status", "told"), [
+    ("significance", {"labels": "1 0 a 1", "runs": "1 Q0 a 1 1 x"}, 422, "1 systems"),
+    ("significance", {"labels": "1 0 a 1", "runs": RUNS, "measure": "bpref"}, 422, "no measure"),
+    ("significance", {"labels": "1 0 a 1", "runs": RUNS, "baseline": "no"}, 422, "no run"),
+    ("corrected", {"human": "1 0 a 1\n2 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "no labels of the query 2"),
+    ("corrected", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "3 are the least"),
+    ("budget", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS, "half_width": 0}, 422, "half_width"),
+    ("support", {"query": "q", "answer": " ", "passages": {"a": "x"}, "how": "similarity"}, 422, "no sentence"),
+    ("preferences", {}, 422, "nothing to compare"),
+    ("preferences", {"comparisons": [PAIR], "template": "direct"}, 422, "is for"),
+    ("collection", {"documents": "x", "topics": "y", "relevance": ""}, 400, "outside a record"),
+    ("rankings", {"reference": "1 0 a 1", "judge": "", "runs": "1 Q0 a 1 x t"}, 400, "not a number"),
+    ("rankings", {"reference": "", "judge": "1 0 a 1", "runs": RUNS}, 422, "reference holds no label"),
+    ("leaderboard", {"reference": "", "judges": [{"judge": "a", "labels": "1 0 a 1"}]}, 422, "holds no label"),
+    ("rankings", {"reference": "Q1 0 a 1", "judge": "", "runs": RUNS}, 422, "has no labelled query: it has 1"),
+    ("significance", {"labels": "Q1 0 a 1\nQ2 0 a 1", "runs": RUNS}, 422, "Q1 is one"),
+    ("rankings", {"reference": FIRST, "judge": "", "runs": RUNS, "families": {"b": "llm"}}, 422, "no run 'b'"),
+    ("rankings", {"reference": "1 0 a 1", "judge": SIGNAL, "runs": RUNS}, 422, "judge holds signals (1 pairs)"),
+    ("significance", {"labels": SIGNAL, "runs": RUNS}, 422, "labels holds signals (1 pairs)"),
+    ("corrected", {"human": "1 0 a 1", "judge": SIGNAL, "runs": RUNS}, 422, "judge holds signals (1 pairs)"),
+])  # fmt: skip
 def test_bad_input_is_a_problem_with_a_reason(client, path, body, status, told):
     answer = client.post(f"/v1/judge/{path}", json=body)
     assert answer.status_code == status, answer.text

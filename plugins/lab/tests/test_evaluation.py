@@ -49,14 +49,11 @@ def test_fidelity_of_prose_and_copies(model):
     assert [r.perplexity for r in dense.rows] == pytest.approx([r.perplexity_dense for r in dense.rows])
 
 
-@pytest.mark.parametrize(
-    ("run", "spec", "word"),
-    [
-        (run_needle, NeedleRequest(lengths=[5000]), "exceed the context"),
-        (run_fidelity, FidelityRequest(lengths=[100], steps=20, text="short"), "The text has"),
-        (run_fidelity, FidelityRequest(lengths=[20], longctx={"method": "none"}, steps=3), "no attention"),
-    ],
-)
+@pytest.mark.parametrize(("run", "spec", "word"), [
+    (run_needle, NeedleRequest(lengths=[5000]), "exceed the context"),
+    (run_fidelity, FidelityRequest(lengths=[100], steps=20, text="short"), "The text has"),
+    (run_fidelity, FidelityRequest(lengths=[20], longctx={"method": "none"}, steps=3), "no attention"),
+])  # fmt: skip
 def test_what_can_not_be_measured_is_refused(model, run, spec, word):
     with pytest.raises(InvalidOption, match=word):
         run(model.adapter, spec, CallContext())

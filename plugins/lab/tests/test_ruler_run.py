@@ -357,14 +357,10 @@ def test_a_peers_answers_are_scored_here(tiny, tmp_path):
             run_ruler(tiny, spec.model_copy(update={"methods": []}), extra=extra)
 
 
-@pytest.mark.parametrize(
-    "methods",
-    [
-        [{"method": "snapkv", "window": 8}, {"method": "snapkv", "window": 32}],
-        [{"method": "dense", "kv_cache_dtype": "q8"}],
-        [{"method": "knorm", "label": "truncate"}],
-    ],
-)
+@pytest.mark.parametrize("methods", [
+    [{"method": "snapkv", "window": 8}, {"method": "snapkv", "window": 32}],
+    [{"method": "dense", "kv_cache_dtype": "q8"}], [{"method": "knorm", "label": "truncate"}],
+])  # fmt: skip
 def test_two_methods_of_one_name_are_not_taken_for_one(methods):
     given = [LongctxOptions.model_validate(one) for one in methods]
     with pytest.raises(InvalidOption, match="Two methods are called"):

@@ -115,23 +115,18 @@ def test_a_task_that_fails_gets_no_prediction_and_the_others_get_theirs(fovea):
         assert "nobody here can read" in alone.json()["detail"]
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "says"),
-    [
-        ("/setup", {"schema": BOXES}, 422, "BrushLabels or PolygonLabels"),
-        ("/setup", {"schema": "<View>"}, 400, "XML"),
-        ("/setup", {"schema": '<!DOCTYPE x [<!ENTITY a "b">]><View>&a;</View>'}, 400, "XML"),
-        ("/predict", {"tasks": "no", "label_config": BRUSH}, 422, "tasks"),
-        ("/webhook", {"action": "START_TRAINING", "project": {"id": 1}}, 422, "--recipe"),
-        ("/webhook", {"action": "START_TRAINING", "project": "x"}, 422, "project"),
-        ("/webhook", {"action": "START_TRAINING", "project": "²"}, 422, "project"),
-        ("/webhook", {"action": "START_TRAINING", "project": "9" * 5000}, 422, "project"),
-        ("/predict", {"tasks": [{"id": 1, "data": "x"}], "label_config": BRUSH}, 422, "no picture"),
-        ("/predict", {"tasks": [{"data": {"image": "http://["}}], "label_config": BRUSH}, 422, "address"),
-        ("/train", {"project": "3.1"}, 422, "--recipe"),
-        ("/nothing", {}, 404, "no such route"),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "status", "says"), [
+    ("/setup", {"schema": BOXES}, 422, "BrushLabels or PolygonLabels"), ("/setup", {"schema": "<View>"}, 400, "XML"),
+    ("/setup", {"schema": '<!DOCTYPE x [<!ENTITY a "b">]><View>&a;</View>'}, 400, "XML"),
+    ("/predict", {"tasks": "no", "label_config": BRUSH}, 422, "tasks"),
+    ("/webhook", {"action": "START_TRAINING", "project": {"id": 1}}, 422, "--recipe"),
+    ("/webhook", {"action": "START_TRAINING", "project": "x"}, 422, "project"),
+    ("/webhook", {"action": "START_TRAINING", "project": "²"}, 422, "project"),
+    ("/webhook", {"action": "START_TRAINING", "project": "9" * 5000}, 422, "project"),
+    ("/predict", {"tasks": [{"id": 1, "data": "x"}], "label_config": BRUSH}, 422, "no picture"),
+    ("/predict", {"tasks": [{"data": {"image": "http://["}}], "label_config": BRUSH}, 422, "address"),
+    ("/train", {"project": "3.1"}, 422, "--recipe"), ("/nothing", {}, 404, "no such route"),
+])  # fmt: skip
 def test_mistakes_are_named(client, path, body, status, says):
     answer = client.post(path, json=body)
     assert answer.status_code == status, answer.text

@@ -147,23 +147,20 @@ def test_thoughts_are_blocks_of_their_own(client, monkeypatch):
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
 
 
-@pytest.mark.parametrize(
-    ("bad", "error", "match"),
-    [
-        ({"model": "claude"}, "NotFoundError", MODEL),
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "BadRequestError", "'image'"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "BadRequestError", "input_schema"),
-        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "BadRequestError", "none of the tools"),
-        ({"tools": [TOOL | {"name": "a b"}]}, "BadRequestError", r"tools\.0\.name: "),
-        ({"tools": [TOOL | {"input_schema": {"not": {}}, "strict": True}]}, "BadRequestError", 'keys: ."not"'),
-        ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, "BadRequestError", "disable_parallel"),
-        ({"messages": [{"role": "user", "content": "x" * 2000}]}, "BadRequestError", "context"),
-        ({"stop_sequences": ["a"] * 17}, "BadRequestError", "stop_sequences"),
-        ({"extra_body": {"mcp_servers": [{}]}}, "BadRequestError", "mcp_servers is not served"),
-        ({"extra_body": {"frobnicate": 1, "strict": True}}, "BadRequestError", "frobnicate"),
-        ({"messages": []}, "BadRequestError", "messages"),
-    ],
-)
+@pytest.mark.parametrize(("bad", "error", "match"), [
+    ({"model": "claude"}, "NotFoundError", MODEL),
+    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "BadRequestError", "'image'"),
+    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "BadRequestError", "input_schema"),
+    ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "BadRequestError", "none of the tools"),
+    ({"tools": [TOOL | {"name": "a b"}]}, "BadRequestError", r"tools\.0\.name: "),
+    ({"tools": [TOOL | {"input_schema": {"not": {}}, "strict": True}]}, "BadRequestError", 'keys: ."not"'),
+    ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, "BadRequestError", "disable_parallel"),
+    ({"messages": [{"role": "user", "content": "x" * 2000}]}, "BadRequestError", "context"),
+    ({"stop_sequences": ["a"] * 17}, "BadRequestError", "stop_sequences"),
+    ({"extra_body": {"mcp_servers": [{}]}}, "BadRequestError", "mcp_servers is not served"),
+    ({"extra_body": {"frobnicate": 1, "strict": True}}, "BadRequestError", "frobnicate"),
+    ({"messages": []}, "BadRequestError", "messages"),
+])  # fmt: skip
 def test_errors_have_anthropics_form(client, bad, error, match):
     import anthropic
 

@@ -160,13 +160,10 @@ def test_points_without_a_plan_are_refused(task, points, index):
     assert (caught.value.index, caught.value.status) == (index, 422)
 
 
-@pytest.mark.parametrize(
-    ("task", "batch", "told"),
-    [
-        ("hull", [[(0, 0), (1, 0), (0, 1)], [(0, 0), (1, 1), (2, 2)]], "Set 1 of the batch: A hull needs"),
-        ("tsp", [[(k, k) for k in range(11)], [(0, 0), (float("nan"), 1)]], "Set 1 of the batch: Point 1 is not"),
-    ],
-)
+@pytest.mark.parametrize(("task", "batch", "told"), [
+    ("hull", [[(0, 0), (1, 0), (0, 1)], [(0, 0), (1, 1), (2, 2)]], "Set 1 of the batch: A hull needs"),
+    ("tsp", [[(k, k) for k in range(11)], [(0, 0), (float("nan"), 1)]], "Set 1 of the batch: Point 1 is not"),
+])  # fmt: skip
 def test_a_set_of_a_batch_that_has_no_plan_is_named(task, batch, told):
     request = PlanIn(task=task, batch=batch, time_limit=0.01)
     (error,) = FoveaPlanner(FoveaPlanner.card, None).predict([request], CallContext())

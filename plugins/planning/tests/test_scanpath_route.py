@@ -108,29 +108,22 @@ def test_a_reference_is_compared(client, plain):
     assert (alike.sim, alike.nss <= np.sqrt(2)) == (pytest.approx(chances, abs=0.01), True), "of three objects no more"
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "field"),
-    [
-        ({"target": 0}, 422, "image"),
-        ({**SHELF, "crops": [text(CROPS[0])]}, 422, "crops"),
-        ({"image": SHELF["image"], "target": 0}, 422, "objects"),
-        ({**SHELF, "grid": [3, 9]}, 422, "grid"),
-        ({"crops": [text(CROPS[0])], "grid": [1, 1], "objects": BOXES, "target": 0}, 422, "objects"),
-        ({**SHELF, "target": 27}, 422, "target"),
-        ({**SHELF, "target": -1}, 422, "target"),
-        ({**SHELF, "reference": [99]}, 422, "reference"),
-        ({**SHELF, "objects": [[0, 0, 0, 0]], "target": 0}, 422, "objects"),
-        ({**SHELF, "objects": [[0.0, 0.0, 5.0]]}, 422, "objects"),
-        *(({**SHELF, "objects": [[0, 0, bad, 9], *BOXES]}, 422, "objects") for bad in ("inf", "nan")),
-        ({**SHELF, "target": 0, "objects": DETECTED | {"detections": [BAD]}}, 422, "objects"),
-        ({**SHELF, "objects": [[2.0 * i, 0, 2.0 * i + 2, 40] for i in range(40)]}, 422, "objects"),
-        ({**SHELF, "objects": DETECTED | {"detections": [FOUND] * 577}}, 422, "objects"),
-        ({**SHELF, "image": text(b"no picture")}, 415, "image"),
-        ({"crops": [text(CROPS[0])], "target": 0}, 422, "grid"),
-        ({"crops": [text(CROPS[0])], "grid": [2, 2], "target": 0}, 422, "grid"),
-        ({"crops": [text(b"no picture")], "grid": [1, 1], "target": 0}, 415, "crops"),
-    ],
-)
+@pytest.mark.parametrize(("body", "status", "field"), [
+    ({"target": 0}, 422, "image"), ({**SHELF, "crops": [text(CROPS[0])]}, 422, "crops"),
+    ({"image": SHELF["image"], "target": 0}, 422, "objects"), ({**SHELF, "grid": [3, 9]}, 422, "grid"),
+    ({"crops": [text(CROPS[0])], "grid": [1, 1], "objects": BOXES, "target": 0}, 422, "objects"),
+    ({**SHELF, "target": 27}, 422, "target"), ({**SHELF, "target": -1}, 422, "target"),
+    ({**SHELF, "reference": [99]}, 422, "reference"),
+    ({**SHELF, "objects": [[0, 0, 0, 0]], "target": 0}, 422, "objects"),
+    ({**SHELF, "objects": [[0.0, 0.0, 5.0]]}, 422, "objects"),
+    *(({**SHELF, "objects": [[0, 0, bad, 9], *BOXES]}, 422, "objects") for bad in ("inf", "nan")),
+    ({**SHELF, "target": 0, "objects": DETECTED | {"detections": [BAD]}}, 422, "objects"),
+    ({**SHELF, "objects": [[2.0 * i, 0, 2.0 * i + 2, 40] for i in range(40)]}, 422, "objects"),
+    ({**SHELF, "objects": DETECTED | {"detections": [FOUND] * 577}}, 422, "objects"),
+    ({**SHELF, "image": text(b"no picture")}, 415, "image"), ({"crops": [text(CROPS[0])], "target": 0}, 422, "grid"),
+    ({"crops": [text(CROPS[0])], "grid": [2, 2], "target": 0}, 422, "grid"),
+    ({"crops": [text(b"no picture")], "grid": [1, 1], "target": 0}, 415, "crops"),
+])  # fmt: skip
 def test_mistakes_are_named(client, body, status, field):
     problem(client.post("/v1/scanpath", json=body), status, field)
 

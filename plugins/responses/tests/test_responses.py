@@ -220,23 +220,20 @@ def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(server, m
     check_deadline(server, monkeypatch, URL, body, stream=stream, end="response.incomplete")
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        ({"background": True}, "background"), ({"input": []}, "input"), ({"input": part("input_image")}, "input[0]"),
-        ({"tools": [TOOL | {"name": "a b"}]}, "tools.0.name"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type"), ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "may be called"),
-        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice.literal['none','auto','required']"),
-        ({"input": [{"role": "user"}]}, "input[0]", "no content"),
-        ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "no"}}}}, "text.format"),
-        ({"input": part("input_text")}, "input[0]", "only text"), ({"input": "long " * 500}, "input", "context"),
-        ({"tool_choice": "required"}, "tool_choice", "tools"), ({"metadata": {"a": DEEP}}, None, "nested too deeply"),
-        ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "tools"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity", "not served"),
-        ({"capture": [{"type": "gradient"}]}, "capture.0"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("case", [
+    ({"background": True}, "background"), ({"input": []}, "input"), ({"input": part("input_image")}, "input[0]"),
+    ({"tools": [TOOL | {"name": "a b"}]}, "tools.0.name"), ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+    ({"max_output_tokens": 0}, "max_output_tokens"),
+    ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "may be called"),
+    ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice.literal['none','auto','required']"),
+    ({"input": [{"role": "user"}]}, "input[0]", "no content"),
+    ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "no"}}}}, "text.format"),
+    ({"input": part("input_text")}, "input[0]", "only text"), ({"input": "long " * 500}, "input", "context"),
+    ({"tool_choice": "required"}, "tool_choice", "tools"), ({"metadata": {"a": DEEP}}, None, "nested too deeply"),
+    ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "tools"),
+    ({"text": {"verbosity": "low"}}, "text.verbosity", "not served"),
+    ({"capture": [{"type": "gradient"}]}, "capture.0"),
+])  # fmt: skip
 def test_bad_options_are_400_and_name_their_field(server, case):
     check_refused(server, URL, BODY | {"stream": True}, case)
 

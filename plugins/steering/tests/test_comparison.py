@@ -62,15 +62,12 @@ def test_answers_without_a_token_are_not_compared(client):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("bad", "param", "what"),
-    [
-        ({"compare": ["dense", "nothing"]}, "longctx.method", "nothing"),
-        ({"compare": ["dense", DUO], "n": 2}, "compare", "n = 1"),
-        ({"compare": ["dense", DUO], "longctx": DUO}, "compare", "no longctx beside it"),
-        ({"compare": ["dense", DUO], "prompt": ["a", "b"]}, "compare", "one prompt"),
-    ],
-)
+@pytest.mark.parametrize(("bad", "param", "what"), [
+    ({"compare": ["dense", "nothing"]}, "longctx.method", "nothing"),
+    ({"compare": ["dense", DUO], "n": 2}, "compare", "n = 1"),
+    ({"compare": ["dense", DUO], "longctx": DUO}, "compare", "no longctx beside it"),
+    ({"compare": ["dense", DUO], "prompt": ["a", "b"]}, "compare", "one prompt"),
+])  # fmt: skip
 def test_a_comparison_that_can_not_be_made_is_a_clear_400(server, bad, param, what):
     answer = server.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2} | bad)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)

@@ -74,16 +74,13 @@ def lens(**more):
     return {"type": "logit_lens", **more}
 
 
-@pytest.mark.parametrize(
-    ("limit", "fits", "too_much"),
-    [
-        ("MAX_PROMPT_ROWS", {"capture": [lens(positions="prompt")]}, {"capture": [lens(positions="prompt")] * 2}),
-        ("MAX_STEP_ROWS", {"capture": [lens()] * 2, "n": 5}, {"capture": [lens()] * 2, "n": 6}),
-        ("MAX_STEP_ROWS", {"capture": [lens(positions=[at]) for at in range(10, 14)]}, {"capture": [lens()] * 11}),
-        ("MAX_ROWS", {"capture": [lens(positions="all")], "max_tokens": 1}, {"capture": [lens()], "max_tokens": 12}),
-        ("MAX_ROWS", {"capture": [lens()], "n": 5, "max_tokens": 3}, {"capture": [lens()], "n": 6, "max_tokens": 3}),
-    ],
-)
+@pytest.mark.parametrize(("limit", "fits", "too_much"), [
+    ("MAX_PROMPT_ROWS", {"capture": [lens(positions="prompt")]}, {"capture": [lens(positions="prompt")] * 2}),
+    ("MAX_STEP_ROWS", {"capture": [lens()] * 2, "n": 5}, {"capture": [lens()] * 2, "n": 6}),
+    ("MAX_STEP_ROWS", {"capture": [lens(positions=[at]) for at in range(10, 14)]}, {"capture": [lens()] * 11}),
+    ("MAX_ROWS", {"capture": [lens(positions="all")], "max_tokens": 1}, {"capture": [lens()], "max_tokens": 12}),
+    ("MAX_ROWS", {"capture": [lens()], "n": 5, "max_tokens": 3}, {"capture": [lens()], "n": 6, "max_tokens": 3}),
+])  # fmt: skip
 def test_rows_of_the_lens_are_bounded_for_prompts_steps_and_whole_answers(monkeypatch, limit, fits, too_much):
     monkeypatch.setattr(build_taps, limit, 20)
     build(**fits)

@@ -64,14 +64,10 @@ def photograph(latitude: float, longitude: float, second: int = 0, form: str = "
 BERLIN = (52.5163, 13.3777)
 
 
-@pytest.mark.parametrize(
-    ("form", "latitude", "longitude"),
-    [
-        ("JPEG", -33.8568, 151.2153),
-        ("JPEG", 40.6892, -74.0445),
-        *((f, *BERLIN) for f in ("PNG", "WEBP", "TIFF", "HEIF")),
-    ],
-)
+@pytest.mark.parametrize(("form", "latitude", "longitude"), [
+    ("JPEG", -33.8568, 151.2153), ("JPEG", 40.6892, -74.0445),
+    *((f, *BERLIN) for f in ("PNG", "WEBP", "TIFF", "HEIF")),
+])  # fmt: skip
 def test_a_photograph_states_its_place_and_time(form, latitude, longitude):
     found = find_place(photograph(latitude, longitude, 7, form))
     assert (found.latitude, found.longitude) == (pytest.approx(latitude, abs=1e-6), pytest.approx(longitude, abs=1e-6))

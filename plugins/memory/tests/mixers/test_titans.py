@@ -115,11 +115,9 @@ def test_any_cut_of_a_stream_equals_one_pass(cuts, which):
     torch.manual_seed(1)
     library_options = {"kernel": "library", "width": 8, "chunk": 3, "refresh": 6, "qk_norm": True}
     nets = (
-        paper(),
-        paper(clamp=1.0, refresh=16),
-        network("titans-memory", **library_options).double(),
+        paper(), paper(clamp=1.0, refresh=16), network("titans-memory", **library_options).double(),
         network("titans-memory", kernel="library", width=8, chunk=4, heads=2).double(),
-    )
+    )  # fmt: skip
     net = nets[which].eval()
     x = torch.randn(2, sum(cuts), net.to_queries.weight.shape[1], dtype=torch.float64)
     with torch.no_grad():
@@ -256,18 +254,12 @@ def seal(packed, rest):
     return struct.pack("<8sIII", packed[:8], 1, zlib.crc32(rest), len(rest)) + rest
 
 
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (lambda b: b[:10], "too few"),
-        (lambda b: b"NOTASTATE"[:8] + b[8:], "not a state"),
-        (lambda b: b[:8] + struct.pack("<I", 9) + b[12:], "format 9"),
-        (lambda b: b[:-1], "were announced"),
-        (lambda b: b + b"x", "were announced"),
-        (lambda b: b[:200] + bytes([b[200] ^ 1]) + b[201:], "damaged"),
-        (lambda b: seal(b, struct.pack("<I", 100_000) + b"[" * 100_000), "can't be read"),
-    ],
-)
+@pytest.mark.parametrize(("damage", "told"), [
+    (lambda b: b[:10], "too few"), (lambda b: b"NOTASTATE"[:8] + b[8:], "not a state"),
+    (lambda b: b[:8] + struct.pack("<I", 9) + b[12:], "format 9"), (lambda b: b[:-1], "were announced"),
+    (lambda b: b + b"x", "were announced"), (lambda b: b[:200] + bytes([b[200] ^ 1]) + b[201:], "damaged"),
+    (lambda b: seal(b, struct.pack("<I", 100_000) + b"[" * 100_000), "can't be read"),
+])  # fmt: skip
 def test_damaged_bytes_are_refused_with_the_reason(packed, damage, told):
     with pytest.raises(StateError, match=told):
         unpack_state(damage(packed), "digest")

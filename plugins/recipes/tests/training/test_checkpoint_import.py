@@ -143,16 +143,13 @@ def test_what_no_prediction_needs_may_be_missing_and_of_several_layouts_the_one_
         bring(state)
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda state: {"network": state, "epoch": 19}, "state dict"),
-        (lambda state: state | {"conv.bias": torch.full((2,), torch.nan)}, "not finite"),
-        (lambda state: state | {"conv.weight": torch.zeros(2, 1, 5, 5)}, r"\[2, 1, 5, 5\], \[2, 1, 3, 3\] is needed"),
-        (lambda state: {k: v for k, v in state.items() if "var" not in k}, r"lacks 1 of 9 tensors, bn\.running_var"),
-        (lambda _: {"encoder.weight": torch.zeros(1)}, r"conv\.weight(?s:.*)encoder\.weight"),
-    ],
-)
+@pytest.mark.parametrize(("change", "told"), [
+    (lambda state: {"network": state, "epoch": 19}, "state dict"),
+    (lambda state: state | {"conv.bias": torch.full((2,), torch.nan)}, "not finite"),
+    (lambda state: state | {"conv.weight": torch.zeros(2, 1, 5, 5)}, r"\[2, 1, 5, 5\], \[2, 1, 3, 3\] is needed"),
+    (lambda state: {k: v for k, v in state.items() if "var" not in k}, r"lacks 1 of 9 tensors, bn\.running_var"),
+    (lambda _: {"encoder.weight": torch.zeros(1)}, r"conv\.weight(?s:.*)encoder\.weight"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused_and_named(out, state, bring, change, told):
     with pytest.raises((InvalidOption, Malformed)) as refused:
         bring(change(state))
@@ -160,15 +157,11 @@ def test_what_does_not_fit_is_refused_and_named(out, state, bring, change, told)
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda state: {"state_dict": state, "epoch": 300, "optimizer": {"lr": 0.1}},
-        lambda state: {"model": state, "epoch": 300, "optimizer": {"lr": 0.1}},
-        lambda state: {f"module.{key}": value for key, value in state.items()},
-    ],
-    ids=["state_dict", "model", "module."],
-)
+@pytest.mark.parametrize("wrap", [
+    lambda state: {"state_dict": state, "epoch": 300, "optimizer": {"lr": 0.1}},
+    lambda state: {"model": state, "epoch": 300, "optimizer": {"lr": 0.1}},
+    lambda state: {f"module.{key}": value for key, value in state.items()},
+], ids=["state_dict", "model", "module."])  # fmt: skip
 def test_a_state_dict_beside_notes_of_its_training_or_of_a_wrapped_module_is_found(out, state, bring, wrap):
     assert bring(wrap(state)).notes["unexpected"] == []
     arrays = read_weights(out / "toy.safetensors").arrays

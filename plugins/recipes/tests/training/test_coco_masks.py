@@ -72,23 +72,17 @@ def test_run_lengths_go_down_the_columns(tmp_path, counts):
     assert found.sum() == 8
 
 
-@pytest.mark.parametrize(
-    ("wrong", "why"),
-    [
-        (label([]), "it has no outline"),
-        (label(None), "it has no outline"),
-        (label([[1, 2, 3, 4]]), "fewer than three corners"),
-        (label([[1, 2, 3, 4, 5]]), "fewer than three corners"),
-        (label({"size": [HEIGHT, WIDTH], "counts": [4, 5]}), "do not fill"),
-        (label({"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}), "do not fill"),
-        (label({"size": [HEIGHT, WIDTH], "counts": "PPPP"}), "end too early"),
-        (label({"size": [HEIGHT, WIDTH], "counts": " "}), "no text"),
-        (label({"size": [HEIGHT, WIDTH], "counts": "oooooooooo0"}), "no text"),
-        (label({"counts": [WIDTH * HEIGHT]}), "size"),
-        (label(SQUARE, kind=9), "classes that it does not list"),
-        (label(SQUARE, image=9), "pictures that it does not list"),
-    ],
-)
+@pytest.mark.parametrize(("wrong", "why"), [
+    (label([]), "it has no outline"), (label(None), "it has no outline"),
+    (label([[1, 2, 3, 4]]), "fewer than three corners"), (label([[1, 2, 3, 4, 5]]), "fewer than three corners"),
+    (label({"size": [HEIGHT, WIDTH], "counts": [4, 5]}), "do not fill"),
+    (label({"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}), "do not fill"),
+    (label({"size": [HEIGHT, WIDTH], "counts": "PPPP"}), "end too early"),
+    (label({"size": [HEIGHT, WIDTH], "counts": " "}), "no text"),
+    (label({"size": [HEIGHT, WIDTH], "counts": "oooooooooo0"}), "no text"),
+    (label({"counts": [WIDTH * HEIGHT]}), "size"), (label(SQUARE, kind=9), "classes that it does not list"),
+    (label(SQUARE, image=9), "pictures that it does not list"),
+])  # fmt: skip
 def test_wrong_labels_are_named_and_the_rest_is_used(tmp_path, wrong, why):
     pairs, (problem,) = read(write(tmp_path / "set", [label(SQUARE), wrong]))
     assert problem.path.name == "coco.json"
