@@ -36,11 +36,8 @@ def _compare(path: str, a: Any, b: Any, tolerance: float) -> list[str]:
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _compare(f"{path}[{i}]", x, y, tolerance)]
     if isinstance(a, float) and isinstance(b, int | float):
         return [] if math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance) else [f"{path}: {a} != {b}"]
-    return (
-        []
-        if a == b or (tolerance and _same_picture(a, b, round(tolerance * 255)))
-        else [f"{path}: {str(a)[:60]!r} != {str(b)[:60]!r}"]
-    )
+    is_same = a == b or (tolerance and _same_picture(a, b, round(tolerance * 255)))
+    return [] if is_same else [f"{path}: {str(a)[:60]!r} != {str(b)[:60]!r}"]
 
 
 def _same_picture(a: Any, b: Any, levels: int) -> bool:

@@ -9,16 +9,10 @@ from services.llm_longctx.serving.decoder_model import DecoderModel
 from shared.registry import LoadContext, servables
 from shared.registry.discovery import SERVICES
 from shared.vision.servable import VisionServable
+from tests.contract.checks import servables as contract
 from tests.contract.checks.judges import Oracle
 from tests.contract.checks.kinds import cases_of
 from tests.contract.checks.loaded import Loaded
-from tests.contract.checks.servables import (
-    SERVABLE_CHECKS,
-    SMOKE_CHECKS,
-    check_batch_equals_its_singles,
-    check_every_option_matters,
-    check_example_is_answered_validly,
-)
 from tests.contract.checks.text import TEXT_CHECKS
 from tests.contract.toys import TOYS, write_toys
 from tests.harness.language_model import share_language_model
@@ -35,28 +29,23 @@ SMALL = (
 )  # fmt: skip
 """Real models that are as small as toys: each stands for its family."""
 
-CHECKS = (*SERVABLE_CHECKS, *TEXT_CHECKS)
+CHECKS = (*contract.SERVABLE_CHECKS, *TEXT_CHECKS)
 
 
 def _runs_always(name: str, check: Check) -> bool:
-    """Whether a real model has a check in each run.
-
-    The class of a family makes its batches and reads its options, as its toy's; examples of experiments are answered
-    in `test_experiments.py`.
-    """
+    """Whether a real model has a check in each run: families' toys and `test_experiments.py` have the others."""
     kind = FOUND[name]
-    if check is check_batch_equals_its_singles:
+    if check is contract.check_batch_equals_its_singles:
         return name in SMALL or not issubclass(kind, Experiment | VisionServable | DecoderModel)
-    if check is check_example_is_answered_validly and issubclass(kind, Experiment):
+    if check is contract.check_example_is_answered_validly and issubclass(kind, Experiment):
         return name in SMALL
-    return check in SMOKE_CHECKS or (
-        name in SMALL and (check is not check_every_option_matters or kind.mode != "stream")
-    )
+    is_long = check is contract.check_every_option_matters and kind.mode == "stream"
+    return check in contract.SMOKE_CHECKS or (name in SMALL and not is_long)
 
 
 def _is_of_each_family(name: str, check: Check) -> bool:
     """Whether a toy has a check in each run: the first of its family has all, another what real models have."""
-    return "-other-" not in name or check in SMOKE_CHECKS
+    return "-other-" not in name or check in contract.SMOKE_CHECKS
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +77,8 @@ def load(request, tmp_path_factory, judge_base_url):
             clear()
             if name == SMOLLM2:
                 share_language_model(home / name / "cache")
-            place = LoadContext(
-                cache=home / name / "cache", weights=home / name / "weights", threads=1, options=options
-            )
+            own = home / name
+            place = LoadContext(cache=own / "cache", weights=own / "weights", threads=1, options=options)
             kind = request.getfixturevalue("toys")[name] if name in TOYS else FOUND[name]
             kept[name] = Loaded(kind.load(place), place)
         return kept[name]

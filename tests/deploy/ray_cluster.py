@@ -59,8 +59,8 @@ class RayCluster:
         place = urlsplit(self._redis_url)
         (self._ray / "ray_current_cluster").unlink(missing_ok=True)  # a new pod's folder is empty
         self._start(
-            HEAD, *("--head", "--num-cpus=0", f"--port={self.gcs}", "--include-dashboard=true"),
-            *(f"--dashboard-port={self.dashboard}", f"--temp-dir={self._ray}"),
+            HEAD, "--head", "--num-cpus=0", f"--port={self.gcs}", "--include-dashboard=true",
+            f"--dashboard-port={self.dashboard}", f"--temp-dir={self._ray}",
             f"--redis-password={place.password or ''}", RAY_REDIS_ADDRESS=f"redis://{place.hostname}:{place.port}",
             RAY_external_storage_namespace="demo",
         )  # fmt: skip
@@ -68,11 +68,8 @@ class RayCluster:
 
     def add_node(self, node: str) -> None:
         self._nodes.add(node)
-        self._start(
-            node,
-            *(f"--address={HEAD}:{self.gcs}", "--num-cpus=1"),
-            RAY_gcs_rpc_server_reconnect_timeout_s="600",  # as KubeRay sets it where the head's state is in Redis
-        )
+        patience = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}  # of KubeRay where the head's state is in Redis
+        self._start(node, f"--address={HEAD}:{self.gcs}", "--num-cpus=1", **patience)
 
     def submit(self, *configs: dict[str, Any]) -> None:
         """PUT one Serve config made of the applications of all, as the operator does."""
@@ -88,11 +85,7 @@ class RayCluster:
         wait_until(put, 240, "the dashboard takes the config")
 
     def wait_running(self, seconds: float) -> None:
-        """Wait until all applications run.
-
-        Raises:
-            AssertionError: One failed, or is not there in time; the message is Ray's.
-        """
+        """Wait until all applications run; if one fails, the message is Ray's."""
 
         def settled() -> dict[str, Any]:
             self.restart_nodes()
@@ -123,11 +116,8 @@ class RayCluster:
             return [ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key(service))]
 
     def signal(self, node: str, number: signal.Signals) -> None:
-        """Send a signal to the first process of a node, as the kubelet does; SIGKILL goes to all of the node.
-
-        A node that is signalled stays away until it is added again.
-        """
-        self._nodes.discard(node)
+        """Send a signal to the first process of a node, as the kubelet does; SIGKILL goes to all of the node."""
+        self._nodes.discard(node)  # it stays away until it is added again
         leader = self.sessions[node].pid
         for pid in orphan_cleanup.session_members(leader) if number is signal.SIGKILL else [leader]:
             with contextlib.suppress(ProcessLookupError):
@@ -174,16 +164,11 @@ class RayCluster:
         self._spawn(node, [*ray, "--object-store-memory=80000000", *flags], self.environment(node, **variables))
 
     def environment(self, node: str, **variables: str) -> dict[str, str]:
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # as KubeRay sets it for `authOptions`
         env = process_environment(
-            FOVEA_REDIS_URL=self._redis_url,
-            FOVEA_DATA_DIR=str(self.data_dir(node)),
-            RAY_USAGE_STATS_ENABLED="0",
-            RAY_AUTH_MODE="token",  # as KubeRay sets it for `authOptions: {mode: token}`
-            RAY_AUTH_TOKEN=TOKEN,
-            PYTHONPATH=os.pathsep.join(sys.path),
-            **self._settings,
-            **variables,
-        )
+            FOVEA_REDIS_URL=self._redis_url, FOVEA_DATA_DIR=str(self.data_dir(node)), RAY_USAGE_STATS_ENABLED="0",
+            PYTHONPATH=os.pathsep.join(sys.path), **token, **self._settings, **variables,
+        )  # fmt: skip
         env.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)  # our Ray room sets it: all nodes would be 127.0.0.1
         return env
 
@@ -196,12 +181,9 @@ class RayCluster:
 
 @contextlib.contextmanager
 def run_cluster(folders, *nodes: str, **settings: str) -> Iterator[RayCluster]:
-    """A head and nodes with a Redis of their own; what they logged is printed where a test fails.
+    """A head and nodes at loopback addresses, with a Redis of their own and variables of the environment for all.
 
-    Args:
-        folders: Pytest's `tmp_path_factory`.
-        nodes: Loopback addresses.
-        settings: Variables of the environment of all nodes.
+    Their logs are printed where a test fails.
     """
     with start_redis(folders.mktemp("redis")) as server:
         made = RayCluster(folders.mktemp("ray"), server.url, FOVEA_SHUTDOWN_GRACE_S="2", **settings)

@@ -15,6 +15,10 @@ from tests.deploy.tools import ROOT, run, script
 
 hashes, plugins = script("hashes"), script("plugins")
 KNOWN = hashes.read_hashes(hashes.FILE.read_text("utf8"))
+GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
+MAJOR = "13"
+GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
+MAJOR = "13"
 
 
 def needed(extras, package="fovea-platform"):
@@ -46,8 +50,7 @@ def test_every_package_of_an_image_has_hashes(extra):
 
 @pytest.mark.parametrize("service", ["medical-seg", "vision-restoration"])
 def test_the_flavour_without_torch_needs_nothing_of_it(service):
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
-    names = needed([service, "cluster"]).union(*(needed([], Requirement(line).name) for line in extras["onnx"]))
+    names = needed([service, "cluster"]).union(*(needed([], Requirement(line).name) for line in GROUPS["onnx"]))
     assert "onnxruntime" in names
     assert {name for name in names if not hashes.is_hashed(name)} == set()
     assert names - KNOWN.keys() == set()
@@ -193,10 +196,6 @@ print(*loaded, "torch" in sys.modules)
     *loaded, has_torch = done.stdout.split()
     assert {"sessions", "study", "survey", "answers", "gateway.rollouts"} <= set(loaded)
     assert has_torch == "False"
-
-
-GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
-MAJOR = "13"
 
 
 def test_tensorrt_is_an_extra_of_its_own_and_all_are_of_one_cuda_major():

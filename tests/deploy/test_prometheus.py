@@ -42,16 +42,12 @@ def test_every_alert_has_a_unit_test():
 def scrape_config(monitor, targets):
     """The Prometheus operator's reading of a PodMonitor: one target per pod, with its namespace and name as labels."""
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
-    return {
-        "job_name": f"default/{monitor['metadata']['name']}",
-        "metrics_path": endpoint["path"],
-        "scrape_interval": "1s",
-        "honor_labels": endpoint["honorLabels"],
-        "static_configs": [
-            {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "default", "pod": pod, "container": pod}}
-            for pod, port in targets.items()
-        ],
-    }
+    static = [
+        {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "default", "pod": pod, "container": pod}}
+        for pod, port in targets.items()
+    ]
+    facts = {"metrics_path": endpoint["path"], "scrape_interval": "1s", "honor_labels": endpoint["honorLabels"]}
+    return {"job_name": f"default/{monitor['metadata']['name']}", "static_configs": static, **facts}
 
 
 class Scene:
@@ -88,12 +84,8 @@ class Scene:
         config = {"scrape_configs": [scrape_config(named(render(), "PodMonitor", "demo"), self.metrics)]}
         (self.folder / "prometheus.yml").write_text(json.dumps(config))
         port = free_port()
-        self._start(
-            [
-                "prometheus", f"--config.file={self.folder}/prometheus.yml",
-                f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address=127.0.0.1:{port}",
-            ]
-        )  # fmt: skip
+        places = (f"--config.file={self.folder}/prometheus.yml", f"--storage.tsdb.path={self.folder}/tsdb")
+        self._start(["prometheus", *places, f"--web.listen-address=127.0.0.1:{port}"])
         return f"http://127.0.0.1:{port}"
 
     def is_ready(self):

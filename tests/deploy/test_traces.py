@@ -14,10 +14,7 @@ from typing import Any, NamedTuple
 import grpc
 import httpx2
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -61,8 +58,8 @@ class Collector:
         body = await request.body()
         if request.headers.get("content-encoding") == "gzip":
             body = gzip.decompress(body)
-        self.spans += read_spans(ExportTraceServiceRequest.FromString(body))
-        return Response(ExportTraceServiceResponse().SerializeToString(), media_type=PROTOBUF)
+        self.spans += read_spans(otlp.ExportTraceServiceRequest.FromString(body))
+        return Response(otlp.ExportTraceServiceResponse().SerializeToString(), media_type=PROTOBUF)
 
     def of_trace(self, trace: str) -> list[CollectedSpan]:
         return sorted((one for one in self.spans if one.trace == trace), key=lambda one: -one.seconds)
@@ -74,7 +71,7 @@ class Collector:
             yield self
 
 
-def read_spans(request: ExportTraceServiceRequest) -> Iterator[CollectedSpan]:
+def read_spans(request: otlp.ExportTraceServiceRequest) -> Iterator[CollectedSpan]:
     for resource in request.resource_spans:
         service = _plain(resource.resource.attributes).get("service.name", "")
         for span in (span for scope in resource.scope_spans for span in scope.spans):

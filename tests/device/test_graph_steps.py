@@ -37,10 +37,8 @@ def graph():
 
 
 def answers(how, bits, recorder: StandInGraph | None, device: PretendCuda, rank=0, most=6) -> list[list[int]]:
-    """Three answers of different lengths; the third shares a prefix, and with a rank the first has an adapter.
-
-    Triton's kernels run under a recorder alone: interpreted they are slow, and `test_triton.py` compares them.
-    """
+    """Three answers of different lengths; the third shares a prefix, and with a rank the first has an adapter."""
+    # Triton's kernels run under a recorder alone: interpreted they are slow, and `test_triton.py` compares them.
     model, backend = to_cuda(copy.deepcopy(net()), device), "cpu_torch" if recorder is None else "triton"
     engine = Engine(model, how, PLAN, page=16, backend=backend, cache_bits=bits, kv_bytes=1 << 20, prefix_block=16)
     passes = engine.runner.passes
@@ -124,7 +122,7 @@ def test_each_family_is_recorded(family):
         assert device is None or made.records >= 1
         return answers
 
-    wanted, found, _ = both(run)
+    wanted, found = both(run)
     assert found == wanted
 
 

@@ -29,10 +29,9 @@ def engine_on(device: PretendCuda | None, family: str = "llama", **facts) -> Eng
 
 def both(run):
     """Results of a function with an engine on a CPU and on a pretended device."""
-    wanted, device = run(None), PretendCuda()
-    with device.active():
-        found = run(device)
-    return wanted, found, device
+    wanted = run(None)
+    with PretendCuda().active() as device:
+        return wanted, run(device)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,7 +42,7 @@ def test_families_answer_alike_with_each_in_one_batch(family):
         asked = [Request(IDS[: 20 + 9 * i], *plans[i % 2], 5) for i in range(4)]
         return [one.tokens for one in engine_on(device, family).generate(asked)]
 
-    wanted, found, _ = both(run)
+    wanted, found = both(run)
     assert found == wanted
 
 
@@ -77,7 +76,7 @@ def test_every_knob_draws_the_same_tokens_with_one_read_per_step():
         assert set(steps) <= {(1, 1)}, "a step sends its rows once and reads its tokens once"
         return [ear.tokens for ear in ears]
 
-    wanted, found, _ = both(run)
+    wanted, found = both(run)
     assert [[t.id for t in one] for one in found] == [[t.id for t in one] for one in wanted]
     for one, other in zip(found, wanted, strict=True):
         for token, known in zip(one, other, strict=True):
@@ -101,7 +100,7 @@ def test_prefixes_forks_and_scored_prompts_are_the_same():
         engine.scheduler.close()
         return found
 
-    wanted, found, _ = both(run)
+    wanted, found = both(run)
     assert found == wanted
     assert any(isinstance(one, int) and one > 0 for one in found), "a prefix was reused"
 
@@ -118,7 +117,7 @@ def test_interventions_and_captures_are_the_same(kind, bits):
         taps = RequestTaps(tuple(edits_of(kind)), captures)
         return engine.generate([Request(IDS[:N], max_tokens=5, taps=taps), Request(IDS[5:N], max_tokens=5)])
 
-    wanted, found, _ = both(run)
+    wanted, found = both(run)
     assert [one.tokens for one in found] == [one.tokens for one in wanted]
     assert len(found[0].captured) == len(wanted[0].captured) > 0
     for one, known in zip(found[0].captured, wanted[0].captured, strict=True):
@@ -146,6 +145,6 @@ def test_comparisons_with_dense_are_the_same():
         engine = engine_on(device)
         return compare(engine, IDS[:N], IDS[N : N + 6], engine.policy_of("streamingllm"))
 
-    wanted, found, _ = both(run)
+    wanted, found = both(run)
     assert (found.kl, found.top1) == (pytest.approx(wanted.kl, abs=1e-4), wanted.top1)
     assert found.dense == pytest.approx(wanted.dense, abs=1e-3)

@@ -83,10 +83,8 @@ class Product:
 def start(folder: pathlib.Path, *flags: str, **settings: str) -> Product:
     http, grpc = free_port(), free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("FOVEA_")}
-    env |= {
-        "FOVEA_HTTP_PORT": str(http), "FOVEA_GRPC_PORT": str(grpc), "FOVEA_DATA_DIR": str(folder / "data"),
-        **settings,
-    }  # fmt: skip
+    env |= {"FOVEA_HTTP_PORT": str(http), "FOVEA_GRPC_PORT": str(grpc), "FOVEA_DATA_DIR": str(folder / "data")}
+    env |= settings
     with (folder / "up.log").open("wb") as log:
         process = subprocess.Popen(
             [pathlib.Path(sys.executable).parent / "fovea", "up", *flags], cwd=folder, env=env, stdout=log,
@@ -122,10 +120,8 @@ def launch(exported_graphs):
 
 @pytest.fixture(scope="package")
 def product(launch, tmp_path_factory):
-    """The product, ready to serve, its first requests answered; `test_stop.py` stops it.
-
-    Its grace is short: jobs that random requests began need not end.
-    """
+    """The product, ready to serve, its first requests answered; `test_stop.py` stops it."""
+    # Its grace is short: jobs that random requests began need not end.
     made = launch(tmp_path_factory.mktemp("product"), FOVEA_SHUTDOWN_GRACE_S="2")
     made.wait_for(made.is_ready, START_S)
     return made

@@ -24,31 +24,21 @@ class SlowInput(AssertionError):
 
 @dataclass(frozen=True)
 class Harness:
-    """One decoder.
-
-    Attributes:
-        run: Decodes; it may raise a `FoveaError` that is the caller's fault, and nothing else.
-        seeds: Files to begin with.
-        words: Pieces that edits insert, next to random bytes: what the format gives a meaning.
-        repair: Mends an edited file where a checksum or a length would refuse it before anything is read.
-    """
+    """One decoder; `run` may raise a `FoveaError` that is the caller's fault, and nothing else."""
 
     run: Callable[[bytes], object]
     seeds: tuple[bytes, ...]
     words: tuple[bytes, ...] = ()
+    """Pieces that edits insert, next to random bytes: what the format gives a meaning."""
     repair: Callable[[bytes], bytes] = bytes
+    """Mends an edited file where a checksum or a length would refuse it before anything is read."""
 
     def check(self, data: bytes) -> None:
-        """Decode; an error that callers may see, and is theirs, is a good end.
-
-        Raises:
-            SlowInput: It took more than `MAX_CPU_S` of this process.
-        """
+        """Decode within `MAX_CPU_S` of this process; an error that callers may see, and is theirs, is a good end."""
         if (seconds := self._time(data)) > MAX_CPU_S:
             gc.collect()  # a collection of what others left is not a fault of this input: once more
             if self._time(data) > MAX_CPU_S:
-                message = f"{seconds:.1f} processor seconds for {len(data):,} bytes"
-                raise SlowInput(message)
+                raise SlowInput(f"{seconds:.1f} processor seconds for {len(data):,} bytes")
 
     def _time(self, data: bytes) -> float:
         begun = time.process_time()

@@ -7,17 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from services.llm_longctx import kernels
 from services.llm_longctx.engine import Engine, Request
-from services.llm_longctx.kernels import (
-    BlockCsr,
-    DeviceRuns,
-    RowSettings,
-    SamplingRows,
-    block_sparse_prefill,
-    decode_device_runs,
-    merge,
-    sample,
-)
 from services.llm_longctx.kernels.block_sparse_prefill import reference as prefill_oracle
 from services.llm_longctx.kernels.decode import reference as decode_oracle
 from shared.lm.decoder import Decoder
@@ -39,8 +30,8 @@ def check_decode(device: Any, backend: str, dtype: torch.dtype, lengths: tuple[i
     n = torch.tensor(lengths)
     start = n.cumsum(0) - n
     flags = torch.zeros(len(lengths), dtype=torch.bool)
-    runs = DeviceRuns(start.to(device), n.to(device), flags.to(device), max(lengths), any_weighted=False)
-    out, lse = decode_device_runs(q, (k, v, torch.zeros(total).to(device)), runs, backend=backend)
+    runs = kernels.DeviceRuns(start.to(device), n.to(device), flags.to(device), max(lengths), any_weighted=False)
+    out, lse = kernels.decode_device_runs(q, (k, v, torch.zeros(total).to(device)), runs, backend=backend)
     parts = [slice(int(at), int(at + many)) for at, many in zip(start, n, strict=True)]
     on_host = [[x.cpu()[part] for part in parts] for x in (k, v)]
     wanted, sums = decode_oracle.decode(q.cpu(), *on_host, [None] * len(parts))
@@ -56,9 +47,9 @@ def check_prefill(device: Any, backend: str, dtype: torch.dtype, n: int, d: int)
     k, v = (draw(2, n, d, dtype=dtype, device=device, seed=seed) for seed in (2, 3))
     rows = -(-n // 64)
     mask = torch.rand((2, rows, rows), generator=torch.Generator().manual_seed(4)) < 0.4
-    kept = BlockCsr.from_mask(mask, 64)
-    there = BlockCsr(kept.row_ptr.to(device), kept.cols.to(device), 64, 64)
-    out = block_sparse_prefill(q, k, v, there, backend=backend)
+    kept = kernels.BlockCsr.from_mask(mask, 64)
+    there = kernels.BlockCsr(kept.row_ptr.to(device), kept.cols.to(device), 64, 64)
+    out = kernels.block_sparse_prefill(q, k, v, there, backend=backend)
     wanted, _ = prefill_oracle.prefill(q.cpu(), k.cpu(), v.cpu(), kept)
     assert (out.cpu().double() - wanted).abs().max() < TOLERANCE[dtype]
 
@@ -68,7 +59,7 @@ def check_merge(device: Any, backend: str, dtype: torch.dtype) -> None:
     outs = [draw(5, 3, 16, dtype=dtype, device=device, seed=i) for i in range(3)]
     sums = [draw(5, 3, dtype=torch.float32, device=device, seed=9 + i) for i in range(3)]
     sums[1] = torch.full_like(sums[1], -torch.inf)
-    out, lse = merge(*zip(outs, sums, strict=True), backend=backend)
+    out, lse = kernels.merge(*zip(outs, sums, strict=True), backend=backend)
     shares = torch.stack([one.cpu().double() for one in sums]).softmax(0)
     wanted = sum(one.cpu().double() * share[..., None] for one, share in zip(outs, shares, strict=True))
     assert (out.cpu().double() - wanted).abs().max() < TOLERANCE[dtype]
@@ -78,10 +69,13 @@ def check_merge(device: Any, backend: str, dtype: torch.dtype) -> None:
 def check_sampling(device: Any, backend: str, vocab: int) -> None:
     """Every kind of limit draws the oracle's token, of shares that lie far from borders."""
     limits: list[dict[str, Any]] = [{}, {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1}, {"temperature": 0.0}]
-    rows = [RowSettings(**{"temperature": 0.9} | one)._replace(share=0.37) for one in limits]
+    rows = [kernels.RowSettings(**{"temperature": 0.9} | one)._replace(share=0.37) for one in limits]
     logits = 3 * draw(len(rows), vocab, dtype=torch.float32, device=device, seed=5)
-    wanted = sample(logits.cpu(), SamplingRows.of(rows), backend="reference")
-    assert torch.equal(sample(logits, SamplingRows.of(rows), backend=backend).cpu(), wanted)
+    wanted, found = (
+        kernels.sample(x, kernels.SamplingRows.of(rows), backend=by)
+        for x, by in ((logits.cpu(), "reference"), (logits, backend))
+    )
+    assert torch.equal(found.cpu(), wanted)
 
 
 def check_engine(put: Callable[[Decoder], Decoder], model: Decoder, backend: str, bits: Any, tokens: int) -> Engine:

@@ -138,11 +138,7 @@ def fresh_exports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def exported_graphs(graph_folder: GraphFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the graphs of all packaged vision models, for products and clusters that a test starts.
-
-    Give it to their processes as the setting `FOVEA_GRAPHS_DIR` (or `Settings(graphs_dir=...)`): they read the graphs
-    as a service does whose image came with them, and export nothing.
-    """
+    """Folder with the graphs of all packaged vision models: products that get it as `FOVEA_GRAPHS_DIR` export none."""
     from shared.registry.discovery import servables, services_with_models
     from shared.registry.weights import find_weights, read_weights
     from shared.vision.servable import VisionServable

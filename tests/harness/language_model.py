@@ -24,11 +24,9 @@ CONVERTERS = (
 
 
 def share_language_model(cache_folder: Path, weights: str = "fp32") -> Path:
-    """Let a cache folder find SmolLM2 converted, and return it; without the wheel it stays as it is.
+    """Let the `cache` of a `LoadContext` or a data folder find SmolLM2 converted to `weights`, and return it.
 
-    Args:
-        cache_folder: The `cache` of a `LoadContext`, or `cache` below a data folder.
-        weights: The form to convert to now if nobody did before, as in `FOVEA_LLM_WEIGHTS`.
+    Without the wheel it stays as it is.
     """
     if (shared := _convert(weights)) is not None:
         cache_folder.mkdir(parents=True, exist_ok=True)

@@ -20,11 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let timed tests be run again.
-
-    Raises:
-        UsageError: A mark has no reason, or a test asks for reruns by another mark.
-    """
+    """Let timed tests be run again; refuse marks without a reason, and tests that ask for reruns by another mark."""
     for item in items:
         if item.get_closest_marker("flaky"):
             raise pytest.UsageError(f"{item.nodeid} is marked `flaky`. {HOW}")

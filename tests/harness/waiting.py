@@ -34,11 +34,7 @@ def is_ready(url: str) -> bool:
 def wait_until(
     condition: Callable[[], Found], seconds: float = 20, what: str = "the condition", pause_s: float = POLL_S
 ) -> Found:
-    """Return the first true answer of `condition`.
-
-    Raises:
-        AssertionError: There was none in time.
-    """
+    """Return the first true answer of `condition`; it is an AssertionError that there was none in time."""
     began = time.monotonic()
     while not (found := condition()):
         waited = time.monotonic() - began
@@ -48,11 +44,7 @@ def wait_until(
 
 
 async def until(condition: Callable[[], Found], seconds: float = 20, what: str = "the condition") -> Found:
-    """Return the first true answer of `condition`, while other tasks run.
-
-    Raises:
-        AssertionError: There was none in time.
-    """
+    """Return the first true answer of `condition`, as `wait_until` does, while other tasks run."""
     began = time.monotonic()
     while not (found := condition()):
         waited = time.monotonic() - began

@@ -14,14 +14,7 @@ SEED = 25
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of one expression or statement.
-
-    Attributes:
-        name: mutmut's name.
-        file: The file that it changes.
-        was: The changed lines as they are.
-        now: The same lines in the mutant.
-    """
+    """A change of one expression or statement: of the lines that `was` holds into those of `now`."""
 
     name: str
     file: str

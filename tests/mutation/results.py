@@ -41,8 +41,8 @@ def summarize(mutants: list[Mutant], outcomes: dict[str, str]) -> tuple[int, lis
 
 def explain(survivor: dict[str, str]) -> str:
     """Return why no test can find a mutant; empty where one is missing."""
-    keys = ("file", "was", "now")
-    return next((row["why"] for row in load_equivalents() if all(row[key] == survivor[key] for key in keys)), "")
+    found = (row["why"] for row in load_equivalents() if row.items() - {("why", row["why"])} <= survivor.items())
+    return next(found, "")
 
 
 @cache

@@ -69,9 +69,8 @@ def test_proposals_multiply_start_end_and_both_confidences_and_get_class_scores(
     found = proposals.classify_proposals(starts, ends, scores, np.array([0.3, 0.7]), best=1)
     assert np.allclose(found, [[0.5, 0.0], [0.9, 0.2], [1, 1], [0.7, 0.35]])
     large = np.array([[3e38] * 8, [2e38] * 4 + [1.0] * 4], np.float32)
-    found = proposals.classify_proposals(
-        np.array([0.0, 0.5]), np.array([0.5, 1.0]), np.array([0.5, 0.4]), large, best=2
-    )
+    starts, ends, scores = np.array([0.0, 0.5]), np.array([0.5, 1.0]), np.array([0.5, 0.4])
+    found = proposals.classify_proposals(starts, ends, scores, large, best=2)
     assert np.allclose(found[2:], [[0, 0, 1, 1], [1.5e38, 1.2e38, 1e38, 0.4]])
 
 

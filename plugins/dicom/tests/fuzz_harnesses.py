@@ -47,15 +47,13 @@ def _seeds() -> tuple[bytes, ...]:
     plain = {"WindowCenter": 2000, "WindowWidth": 1000, "RescaleSlope": "2", "RescaleIntercept": "-3"}
     table = holding(LUTDescriptor=[4, 0, 8], LUTData=b"\0\0\x5a\0\xc8\0\xff\0")
     units = {"PhysicalUnitsXDirection": 3, "PhysicalUnitsYDirection": 3, "PhysicalDeltaX": 0.1, "PhysicalDeltaY": 0.1}
-    measures = holding(PixelMeasuresSequence=[holding(PixelSpacing=[0.5, 0.5])])
+    measures, turn = holding(PixelMeasuresSequence=[holding(PixelSpacing=[0.5, 0.5])]), [1, 0, 0, 0, 1, 0]
     colours = {f"{name}PaletteColorLookupTableDescriptor": [16, 0, 16] for name in ("Red", "Green", "Blue")}
     colours |= {f"{name}PaletteColorLookupTableData": bytes(range(32)) for name in ("Red", "Green", "Blue")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return (
-            _file(
-                ExplicitVRLittleEndian, **plain, PixelSpacing=[0.5, 0.25], ImageOrientationPatient=[1, 0, 0, 0, 1, 0]
-            ),
+            _file(ExplicitVRLittleEndian, **plain, PixelSpacing=[0.5, 0.25], ImageOrientationPatient=turn),
             _file(ImplicitVRLittleEndian, PixelPaddingValue=0, PatientOrientation=["L", "P"]),
             _file(RLELossless, **plain),
             _file(ExplicitVRLittleEndian, VOILUTSequence=[table], PhotometricInterpretation="MONOCHROME1"),
@@ -82,6 +80,7 @@ def _segment(data: bytes) -> object:
 
 
 _RELATED = b"multipart/related; boundary=x\n--x\r\ncontent-type: application/dicom\r\n\r\nabc\r\n--x--"
+_WORDS = (b"--x\r\n", b"\r\n\r\n", b"--x--", b"boundary=", b"; charset=none", b'"', b";")
 
 
 def _related(data: bytes) -> object:
@@ -90,9 +89,7 @@ def _related(data: bytes) -> object:
 
 
 HARNESSES: dict[str, Harness] = {
-    "related": Harness(
-        _related, (_RELATED,), words=(b"--x\r\n", b"\r\n\r\n", b"--x--", b"boundary=", b"; charset=none", b'"', b";"),
-    ),
+    "related": Harness(_related, (_RELATED,), words=_WORDS),
     "zip": Harness(
         unpack_zip,
         (make_zip(), make_zip(zipfile.ZIP_DEFLATED), make_zip(zipfile.ZIP_BZIP2), make_zip(zipfile.ZIP_LZMA)),

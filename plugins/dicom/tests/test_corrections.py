@@ -42,14 +42,12 @@ async def test_edited_masks_become_a_new_version_in_the_same_series(tmp_path):
     (instance,) = series.instances
     shown = [np.asarray(Image.open(io.BytesIO(frame.mask))) > 0 for frame in instance.frames]
     assert [int(mask.sum()) for mask in shown] == [4, 0, 16]
-    edited = [
-        png(square(20, 3, 5), f"{instance.instance}.2.png"),
-        png(np.zeros((H, W)), f"m/{instance.instance}.1.png"),
-    ]
+    uid = instance.instance
+    edited = [png(square(20, 3, 5), f"{uid}.2.png"), png(np.zeros((H, W)), f"m/{uid}.1.png")]
     found = correct_segmentation([source], series.segmentation, edited, DEFAULT_BOUNDS, "Doe")
     before, after = (dcmread(io.BytesIO(data)) for data in (series.segmentation, found.segmentation))
     assert (found.version, found.area, found.frames) == (2, 25 + 16, 2)
-    assert found.changed == [f"{instance.instance}.1", f"{instance.instance}.2"]
+    assert found.changed == [f"{uid}.1", f"{uid}.2"]
     assert (after.SeriesInstanceUID, after.InstanceNumber) == (before.SeriesInstanceUID, 2)
     assert after.SOPInstanceUID == found.instance != before.SOPInstanceUID == found.corrects
     assert after.ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == before.SOPInstanceUID
@@ -58,8 +56,8 @@ async def test_edited_masks_become_a_new_version_in_the_same_series(tmp_path):
     assert (str(after.ContentCreatorName), after.ContentDescription) == ("Doe", "Version 2, corrected")
     again = SeriesOut.model_construct(segmentation=found.segmentation, report=found.report)
     masks = read_masks(again)
-    assert set(masks) == {(instance.instance, 2), (instance.instance, 3)}
-    assert (masks[instance.instance, 2] == square(20, 3, 5)).all()
+    assert set(masks) == {(uid, 2), (uid, 3)}
+    assert (masks[uid, 2] == square(20, 3, 5)).all()
     assert [row["Area"] for row in read_report(again)] == [25 * 0.25, 16 * 0.25]
     hd.seg.segread(io.BytesIO(found.segmentation))
     if shutil.which("dciodvfy"):
@@ -72,17 +70,13 @@ async def test_edited_masks_become_a_new_version_in_the_same_series(tmp_path):
 async def test_what_a_viewer_saved_replaces_all_masks_also_of_single_slices(tmp_path):
     slices = make_series([-70, -75, -60])
     files = [NamedFile(f"{n}.dcm", to_file(one)) for n, one in enumerate(slices)]
-    sources = [dcmread(io.BytesIO(file.data)) for file in files]
+    sources = corrections.fill_identity([dcmread(io.BytesIO(file.data)) for file in files])
     masks = np.zeros((3, slices[0].Rows, slices[0].Columns), bool)
     masks[0, 1:3, 4:9] = masks[2, 5:7, 5:7] = True
-    first = corrections.build_segmentation(
-        corrections.fill_identity(sources), masks, label="polyp", model="toy", version="1"
-    )
+    first = corrections.build_segmentation(sources, masks, label="polyp", model="toy", version="1")
     viewed = np.roll(masks, 3, axis=1)
     viewed[1, 7, 7], viewed[2] = True, False
-    saved = corrections.build_segmentation(
-        corrections.fill_identity(sources), viewed, label="x", model="viewer", version="9"
-    )
+    saved = corrections.build_segmentation(sources, viewed, label="x", model="viewer", version="9")
     given = NamedFile("edited.dcm", corrections.to_bytes(saved))
     found = correct_segmentation(files, corrections.to_bytes(first), [given], DEFAULT_BOUNDS)
     back = corrections.read_masks(dcmread(io.BytesIO(found.segmentation)))

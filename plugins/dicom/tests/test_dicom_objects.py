@@ -257,9 +257,8 @@ def segmented(request):
     masks = np.zeros((sum(map(count_frames, sources)), sources[0].Rows, sources[0].Columns), bool)
     for frame in range(len(masks)):
         masks[frame, 1 : 2 + frame % 40, 3 : 10 + frame // 40] = frame != 1
-    found = [
-        MaskFinding(frame, int(area), None, 1, 0.5) for frame, area in enumerate(masks.sum((1, 2)).tolist()) if area
-    ]
+    areas = enumerate(masks.sum((1, 2)).tolist())
+    found = [MaskFinding(frame, area, None, 1, 0.5) for frame, area in areas if area]
     seg = build_segmentation(sources, masks, label="polyp", model="toy", version="1")
     report = build_report(sources, seg, found, model="toy", version="1")
     return sources, masks, to_bytes(seg), to_bytes(report)

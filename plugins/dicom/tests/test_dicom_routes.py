@@ -209,9 +209,8 @@ def test_found_studies_have_the_fields_of_the_example_and_modalities_are_always_
     assert [one["ModalitiesInStudy"] for one in found] == [["US"], ["US", "SR"], []]
     examples = json.loads((Path(routes.__file__).parent / "api_examples.json").read_text())
     (shown,) = examples["GET /v1/dicomweb/studies"]["answer"]
-    assert {name: type(value) for name, value in found[0].items()} == {
-        name: type(value) for name, value in shown.items()
-    }
+    first, wanted = ({name: type(value) for name, value in study.items()} for study in (found[0], shown))
+    assert first == wanted
 
 
 @pytest.mark.parametrize("status", [202, 409])
@@ -246,9 +245,8 @@ def orthanc(tmp_path_factory):
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(config))
-    server = subprocess.Popen(
-        [ORTHANC, str(folder / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([ORTHANC, str(folder / "orthanc.json")], **quiet)
     url = f"http://127.0.0.1:{port}/dicom-web"
 
     def answers() -> bool:

@@ -93,9 +93,9 @@ def test_graph_counts_its_edges_of_which_every_beginning_of_the_order_reaches_th
     below = [1 + l * (H + 1) for l in range(L)]
     assert graph.edges == sum((H + 2 * G) * n + n + H for n in below) + 1 + L * (H + 1)
     assert len(graph.sources) == 1 + L * (H + 1)
-    assert graph.readers(EdgeSource(1, "head", 3)) == [
-        graph.targets.index(EdgeTarget(1, *part)) for part in (("q", 3), ("k", 3 // (H // G)), ("v", 3 // (H // G)))
-    ]
+    parts = (("q", 3), ("k", 3 // (H // G)), ("v", 3 // (H // G)))
+    readers = [graph.targets.index(EdgeTarget(1, *part)) for part in parts]
+    assert graph.readers(EdgeSource(1, "head", 3)) == readers
     ordered = circuit_search.order_edges(graph, circuit_search.random_scores(graph, 3, 1))
     assert len(set(ordered)) == len(ordered) == graph.edges
     reached = {len(graph.targets) - 1}

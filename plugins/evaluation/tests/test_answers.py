@@ -13,9 +13,8 @@ from services.relevance_judge.chat_client import ChatReply
 from services.relevance_judge.parsing.trec import format_qrels
 from services.relevance_judge.tests.conftest import post
 
-TEXTS = {
-    name: (MINI.folder / file).read_text() for name, file in (("topics", "topics.tsv"), ("passages", "passages.jsonl"))
-}
+FILES = {"topics": "topics.tsv", "passages": "passages.jsonl"}
+TEXTS = {name: (MINI.folder / file).read_text() for name, file in FILES.items()}
 
 
 def test_sentences_keep_their_citations_are_kept_once_and_covered_by_their_source_alone():

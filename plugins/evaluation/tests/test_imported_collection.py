@@ -47,9 +47,8 @@ def test_records_become_texts_codes_become_grades_and_labels_of_empty_documents_
     found = parse_collection(documents, TOPICS, "1 1 2\n1 995 3\n2 995 1\n2 1400 2\n")
     assert found.passages == {"1": "wings", "3": "flow"}
     assert found.labels == {("1", "1"): 2, ("1", "995"): 1, ("2", "995"): 3, ("2", "1400"): 2}
-    assert [note for note in found.notes if "without a text" in note] == [
-        "3 relevance lines name documents without a text (995, 1400); their labels were kept."
-    ]
+    (note,) = (note for note in found.notes if "without a text" in note)
+    assert note == "3 relevance lines name documents without a text (995, 1400); their labels were kept."
     assert any("no text" in note and "995" in note for note in found.notes)
     assert parse_records(".I 1\n.W\n.5 is half\n.Word\n", "x")["1"]["W"] == ".5 is half .Word"
 

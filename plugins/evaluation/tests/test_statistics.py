@@ -143,12 +143,10 @@ def test_no_number_of_labels_is_enough_where_the_wish_is_too_narrow_and_too_few_
 
 
 def test_all_signs_are_tried_up_to_fourteen_queries():
-    assert permutation_p([1, 1, 1]) == 2 / 8
-    assert permutation_p([3, 1, 1]) == 2 / 8
-    assert permutation_p([1, -1]) == 1.0
-    assert permutation_p([0.2, 0.4, 0.1, -0.3]) == 10 / 16  # two pairs of sums are equal but for rounding
-    assert permutation_p([2, 1, -0.5]) == 4 / 8
-    assert permutation_p(np.ones(14)) == 2 / 2**14
+    rounded = ([0.2, 0.4, 0.1, -0.3], 10 / 16)  # two pairs of sums are equal but for rounding
+    ones = (np.ones(14), 2 / 2**14)
+    for gaps, p in (([1, 1, 1], 2 / 8), ([3, 1, 1], 2 / 8), ([1, -1], 1.0), rounded, ([2, 1, -0.5], 4 / 8), ones):
+        assert permutation_p(gaps) == p, gaps
     assert permutation_p(np.ones(15), draws=9) == 1 / 10
     assert permutation_p(np.ones(40)) == 1 / 10_001
     gaps = np.random.default_rng(0).normal(0.2, 1, 30)

@@ -90,6 +90,8 @@ MINI = load_mini_collection()
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
 PAIR = {"query": "q", "first": "a", "second": "b"}
 RUNS = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("bm25", "overlap", "query-likelihood"))
+TWO = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
+IDEAL = "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
 
 
 def test_systems_are_compared_with_a_sentence_each_that_names_the_interval_asked_for(client):
@@ -148,10 +150,8 @@ def test_a_biased_judge_is_corrected_by_a_human_sample(client):
 
 
 def test_rankings_come_with_kappa_shifts_per_system_and_family_and_ranks_that_tied_ones_share(client):
-    runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
-    runs += "".join(f"{q} Q0 {p} 0 {3 - grade} turned\n" for (q, p), grade in MINI.labels.items())
-    runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
-    body = {"reference": FIRST, "judge": SECOND, "runs": runs}
+    turned = "".join(f"{q} Q0 {p} 0 {3 - grade} turned\n" for (q, p), grade in MINI.labels.items())
+    body = {"reference": FIRST, "judge": SECOND, "runs": TWO + turned + IDEAL}
     found = client.post("/v1/judge/rankings", json=body).json()
     assert found["systems"][0]["shift"] == 0
     assert found["tau_b"] == found["rho"] == found["tau_ap"] == pytest.approx(1.0)
@@ -162,9 +162,8 @@ def test_rankings_come_with_kappa_shifts_per_system_and_family_and_ranks_that_ti
     assert {row["system"]: row["judge"] for row in found["systems"]}["turned"] == pytest.approx(1.0)
     assert found["systems"][0]["shift"] < 0
     assert sum(row["shift"] for row in found["systems"]) == 0
-    lines = {
-        tag: f"1 Q0 m01-1 0 {first} {tag}\n1 Q0 m01-4 0 1 {tag}\n" for tag, first in zip("abc", "202", strict=True)
-    }
+    first = {"a": 2, "b": 0, "c": 2}
+    lines = {tag: f"1 Q0 m01-1 0 {score} {tag}\n1 Q0 m01-4 0 1 {tag}\n" for tag, score in first.items()}
     for order in ("abc", "cba"):
         runs = "".join(lines[tag] for tag in order)
         body = {"reference": FIRST, "judge": "1 0 m01-1 1\n1 0 m01-4 1\n", "runs": runs}
@@ -229,8 +228,6 @@ def test_bad_input_is_a_problem_with_a_reason(client, path, body, status, told):
 
 
 def _board_body(**more: Any) -> dict[str, Any]:
-    runs = "".join((MINI.folder / "runs" / f"{name}.trec").read_text() for name in ("overlap", "bm25"))
-    runs += "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels.items())
     judges = [
         {"judge": "turned", "labels": format_qrels({pair: 3 - grade for pair, grade in MINI.labels.items()})},
         {"judge": "second pass", "labels": SECOND, "template": "by hand"},
@@ -238,7 +235,7 @@ def _board_body(**more: Any) -> dict[str, Any]:
         {"judge": "one query", "labels": "1 0 m01-1 3\n1 0 m01-2 0\n"},
         {"judge": "no cuts", "labels": SIGNAL},
     ]
-    return {"reference": FIRST, "judges": judges, "runs": runs, "draws": 200, **more}
+    return {"reference": FIRST, "judges": judges, "runs": TWO + IDEAL, "draws": 200, **more}
 
 
 def test_the_table_has_kappa_with_its_interval_tau_cost_time_and_invalid_answers_best_first(client):
@@ -249,9 +246,8 @@ def test_the_table_has_kappa_with_its_interval_tau_cost_time_and_invalid_answers
         assert low - 1e-9 <= row["kappa"] <= high + 1e-9
         assert "tau_b" in row
     assert (found["rows"][0]["tau_b"], found["rows"][0]["template"]) == (pytest.approx(1.0), "by hand")
-    assert [(row["judge"], "no grade:" in row["reason"]) for row in found["left_out"]] == [
-        ("one query", False), ("no cuts", True)
-    ]  # fmt: skip
+    left_out = [(row["judge"], "no grade:" in row["reason"]) for row in found["left_out"]]
+    assert left_out == [("one query", False), ("no cuts", True)]
     assert (found["queries"], found["pairs"], found["systems"]) == (24, 192, 3)
     by_error = client.post("/v1/judge/leaderboard", json=_board_body(sort="mae")).json()
     assert by_error["rows"][0]["judge"] == "second pass"

@@ -38,9 +38,8 @@ def model(folder, tmp_path_factory):
 def test_fidelity_of_prose_and_copies(model):
     spec = FidelityRequest(lengths=[40, 80], steps=12, longctx={"method": "recycled", "budget": 4, "stride": 50})
     report = run_fidelity(model.adapter, spec, CallContext())
-    assert [(r.task, r.length, r.tokens) for r in report.rows] == [
-        ("text", 40, 12), ("text", 80, 12), ("copy", 40, 12), ("copy", 80, 12),
-    ]  # fmt: skip
+    cells = [(task, length, 12) for task in ("text", "copy") for length in (40, 80)]
+    assert [(r.task, r.length, r.tokens) for r in report.rows] == cells
     assert all(r.kl > 0 and 0 <= r.agreement <= 1 and r.perplexity > 1 for r in report.rows)
     shortest = run_fidelity(model.adapter, FidelityRequest(lengths=[16], steps=5), CallContext())
     assert [(r.task, r.length, r.tokens) for r in shortest.rows] == [("text", 16, 5), ("copy", 16, 2)]
@@ -154,11 +153,10 @@ def test_hidden_heads_change_a_grid_and_lengths_and_depths_that_no_prompt_has_ar
             ask(NeedleGrid, context, **options)
     with pytest.raises(InvalidOption, match="hides none"):
         ask(NeedleGrid, context, heads=[[0, 1]], longctx={"method": "snapkv"})
-    for depth in (-1, 101):
-        with pytest.raises(ValueError, match="depths"):
-            ask(NeedleGrid, context, depths=[depth])
-        with pytest.raises(ValueError, match="depths"):
-            RetrievalHeadsSpec(depths=[depth])
+    for read in (lambda **options: ask(NeedleGrid, context, **options), RetrievalHeadsSpec):
+        for depth in (-1, 101):
+            with pytest.raises(ValueError, match="depths"):
+                read(depths=[depth])
 
 
 def endpoint_that(answer):

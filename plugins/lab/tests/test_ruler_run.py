@@ -312,9 +312,7 @@ def test_a_run_goes_on_where_it_stopped_and_says_the_same(tiny, tmp_path):
     resumed = run_ruler(count_calls(tiny, counted), spec, store=store)
     assert counted
     assert len(store.read_text().splitlines()) == len(lines)
-    of_whole, of_resumed = (
-        sorted((c.method, c.task, c.mean, c.kv_bytes) for c in each.cells) for each in (whole, resumed)
-    )
+    of_whole, of_resumed = (sorted((c.method, c.task, c.mean, c.kv_bytes) for c in r.cells) for r in (whole, resumed))
     assert of_whole == of_resumed
     counted.clear()
     run_ruler(count_calls(tiny, counted), spec, store=store)
@@ -372,9 +370,8 @@ def test_two_methods_of_one_name_are_not_taken_for_one(methods):
 @pytest.mark.parametrize(("page", "recent", "full"), [(64, 128, 5), (16, 128, 9), (1, 128, 10), (64, 47, 17)])
 def test_pages_decide_how_many_full_heads_a_budget_buys(page, recent, full):
     """Over 960 tokens at a quarter of dense's bytes, on a model with SmolLM2's 90 key/value heads."""
-    net = llama(
-        vocab=8, width=18, layers=30, heads=9, kv_heads=3, hidden=8, positions=1024, norm_eps=1e-5, head_dim=2
-    ).eval()
+    sizes = {"vocab": 8, "width": 18, "layers": 30, "heads": 9, "kv_heads": 3, "hidden": 8, "positions": 1024}
+    net = llama(**sizes, norm_eps=1e-5, head_dim=2).eval()
     scores = [[(3 * layer + g) / 90 for g in range(3)] for layer in range(30)]
     plan = HeadPlan.parse({"schema": "head-plan/1", "roles": [[1, 1, 1]] * 30, "scores": {"duo_gate": scores}})
     options = {"method": "duo", "plan": "gates", "sink": 16, "recent": recent}

@@ -163,9 +163,8 @@ def test_detections_become_rectangles_and_the_first_class_that_is_a_choice_is_ch
     found = [seen("D40", 0.9), seen("d10", 0.6), seen("D43", 0.5)]
     answer = DetectOut(**facts, width=200, height=100, detections=found)
     pothole, crack = boxes_to_regions(answer, find_control(BOXES, "detect"))
-    assert pothole["value"] == {
-        "x": 10, "y": 10, "width": 20, "height": 25, "rotation": 0, "rectanglelabels": ["Pothole"],
-    }  # fmt: skip
+    place = {"x": 10, "y": 10, "width": 20, "height": 25, "rotation": 0}
+    assert pothole["value"] == {**place, "rectanglelabels": ["Pothole"]}
     assert (crack["value"]["rectanglelabels"], crack["score"]) == (["Crack"], 0.6)
     assert (pothole["original_width"], pothole["original_height"]) == (200, 100)
     top = [Candidate(label=name, class_id=0, probability=p) for name, p in (("snow", 0.6), ("Crack", 0.3))]

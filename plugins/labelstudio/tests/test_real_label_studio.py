@@ -99,9 +99,8 @@ def listening(url: str, studio: tuple[str, str], plan: TrainingPlan) -> Iterator
 def test_label_studio_gets_first_labels_and_starts_a_training(studio, tmp_path, monkeypatch):
     monkeypatch.setenv("FOVEA_DATA_DIR", str(tmp_path / "data"))
     plan = TrainingPlan("segment", "pranet", "pranet-annotated", tmp_path / "runs", 10**6, SHORT)
-    api = httpx2.Client(
-        base_url=studio[0], headers={"authorization": f"Token {studio[1]}"}, timeout=300, trust_env=False
-    )
+    headers = {"authorization": f"Token {studio[1]}"}
+    api = httpx2.Client(base_url=studio[0], headers=headers, timeout=300, trust_env=False)
 
     def call(method: str, path: str, **more: Any) -> Any:
         answer = api.request(method, path, **more)
@@ -114,9 +113,8 @@ def test_label_studio_gets_first_labels_and_starts_a_training(studio, tmp_path, 
     with gateway(tmp_path / "gateway") as fovea, listening(fovea, studio, plan) as backend:
         connected = call("POST", "/api/ml", json={"url": backend, "project": project, "title": "Fovea"})
         assert connected["state"] == "CO", connected
-        call("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", json={
-            "selectedItems": {"all": True, "excluded": []}, "project": str(project)
-        })  # fmt: skip
+        chosen = {"selectedItems": {"all": True, "excluded": []}, "project": str(project)}
+        call("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", json=chosen)
         (prediction,) = call("GET", f"/api/tasks/{task['id']}")["predictions"]
         mask = truth(fovea)
         assert (decode_brush(prediction["result"][0]["value"]["rle"], *mask.shape) == mask).all()

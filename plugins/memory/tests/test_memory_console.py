@@ -35,9 +35,8 @@ def test_document_is_read_once_and_its_citations_are_marked_in_it(page, complain
     inside.click()
     assert page.locator(".document-source mark").inner_text().split() == words.strip("“”").split()
     assert page.locator(".document-source").inner_text().split() == TEXT.split()
-    page.evaluate(
-        "fetch(`/v1/documents/${document.querySelector('[data-part=panel]').document.id}`, {method: 'DELETE'})"
-    )
+    place = "`/v1/documents/${document.querySelector('[data-part=panel]').document.id}`"
+    page.evaluate(f"fetch({place}, {{method: 'DELETE'}})")
     page.get_by_role("button", name="Delete the document").click()
     expect(page.locator("#document-text")).to_be_visible()
     complaints.clear()

@@ -42,9 +42,8 @@ def test_a_table_of_a_batch_has_the_plans_of_all_its_sets(task):
         sizes = [len(one.order or one.triangles or ()) for one in answer.plans or [answer]]
         assert (table[0].startswith("set,"), len(table)) == ("batch" in form, 1 + sum(sizes))
     assert [row.split(",")[0] for row in table[1:]] == [str(i) for i, size in enumerate(sizes) for _ in range(size)]
-    assert task == "delaunay" or table[-1].split(",")[3:] == [
-        str(float(x)) for x in batch[1][answer.plans[1].order[-1]]
-    ]
+    if task == "hull":
+        assert table[-1].split(",")[3:] == [str(float(x)) for x in batch[1][answer.plans[1].order[-1]]]
 
 
 @pytest.mark.parametrize("n", [5, 10, 20, 50])

@@ -58,9 +58,8 @@ def test_a_text_is_answered_like_the_same_chat_also_in_events_and_what_only_chat
     with client.responses.stream(model=MODEL, input="Hello", max_output_tokens=12) as stream:
         events = list(stream)
     kinds = [event.type for event in events]
-    assert kinds[:4] == [
-        "response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"
-    ]  # fmt: skip
+    begin = ("created", "in_progress", "output_item.added", "content_part.added")
+    assert kinds[:4] == [f"response.{kind}" for kind in begin]
     assert kinds[-1] == "response.incomplete"
     assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
@@ -98,11 +97,8 @@ def test_a_forced_function_is_called_and_its_result_goes_on(client):
     events = list(client.responses.create(input="On?", max_output_tokens=300, stream=True, **options))
     pieces = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
     assert "".join(pieces) == call.arguments
-    turns = [
-        {"role": "user", "content": [{"type": "input_text", "text": "On?"}]},
-        call.model_dump(),
-        {"type": "function_call_output", "call_id": call.call_id, "output": "done"},
-    ]
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
+    turns = [{"role": "user", "content": [{"type": "input_text", "text": "On?"}]}, call.model_dump(), result]
     assert client.responses.create(model=MODEL, input=turns, max_output_tokens=4).output_text
 
 
@@ -119,9 +115,8 @@ def test_a_stored_response_is_gone_on_from(client):
     with client.responses.stream(**went_on) as stream:
         assert list(stream)[-1].response.output_text == second.output_text
     items = client.responses.input_items.list(second.id).data
-    assert [(item.role, item.content[0].type) for item in items] == [
-        ("user", "input_text"), ("assistant", "output_text"), ("user", "input_text"),
-    ]  # fmt: skip
+    asked = ("user", "input_text")
+    assert [(item.role, item.content[0].type) for item in items] == [asked, ("assistant", "output_text"), asked]
     listed = client.responses.input_items.list
     assert [item.id for item in listed(second.id, limit=2)] == [item.id for item in items]  # two pages
     assert listed(second.id, limit=2).data == items[:2]

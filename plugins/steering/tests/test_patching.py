@@ -55,15 +55,12 @@ def test_a_patch_from_a_capture_writes_its_rows(client, layer, positions):
 def test_vectors_means_and_rows_in_any_order_are_rows_at_their_positions(client):
     kept, row = keep(client, "resid_post.0", [3, 5]), [float(i % 5 - 2) for i in range(WIDTH)]
     mean, other = np.mean(kept["values"], 0).tolist(), [-2 * x for x in row]
+    turned = change(**{"from": kept["id"], "positions": [-1, 8], "from_positions": [5, 3 - N]})
     for short, rows, at in (
         (change(vector=row, positions=[4, 9]), [row, row], [4, 9]),
         (change(values=[row, other], positions=[9, 4]), [other, row], [4, 9]),
         (change(**{"from": [kept["id"]] * 2, "mean": True, "positions": [-1, 0]}), [mean, mean], [0, N - 1]),
-        (
-            change(**{"from": kept["id"], "positions": [-1, 8], "from_positions": [5, 3 - N]}),
-            kept["values"],
-            [8, N - 1],
-        ),
+        (turned, kept["values"], [8, N - 1]),
     ):
         assert scores(client, short) == pytest.approx(scores(client, change(values=rows, positions=at)), abs=1e-5)
 

@@ -171,9 +171,8 @@ def test_what_the_service_refuses_is_told_beside_the_form(page, complaints):
 
 def test_a_key_without_the_scope_reads_what_it_lacks(steerable):
     url, keys = steerable
-    texts = {
-        name: httpx2.get(f"{url}/console/chat?model=tiny-llama", headers=headers).text for name, headers in keys.items()
-    }
+    page = f"{url}/console/chat?model=tiny-llama"
+    texts = {name: httpx2.get(page, headers=headers).text for name, headers in keys.items()}
     assert "This key may not steer a model or look inside it" in texts["may-not"]
     assert "Make a vector" not in texts["may-not"]
     assert "<fovea-heads" not in texts["may-not"]

@@ -310,9 +310,8 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
     assert (tmp_path / "out" / "survey.svg").read_text().startswith("<svg")
     assert (tmp_path / "out" / "survey.csv").read_text().startswith("label,place,latitude")
     (drive / "0" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
-    code, out, err = fovea(
-        "survey", drive / "0", drive / "1", "-o", tmp_path / "gap", "--max-gap", 30, "--far", 0, "--segment", 9
-    )
+    options = ["-o", tmp_path / "gap", "--max-gap", 30, "--far", 0, "--segment", 9]
+    code, out, err = fovea("survey", drive / "0", drive / "1", *options)
     assert "further apart than 30 m (option `max_gap_m`)" in " ".join(err.split()), out + err
     assert (code, "cut.jpg" in err) == (1, True)
 

@@ -113,9 +113,8 @@ def test_the_segments_of_the_map_sum_to_the_damage():
 
 
 def test_a_road_over_the_date_line_is_drawn_in_two_parts():
-    sides = [RoadSegment(start_m=0, end_m=9, line=line, damages=0, per_km=0) for line in (
-        [(179.9, 0.0), (-179.7, 0.004), (-179.6, 0.004)], [(-179.9, 0.0), (180.0, 0.001)],
-    )]  # fmt: skip
+    lines = ([(179.9, 0.0), (-179.7, 0.004), (-179.6, 0.004)], [(-179.9, 0.0), (180.0, 0.001)])
+    sides = [RoadSegment(start_m=0, end_m=9, line=line, damages=0, per_km=0) for line in lines]
     east, west = (one["geometry"] for one in build_geojson([], sides, None)["features"])
     assert east["type"] == west["type"] == "MultiLineString"
     assert east["coordinates"] == [[(179.9, 0.0), (180.0, 0.001)], [(-180.0, 0.001), (-179.7, 0.004), (-179.6, 0.004)]]

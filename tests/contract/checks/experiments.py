@@ -46,17 +46,12 @@ ALIKE = 1e-3
 
 @dataclass
 class Machines:
-    """An experiment on fresh machines: each has a folder of its own, and all share the loaded models.
-
-    Attributes:
-        kind: The experiment.
-        home: Where the folders are made.
-        known: Reports that several checks ask for.
-    """
+    """An experiment on fresh machines: each has a folder of its own, and all share the loaded models."""
 
     kind: type[Experiment[Any]]
     home: Path
     known: dict[str, Any] = field(default_factory=dict)
+    """Reports that several checks ask for."""
     _count: int = 0
 
     def fresh(self) -> Experiment[Any]:

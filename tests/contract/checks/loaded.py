@@ -37,18 +37,12 @@ class Loaded:
         """An answer or an error for each request, in order; of a model that streams, the list of its events."""
         run = run or CallContext()
         if self.servable.mode == "stream":
-            return [
-                _or_error(lambda request=request: list(events_of(self.servable.stream(request, run))))
-                for request in requests
-            ]
+            streams = [self.servable.stream(request, run) for request in requests]
+            return [_or_error(lambda stream=stream: list(events_of(stream))) for stream in streams]
         return list(self.servable.predict(list(requests), run))
 
     def answers(self, requests: Sequence[BaseModel], run: CallContext | None = None) -> list[Any]:
-        """Answers in order.
-
-        Raises:
-            FoveaError: The first error among them.
-        """
+        """Answers in order; the first error among them is raised."""
         found = self.outcomes(requests, run)
         for answer in found:
             if isinstance(answer, FoveaError):

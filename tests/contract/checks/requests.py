@@ -35,21 +35,13 @@ def updated(request: BaseModel, **changes: Any) -> BaseModel | None:
 def distinct_requests(loaded: Loaded, count: int = MOST) -> list[tuple[BaseModel, Any]]:
     """Requests about different things, each with its answer; no two answers are the same."""
     known: list[tuple[BaseModel, Any]] = loaded.known.setdefault("distinct", [])
-    if not known:
-        known += _found_distinct(loaded, MOST)
-    return known[:count]
-
-
-def _found_distinct(loaded: Loaded, count: int) -> list[tuple[BaseModel, Any]]:
-    found: list[tuple[BaseModel, Any]] = []
-    for request in _candidates(loaded):
+    for request in () if known else _candidates(loaded):
         outcome = loaded.outcomes([request])[0]
-        if isinstance(outcome, FoveaError) or any(not differences(outcome, known) for _, known in found):
-            continue
-        found.append((request, outcome))
-        if len(found) == count:
+        if not isinstance(outcome, FoveaError) and all(differences(outcome, other) for _, other in known):
+            known.append((request, outcome))
+        if len(known) == MOST:
             break
-    return found
+    return known[:count]
 
 
 def _candidates(loaded: Loaded) -> Iterator[BaseModel]:
@@ -148,13 +140,11 @@ def option_values(loaded: Loaded, name: str, request: BaseModel) -> list[Any]:
     """Values to try for an option, none of them the one that the request has."""
     schema = loaded.servable.In.model_json_schema()
     now = getattr(request, name, None)
-    found = [*_values(schema["properties"][name], schema, now), _twisted(now, 1)]
-    plain = _plain(now)
-    kept: list[Any] = []
-    for value in found:
-        if value is not None and _plain(value) != plain and all(_plain(value) != _plain(one) for one in kept):
+    kept: list[Any] = [now]
+    for value in (*_values(schema["properties"][name], schema, now), _twisted(now, 1)):
+        if value is not None and all(_plain(value) != _plain(one) for one in kept):
             kept.append(value)
-    return kept
+    return kept[1:]
 
 
 def _plain(value: Any) -> Any:

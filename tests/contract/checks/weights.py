@@ -23,13 +23,9 @@ Arrays = Mapping[str, np.ndarray]
 @cache
 def known_files() -> dict[str, Path]:
     """Every file of weights that came with the packages, by the sha256 of its bytes; tests add those of toys."""
-    found = {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in shipped_weights().values()}
-    if (gguf := bundled_gguf()) is not None:
-        found[hashlib.sha256(gguf.read_bytes()).hexdigest()] = gguf
-    if (folder := bundled_embedder()) is not None:
-        file = folder / "model.safetensors"
-        found[hashlib.sha256(file.read_bytes()).hexdigest()] = file
-    return found
+    embedder = bundled_embedder()
+    files = [*shipped_weights().values(), bundled_gguf(), embedder and embedder / "model.safetensors"]
+    return {hashlib.sha256(file.read_bytes()).hexdigest(): file for file in files if file is not None}
 
 
 def expected_digest(loaded: Loaded) -> str | None:

@@ -27,6 +27,7 @@ from fovea_recipes.training.trainer import fit
 from services.detection.models.yolo9tr_network import Yolo9tr
 from shared.registry import network
 from shared.registry.weights import read_weights
+from tests.harness.hypothesis_profiles import in_depth
 
 SHORT = Schedule(steps=2, batch=4, rate=1e-3, validate_every=2)
 
@@ -56,12 +57,10 @@ def colours(folder: Path, count: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", [HieraEdgeNetCells, pytest.param(Yolo9trRoads, marks=pytest.mark.release)])
+@pytest.mark.parametrize("kind", in_depth([HieraEdgeNetCells, Yolo9trRoads], [HieraEdgeNetCells]))
 def test_a_folder_of_boxes_becomes_a_detector(kind, tmp_path):
-    made = kind(
-        data=squares(tmp_path / "data", 14), side=64, scale=MultiScale(side=64, rates=(1.0,)), schedule=SHORT,
-        choose=2, start=None,
-    )  # fmt: skip
+    scale = MultiScale(side=64, rates=(1.0,))
+    made = kind(data=squares(tmp_path / "data", 14), side=64, scale=scale, schedule=SHORT, choose=2, start=None)
     manifest = publish(made, fit(made, tmp_path / "run"), tmp_path / "out")
     assert {"map50", "map50_95", "ap50_square", "count_error_square"} <= manifest.metrics.keys()
     assert manifest.data["names"] == "square"
@@ -116,10 +115,9 @@ def test_a_rare_class_is_drawn_as_often_as_any_other_and_is_in_view(tmp_path):
     for index in (3, 17):
         label = data / "labels" / f"{index:02}.txt"
         label.write_text("1" + label.read_text()[1:])
-    made = HieraEdgeNetCells(
-        data=data, side=96, scale=MultiScale(side=96, rates=(1.0,)),
-        schedule=SHORT.model_copy(update={"batch": 64}), choose=1, balance=1.0, mosaic=0.0,
-    )  # fmt: skip
+    schedule, scale = SHORT.model_copy(update={"batch": 64}), MultiScale(side=96, rates=(1.0,))
+    more = {"choose": 1, "balance": 1.0, "mosaic": 0.0}
+    made = HieraEdgeNetCells(data=data, side=96, scale=scale, schedule=schedule, **more)
     made.prepare(tmp_path)
     (batch,) = made.batches(0, np.random.default_rng(0))
     assert 0.3 < float((batch["targets"][:, 1] == 1).float().mean()) < 0.7
@@ -153,9 +151,7 @@ def taught(request, folder, tmp_path_factory):
     return _train(recipe, folder, tmp_path_factory.mktemp("taught"))
 
 
-@pytest.mark.parametrize(
-    "taught", [PATNetRecipe, pytest.param(FasterNetRecipe, marks=pytest.mark.release)], indirect=True
-)
+@pytest.mark.parametrize("taught", in_depth([PATNetRecipe, FasterNetRecipe], [PATNetRecipe]), indirect=True)
 def test_a_folder_of_classes_becomes_a_classifier(taught):
     assert {"top_1", "teacher_top_1", "recall.blue", "recall.red"} <= taught.manifest.metrics.keys()
     assert taught.manifest.data["names"] == "blue,red"
@@ -201,9 +197,8 @@ def test_warnings_are_learnt_anew_without_touching_the_network(taught, tmp_path)
         recalibrate(file, colours(tmp_path / "more", 11))
 
 
-TINY = Yolo9trDemo(
-    schedule=Schedule(steps=2, batch=2, rate=1e-3, validate_every=2), width=0.0625, side=96, train=4, valid=2, test=2
-)
+SOON = Schedule(steps=2, batch=2, rate=1e-3, validate_every=2)
+TINY = Yolo9trDemo(schedule=SOON, width=0.0625, side=96, train=4, valid=2, test=2)
 
 
 def test_targets_stay_on_their_objects_when_a_picture_is_flipped(tmp_path):

@@ -51,9 +51,8 @@ def test_nothing_hidden_scores_zero_one_token_is_refused_and_long_text_is_a_weig
     window = golden.model.config.positions
     tokens = [i % 60 for i in range(window + 10)]
     parts = (influences.token_loss(golden.model, tokens[:window]), influences.token_loss(golden.model, tokens[window:]))
-    assert influences.token_loss(golden.model, tokens) == pytest.approx(
-        (parts[0] * (window - 1) + parts[1] * 9) / (window + 8), abs=1e-6
-    )
+    mean = (parts[0] * (window - 1) + parts[1] * 9) / (window + 8)
+    assert influences.token_loss(golden.model, tokens) == pytest.approx(mean, abs=1e-6)
     with pytest.raises(InvalidOption, match="two tokens"):
         influences.token_loss(golden.model, [3])
 

@@ -138,9 +138,8 @@ def test_a_frame_without_contrast_is_answered_with_a_warning(served, shade):
 
 def test_served_masks_of_fresh_frames_are_as_good_as_told_and_the_example_is_found(served):
     drawn = draw_split(draw_frame, "test", 30, 77, 160)
-    answers = served.predict(
-        [SegmentIn(image=encode(image), include=("mask",)) for image in drawn.images], CallContext()
-    )
+    requests = [SegmentIn(image=encode(image), include=("mask",)) for image in drawn.images]
+    answers = served.predict(requests, CallContext())
     masks = np.stack([np.asarray(Image.open(io.BytesIO(answer.mask))) > 0 for answer in answers])
     measured = read_weights(PraNetV2Segmenter.folder / "pranet-v2.safetensors").manifest.metrics["dice_at_half"]
     assert mean_dice_at_half(masks.astype(np.float32), drawn.truth) == pytest.approx(measured, abs=0.02)
@@ -268,11 +267,8 @@ def home(tmp_path, monkeypatch):
 
 def test_a_folder_with_coco_masks_becomes_a_served_model_and_learns_its_warnings_anew(home, monkeypatch):
     shutil.rmtree(home / "discs" / "masks")
-    labels = [
-        {"image_id": index, "category_id": 1, "segmentation": [[9, 9, 60, 9, 60, 60, 9, 60]]}
-        for index in range(12)
-        if index % 4
-    ]
+    outline = {"category_id": 1, "segmentation": [[9, 9, 60, 9, 60, 60, 9, 60]]}
+    labels = [{"image_id": index, **outline} for index in range(12) if index % 4]
     images = [{"id": index, "file_name": f"{index:02}.png"} for index in range(12)]
     coco = {"images": images, "annotations": labels, "categories": [{"id": 1, "name": "disc"}]}
     (home / "discs" / "coco.json").write_text(json.dumps(coco))

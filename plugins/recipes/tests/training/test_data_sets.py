@@ -71,12 +71,10 @@ def as_yolo(folder: Path) -> None:
         (folder / "labels" / f"{stem}.txt").write_text("\n".join(rows))
 
 
-@pytest.mark.parametrize(
-    ("write", "ending", "label"), [(as_voc, "xml", "a"), (as_coco, "json", "instances"), (as_yolo, "txt", "labels/a")]
-)
-def test_every_format_says_the_same_without_hidden_files_and_another_encoding_is_named(pictures, write, ending, label):
+@pytest.mark.parametrize(("write", "name"), [(as_voc, "a.xml"), (as_coco, "instances.json"), (as_yolo, "labels/a.txt")])
+def test_every_format_says_the_same_without_hidden_files_and_another_encoding_is_named(pictures, write, name):
     write(pictures)
-    file = pictures / f"{label}.{ending}"
+    file = pictures / name
     for hidden in (pictures / "._a.png", file.with_name(f"._{file.name}")):  # by the Finder of macOS
         hidden.write_bytes(b"\0\5\x16\7\xb0")
     found, problems, _ = check_boxes(find_boxes(pictures))
@@ -84,7 +82,7 @@ def test_every_format_says_the_same_without_hidden_files_and_another_encoding_is
     assert np.allclose(found.rows[0], [[0, 10, 20, 50, 60]], atol=1e-4)
     assert np.allclose(found.rows[1], [[1, 0, 0, 30, 40], [0, 60, 10, 90, 70]], atol=1e-4)
     assert found.counts == {"cat": 2, "dog": 1}
-    file = file.rename(file.with_suffix(f".{ending.upper()}"))  # of a camera, or Windows
+    file = file.rename(file.with_suffix(file.suffix.upper()))  # of a camera, or Windows
     (pictures / "a.png.aux.xml").write_text("<PAMDataset/>")  # by QGIS, which showed the picture
     assert find_boxes(pictures).counts == found.counts
     file.write_bytes("Schlaglöcher".encode("utf-16"))

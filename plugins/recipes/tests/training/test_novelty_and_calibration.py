@@ -72,9 +72,8 @@ def test_platt_makes_scores_reliable_and_keeps_their_order_also_in_small_cases()
 
 def test_new_pictures_of_the_kind_pass_others_are_warned_of_and_half_of_a_foreign_kind_is_learnt():
     rng = np.random.default_rng(0)
-    found = fit_novelty_detector(
-        kind(rng, 200), np.arange(200) // 2, kind(rng, 100), {"walls": kind(rng, 50, offset=2.0)}
-    )
+    known, held, walls = kind(rng, 200), kind(rng, 100), kind(rng, 50, offset=2.0)
+    found = fit_novelty_detector(known, np.arange(200) // 2, held, {"walls": walls})
     assert found.metrics["false_warnings"] <= 0.06
     assert found.metrics["auroc_walls"] > 0.99
     assert found.metrics["warned_walls"] > 0.9

@@ -162,9 +162,8 @@ def exported(net: nn.Module, file: Path, *, folded: bool) -> Path:
     mode = torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch speaks of its other exporter
-        torch.onnx.export(
-            net.eval(), (torch.rand(1, 3, 8, 8),), str(file), dynamo=False, training=mode, do_constant_folding=folded
-        )
+        how = {"dynamo": False, "training": mode, "do_constant_folding": folded}
+        torch.onnx.export(net.eval(), (torch.rand(1, 3, 8, 8),), str(file), **how)
     return file
 
 
