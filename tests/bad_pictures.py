@@ -55,21 +55,13 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return out.getvalue()
 
 
-def png(
-    width: int,
-    height: int,
-    body: bytes,
-    *,
-    depth: int = 8,
-    colour: int = 2,
-    extra: tuple[tuple[bytes, bytes], ...] = (),
-) -> bytes:
+def png(width: int, height: int, body: bytes, *extra: tuple[bytes, bytes], depth: int = 8, colour: int = 2) -> bytes:
     """A PNG with any claims in its header: `body` is the raw (uncompressed) pixel data, `extra` further chunks."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    chunks = ((b"IHDR", header), *extra, (b"IDAT", zlib.compress(body, 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+    made = b"\x89PNG\r\n\x1a\n"
+    for name, data in ((b"IHDR", header), *extra, (b"IDAT", zlib.compress(body, 9)), (b"IEND", b"")):
+        made += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    return made
 
 
 def _webp_claiming(width: int, height: int) -> bytes:
@@ -110,7 +102,7 @@ def refused() -> tuple[RefusedPicture, ...]:
         RefusedPicture("bomb-tiff", _tiff(100_000), 413),
         RefusedPicture("bomb-tiff-tile", _tiff(8, tile=60_000), 413),
         RefusedPicture("bomb-bmp", _bmp_claiming(50_000, 50_000), 413),
-        RefusedPicture("bomb-text-chunk", png(8, 8, bytes(200), extra=((b"zTXt", text),)), 400),
+        RefusedPicture("bomb-text-chunk", png(8, 8, bytes(200), (b"zTXt", text)), 400),
         RefusedPicture("no-pixels-png", png(0, 0, b""), 400),
         RefusedPicture("text-as-png", b"This is not a picture, whatever its name says.\n" * 20, 415),
         RefusedPicture("html-as-jpeg", b"<!DOCTYPE html><html><body>404</body></html>", 415),
@@ -124,11 +116,9 @@ def refused() -> tuple[RefusedPicture, ...]:
 
 def _turned(page: Image.Image, orientation: int) -> tuple[Image.Image, Image.Exif]:
     """The page as a camera stores it under an EXIF orientation, and the EXIF that states it."""
-    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
-    exif = Image.Exif()
+    back, exif = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}, Image.Exif()
     exif[0x0112] = orientation
-    stored = page.transpose(Image.Transpose(back[orientation])) if orientation in back else page
-    return stored, exif
+    return page.transpose(Image.Transpose(back[orientation])) if orientation in back else page, exif
 
 
 @cache

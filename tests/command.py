@@ -25,9 +25,8 @@ def command_runner(monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixt
 
     def run(*words: Any, stdin: str | bytes = "") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fovea", *map(str, words)])
-        monkeypatch.setattr(
-            sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin if isinstance(stdin, bytes) else stdin.encode()))
-        )
+        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
         captured.readouterr()
         code = 0
         try:

@@ -54,13 +54,8 @@ def settings_page() -> Iterator[tuple[pathlib.Path, str]]:
     ]
     for name, field in Settings.model_fields.items():
         old = f"`FOVEA_{RENAMED[name].upper()}`" if name in RENAMED else ""
-        cells = (
-            f"`{field.validation_alias or f'FOVEA_{name.upper()}'}`",
-            _type_name(field.annotation),
-            _default(field.default),
-            " ".join((field.description or "").split()),
-            old,
-        )
+        own, meaning = field.validation_alias or f"FOVEA_{name.upper()}", " ".join((field.description or "").split())
+        cells = (f"`{own}`", _type_name(field.annotation), _default(field.default), meaning, old)
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     yield ROOT / "docs/settings.md", "\n".join(lines) + "\n"
 
@@ -133,14 +128,11 @@ def judge_figures() -> Iterator[tuple[pathlib.Path, str]]:
         collection, others, scorer = name.rsplit(", ", 2)
         if scorer == "similarity":
             lead = rows[f"{collection}, {others}, lead of similarity"]
-            measured.append({
-                "name": f"pair_order_{collection}_{others}".lower().replace(" ", "_"),
-                "ours": round(row["median"], 3),
-                "data": f"{collection}, {row['note']}, {others} other documents",
-                "note": "95 % interval {:.3f} to {:.3f}. Lead over {} alone {:+.3f} ({:+.3f} to {:+.3f}).".format(
-                    row["low"], row["high"], facts["baseline"], lead["median"], lead["low"], lead["high"]
-                ),
-            })  # fmt: skip
+            note = f"95 % interval {row['low']:.3f} to {row['high']:.3f}. Lead over {facts['baseline']} alone "
+            note += f"{lead['median']:+.3f} ({lead['low']:+.3f} to {lead['high']:+.3f})."
+            data = f"{collection}, {row['note']}, {others} other documents"
+            own = f"pair_order_{collection}_{others}".lower().replace(" ", "_")
+            measured.append({"name": own, "ours": round(row["median"], 3), "data": data, "note": note})
     yield ROOT / "services/relevance_judge/judges/measured.json", json.dumps(measured, indent=1) + "\n"
 
 

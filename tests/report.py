@@ -102,8 +102,8 @@ def render(run: Run, commit: str, fuzzed: Sequence[Row], allowed: Sequence[Allow
         ("expected failures", counts["xfailed"]), ("reruns", run.reruns.total()),
     )  # fmt: skip
     failed = [test for test, outcome in run.outcomes.items() if outcome == "failed"]
-    slowest = [(f"`{test}`", f"{seconds:.1f}", f"{run.fixtures[test]:.1f}")
-               for test, seconds in run.calls.most_common(SLOWEST)]  # fmt: skip
+    calls = run.calls.most_common(SLOWEST)
+    slowest = [(f"`{test}`", f"{seconds:.1f}", f"{run.fixtures[test]:.1f}") for test, seconds in calls]
     timed = [(f"`{test}`", times, run.reasons.get(test, "not marked `timed`")) for test, times in run.reruns.items()]
     inputs = [(row["name"], f"{row['inputs']:,}", f"{row['seconds']:.0f}", row["found"] or "nothing") for row in fuzzed]
     lines = [
@@ -131,9 +131,8 @@ def main() -> None:
     asked = parser.parse_args()
     command = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    PAGE.write_text(
-        render(read_run(read_rows(asked.phases)), commit, read_rows(asked.fuzz), read_allowed_skips()), "utf8"
-    )
+    run = read_run(read_rows(asked.phases))
+    PAGE.write_text(render(run, commit, read_rows(asked.fuzz), read_allowed_skips()), "utf8")
     print(f"Wrote {PAGE.relative_to(ROOT)}.")
 
 

@@ -84,9 +84,8 @@ def main() -> None:
     found = list_slow(costs, budget)
     LIST.write_text("".join(f"{name}\n" for name in found), "utf8")
     whole = sum("::" not in name for name in found)
-    print(
-        f"{len(found) - whole} of {len(costs.own)} functions and {whole} whole files are slow; budget {budget:.0f} s."
-    )
+    functions = f"{len(found) - whole} of {len(costs.own)} functions"
+    print(f"{functions} and {whole} whole files are slow; budget {budget:.0f} s.")
 
 
 if __name__ == "__main__":

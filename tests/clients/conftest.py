@@ -82,9 +82,8 @@ def url(tmp_path_factory, folder):
     judge = build("relevance-judge", routers=[rerank.router], servables=judges, settings=settings)
     with serve_in_thread(llm, is_loaded) as llm_url, serve_in_thread(judge, is_loaded) as judge_url:
         upstreams = f"llm-longctx={llm_url},relevance-judge={judge_url}"
-        front = Settings(
-            data_dir=tmp_path_factory.mktemp("gateway"), http_port=0, grpc_port=0, static_upstreams=upstreams
-        )
+        data = tmp_path_factory.mktemp("gateway")
+        front = Settings(data_dir=data, http_port=0, grpc_port=0, static_upstreams=upstreams)
         with listening(create_server(build_gateway(front), front), "/health") as found:
             wait_for_routes(found)
             yield found

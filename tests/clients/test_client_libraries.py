@@ -22,9 +22,7 @@ class Switch(BaseModel):
     on: bool
 
 
-SCHEMA = {
-    "type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"], "additionalProperties": False,
-}  # fmt: skip
+SCHEMA = Switch.model_json_schema() | {"additionalProperties": False}
 TOOL = {"type": "function", "function": {"name": "switch", "description": "Turn it.", "parameters": SCHEMA}}
 
 
@@ -32,8 +30,8 @@ def test_openai(url):
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
     parsed = client.chat.completions.parse(model=MODEL, messages=ASK, response_format=Switch, max_tokens=300)
     assert isinstance(parsed.choices[0].message.parsed, Switch)
-    with client.chat.completions.stream(model=MODEL, messages=ASK, tools=[TOOL], tool_choice="required",
-                                        parallel_tool_calls=False, max_tokens=300) as stream:  # fmt: skip
+    forced = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 300}
+    with client.chat.completions.stream(model=MODEL, messages=ASK, **forced) as stream:
         kinds = {event.type for event in stream}
         calls = stream.get_final_completion().choices[0].message.tool_calls
     assert "tool_calls.function.arguments.delta" in kinds
@@ -50,7 +48,6 @@ def test_openai(url):
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
 def test_a_program_of_its_users_runs(url, program):
     python = environment(program.stem, program.with_suffix(".txt"))
-    done = subprocess.run(  # ours, next to this file
-        [python, program, url, MODEL, MINILM], env=OFFLINE, capture_output=True, text=True, timeout=540, check=False
-    )
+    command = [python, program, url, MODEL, MINILM]
+    done = subprocess.run(command, env=OFFLINE, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stderr

@@ -31,22 +31,15 @@ def run(command: str, folder: Path) -> str:
     """Output of a command with its errors: `perf_analyzer` may end well where all requests failed."""
     tool, *words = shlex.split(command)
     python = environment(tool, Path(__file__).parent / f"tools/{tool}.txt")
-    done = subprocess.run(  # a tool of that environment
-        [python.with_name(tool), *words], cwd=folder, env=OFFLINE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, timeout=540, check=False,
-    )  # fmt: skip
-    return done.stdout
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 540}
+    return subprocess.run([python.with_name(tool), *words], cwd=folder, env=OFFLINE, check=False, **how).stdout
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_guidellm_measures_the_language_model(url, folder, tmp_path, form):
     (command,) = commands("guidellm run")
-    for written, ours in (
-        ("http://127.0.0.1:8080", url),
-        ("smollm2-135m-instruct", MODEL),
-        (FORMATS[0], form),
-        ("model=FOLDER", f"model='{folder}'"),
-    ):
+    places = {"http://127.0.0.1:8080": url, "smollm2-135m-instruct": MODEL, FORMATS[0]: form}
+    for written, ours in {**places, "model=FOLDER": f"model='{folder}'"}.items():
         assert written in command
         command = command.replace(written, ours)
     said = run(command, tmp_path)

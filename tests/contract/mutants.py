@@ -55,9 +55,8 @@ def wrong(name: str, base: Any, ask: Change = same, tell: Change = same, under: 
     return type(base)(name, (base,), {"predict": predict, **facts, **parts})
 
 
-_Actions, _Segmenter, _OtherSegmenter = (
-    VISION_TOYS[f"family-{name}"] for name in ("actions", "segmenter", "other-segmenter")
-)
+_FAMILIES = ("family-actions", "family-segmenter", "family-other-segmenter")
+_Actions, _Segmenter, _OtherSegmenter = (VISION_TOYS[name] for name in _FAMILIES)
 
 
 class OtherGraph(_Actions):
@@ -287,15 +286,14 @@ def _first_options(batch: Sequence[JudgeIn]) -> list[JudgeIn]:
 
 
 _backwards = each(lambda told: told.model_copy(update={"results": told.results[::-1]}))
+_one_query = changed(query="a question")
 
 WRONG_JUDGES: Mapping[type[Judge], Sequence[Any]] = {
     RemembersQueries: [judging.check_passage_and_query_are_asked_about, judging.check_nothing_is_kept_between_requests],
     ForeignEvidence: [judging.check_evidence_belongs_to_its_pair],
     IgnoresTemplate: [judging.check_template_is_used],
     judges("IgnoresPassages", pair=changed(passage="-")): [judging.check_passage_and_query_are_asked_about],
-    judges("IgnoresQueries", QueryLikelihood, changed(query="a question")): [
-        judging.check_passage_and_query_are_asked_about
-    ],
+    judges("IgnoresQueries", QueryLikelihood, _one_query): [judging.check_passage_and_query_are_asked_about],
     judges("GradesToTen", verdict=_to_ten): [judging.check_grade_is_on_the_scale],
     judges("GuessesGrades", verdict=_zero_for_none): [judging.check_grade_is_on_the_scale],
     judges("IgnoresSeed", request=changed(seed=0)): [judging.check_seed_makes_verdicts_repeatable],

@@ -13,11 +13,8 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "plugins/example"
 TOYS = Path(__file__).parent / "plugins"
 
-SUITES = (
-    "tests/contract/test_servables.py",
-    "tests/contract/test_experiments.py",
-    "services/llm_longctx/tests/test_method_contract.py",
-)
+SUITES = [f"tests/contract/test_{name}.py" for name in ("servables", "experiments")]
+SUITES += ["services/llm_longctx/tests/test_method_contract.py"]
 
 JOINED = ("detection/word-counter", "toy-strict", "novel-keys")
 """Checks that the suites must have run."""
@@ -25,9 +22,8 @@ JOINED = ("detection/word-counter", "toy-strict", "novel-keys")
 
 def _run(*words: object, path: str = str(ROOT)) -> str:
     where = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, words)], cwd=ROOT, env=where, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
 

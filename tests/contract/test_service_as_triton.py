@@ -16,19 +16,14 @@ from tests.contract.sameness import differences
 
 NAME = "pranet"
 
-VISION = {
-    name: kind
-    for service in services_with_models()
-    for name, kind in servables(service).items()
-    if issubclass(kind, VisionServable)
-}
+MODELS = {name: kind for service in services_with_models() for name, kind in servables(service).items()}
+VISION = {name: kind for name, kind in MODELS.items() if issubclass(kind, VisionServable)}
 
 
 @pytest.fixture(scope="module")
 def replica(tmp_path_factory):
-    settings = Settings(
-        data_dir=tmp_path_factory.mktemp("fovea"), intra_op_threads=1, shutdown_grace_s=1, redis_url=None
-    )
+    folder = tmp_path_factory.mktemp("fovea")
+    settings = Settings(data_dir=folder, intra_op_threads=1, shutdown_grace_s=1, redis_url=None)
     with serving({NAME: VISION[NAME]}, settings) as running:
         assert running.host.ready, running.host.missing()
         yield running

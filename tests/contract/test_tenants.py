@@ -83,9 +83,8 @@ class Stage:
 
 
 TRAINING = {"signals": [0.1, 1.1, 2.1] * 4, "grades": [0, 1, 3] * 4, "queries": [str(n) for n in range(12)]}
-LABELS = {
-    "reference": "1 0 a 1\n1 0 b 0\n", "judges": [{"judge": SECRET, "labels": "1 0 a 1\n1 0 b 1\n"}], "draws": 10,
-}  # fmt: skip
+BOARD = [{"judge": SECRET, "labels": "1 0 a 1\n1 0 b 1\n"}]
+LABELS = {"reference": "1 0 a 1\n1 0 b 0\n", "judges": BOARD, "draws": 10}
 BY_HEADER = {who: {"x-fovea-tenant": who} for who in ("alice", "bob")}
 
 
@@ -194,13 +193,8 @@ def gateway(tmp_path_factory, module_redis_url):
 
 def _announce(client: TestClient, redis_url: str) -> Heartbeat:
     """A replica that answers `/v1/echo`, as the gateway sees it: none is there, so that jobs stay queued."""
-    heartbeat = Heartbeat(
-        redis_url,
-        lambda: ReplicaRecord(
-            id="r", service="svc", http="http://127.0.0.1:1", pid=1, ready=True, models=(), routes=("/v1/echo",),
-            seen=time.time(),
-        ),
-    )  # fmt: skip
+    facts = {"id": "r", "service": "svc", "http": "http://127.0.0.1:1", "pid": 1, "models": (), "routes": ("/v1/echo",)}
+    heartbeat = Heartbeat(redis_url, lambda: ReplicaRecord(**facts, ready=True, seen=time.time()))
     assert client.portal is not None
     client.portal.call(heartbeat.start)
     registry = client.app.state.gateway.registry  # type: ignore[attr-defined]
@@ -269,9 +263,8 @@ def test_everything_of_tenants_lies_below_a_tenant_and_a_plan_serves_its_own(pro
     assert objects.of_tenant("bob").head(plans) is None
     folders = [Path(stage.app.state.settings.data_dir) for stage in (judge, probe)]
     for folder in (*folders, gateway.app.state.gateway.settings.data_dir):
-        holders = [
-            file for file in folder.rglob("*") if file.is_file() and SECRET in str(file) + file.read_text("latin-1")
-        ]
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        holders = [file for file in files if SECRET in str(file) + file.read_text("latin-1")]
         assert holders
         assert {file.relative_to(folder).parts[0] for file in holders} == {"tenants"}
 

@@ -24,9 +24,8 @@ from services.gateway.routing.route_table import RouteTable
 from shared.registry.discovery import SERVICES, servables, service_package
 from shared.settings import Settings
 
-KNOWN: dict[str, dict[str, list[str]]] = json.loads(
-    Path(fovea.__file__).with_name("known_plugins.json").read_text("utf8")
-)
+FILE = Path(fovea.__file__).with_name("known_plugins.json")
+KNOWN: dict[str, dict[str, list[str]]] = json.loads(FILE.read_text("utf8"))
 GROUPS = ("adapters", "commands", "extensions", "findings", "models", "pages", "recipes", "routes", "traffic")
 
 
@@ -111,12 +110,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         facts = {
             "entries": {group: [p.value for p in entries(f"fovea.{group}")] for group in GROUPS},
-            "plugins": import_core(),
-            "services": describe_services(),
-            "gateway": ask_gateway(Path(folder)),
-            "models": ask_models(),
-            "commands": ask_commands(),
-        }
+            "plugins": import_core(), "services": describe_services(), "gateway": ask_gateway(Path(folder)),
+            "models": ask_models(), "commands": ask_commands(),
+        }  # fmt: skip
     sys.stdout.write(json.dumps(facts))
 
 

@@ -15,12 +15,7 @@ KNOWN = json.loads((ROOT / "fovea/known_plugins.json").read_text("utf8"))
 
 
 def link_libraries(folder: Path, *, with_core: bool) -> Path:
-    """Link all that is installed here, except plug-ins, into a folder.
-
-    Args:
-        folder: The new folder.
-        with_core: Whether the core's metadata, with its own entry points, is linked too.
-    """
+    """Link all that is installed here, except plug-ins, into a new folder; with the core also its entry points."""
     folder.mkdir()
     for place in Path(sysconfig.get_path("purelib")).iterdir():
         is_core = with_core and place.name.startswith(("fovea_platform-", "fovea_serve-"))
@@ -33,9 +28,8 @@ def run_alone(libraries: Path, *words: object, tree: Path = ROOT) -> subprocess.
     """Run Python with a tree and these libraries as its whole path: without `site`, no .pth file adds to it."""
     where = {name: value for name, value in os.environ.items() if not name.startswith(("FOVEA_", "PYTHON"))}
     where |= {"PYTHONPATH": os.pathsep.join((str(tree), str(libraries))), "COLUMNS": "100", "NO_COLOR": "1"}
-    return subprocess.run(
-        [sys.executable, "-S", *map(str, words)], cwd=tree, env=where, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-S", *map(str, words)]
+    return subprocess.run(command, cwd=tree, env=where, capture_output=True, text=True, check=False)
 
 
 def examine(libraries, tree=ROOT):

@@ -27,17 +27,13 @@ def main(address: str, pod: dict[str, float], most: int) -> None:
         "pod": NodeTypeConfig("pod", min_worker_nodes=0, max_worker_nodes=most, resources=pod),
     }
     alive = [node for node in state.node_states if node.status in {NodeStatus.RUNNING, NodeStatus.IDLE}]
+    asked, there = list(state.pending_resource_requests), [to_instance(node) for node in alive]
     request = SchedulingRequest(
-        disable_launch_config_check=True,
-        node_type_configs=kinds,
-        resource_requests=list(state.pending_resource_requests),
-        current_instances=[to_instance(node) for node in alive],
+        disable_launch_config_check=True, node_type_configs=kinds, resource_requests=asked, current_instances=there
     )
     decision = ResourceDemandScheduler(AutoscalerEventLogger(logging.getLogger("quiet"))).schedule(request)
     started = sum(launch.count for launch in decision.to_launch if launch.instance_type == "pod")
-    pending = [
-        dict(each.request.resources_bundle) for each in state.pending_resource_requests for _ in range(each.count)
-    ]
+    pending = [dict(each.request.resources_bundle) for each in asked for _ in range(each.count)]
     print(json.dumps({"pending": pending, "nodes": started}))
 
 

@@ -320,11 +320,10 @@ def test_dashboard_asks_only_for_metrics_that_exist():
 
 
 def test_versions_are_services_of_their_own_and_the_gateway_knows_their_shares():
+    canary = {"name": "canary", "tag": "0.3.0", "percent": 5}
     new = [
         f"services.medical-seg.versions[{place}].{name}={value}"
-        for place, version in enumerate(
-            ({"name": "canary", "tag": "0.3.0", "percent": 5}, {"name": "next", "min": 2, "shadowPercent": 10})
-        )
+        for place, version in enumerate((canary, {"name": "next", "min": 2, "shadowPercent": 10}))
         for name, value in version.items()
     ]
     found, names = render(*new), [f"demo-medical-seg{suffix}" for suffix in ("", "-canary", "-next")]

@@ -39,10 +39,8 @@ def test_values_secrets_and_services_that_the_page_names_exist():
         for key in name.split("."):
             assert key in part, name
             part = part[key]
-    run_helm(
-        "lint", str(CHART), "--strict", *[flag for name, value in ours[:3] for flag in ("--set", f"{name}={value}")]
-    )
-    flags = [flag for pair in ("redis.passwordSecret=fovea-redis", *ALL_ON) for flag in ("--set", pair)]
+    run_helm("lint", str(CHART), "--strict", *(f"--set={name}={value}" for name, value in ours[:3]))
+    flags = [f"--set={pair}" for pair in ("redis.passwordSecret=fovea-redis", *ALL_ON)]
     text = run_helm("template", "fovea", str(CHART), *flags).stdout
     documents = [d for d in yaml.safe_load_all(text) if d]
     for line in begin_with("kubectl", "-n", "fovea", "create", "secret"):

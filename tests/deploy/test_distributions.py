@@ -20,9 +20,8 @@ from tests.harness.serving import serve_in_thread
 FOLDERS = {"fovea-serve": "fovea", "fovea-platform": ".", **{name: f"weights/{name}" for name in PACKAGES.values()}}
 """Distribution → folder of its project."""
 
-PROJECTS = {
-    name: tomllib.loads((ROOT / folder / "pyproject.toml").read_text("utf8")) for name, folder in FOLDERS.items()
-}
+FILES = {name: ROOT / folder / "pyproject.toml" for name, folder in FOLDERS.items()}
+PROJECTS = {name: tomllib.loads(file.read_text("utf8")) for name, file in FILES.items()}
 CLIENT_BYTES = 20_000_000
 """Most bytes of the client with all that it needs, without the bytecode that Python adds."""
 
@@ -68,10 +67,8 @@ def test_the_client_s_project_lists_all_its_packages_and_weights_are_by_licence(
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
-    )
-    for name in filter(None, tracked.stdout.decode().split("\0")):  # a copy: a build leaves files in its tree
+    tracked = subprocess.check_output(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+    for name in filter(None, tracked.split("\0")):  # a copy: a build leaves files in its tree
         if (ROOT / name).exists() and not name.startswith(("docs/", "loadtests/", "plugins/", "tests/")):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
@@ -92,11 +89,8 @@ def install(target, *wheels):
 def test_wheels_hold_what_their_names_say(wheels):
     names = {name: zipfile.ZipFile(wheel).namelist() for name, wheel in wheels.items()}
     tops = {name: {one.partition("/")[0] for one in files if ".dist-info" not in one} for name, files in names.items()}
-    assert tops == {
-        "fovea-serve": {"fovea"},
-        "fovea-platform": {"services", "shared"},
-        **{package: {"services"} for package in PACKAGES.values()},
-    }
+    weights = {package: {"services"} for package in PACKAGES.values()}
+    assert tops == {"fovea-serve": {"fovea"}, "fovea-platform": {"services", "shared"}, **weights}
     assert "fovea/py.typed" in names["fovea-serve"]
     assert not [one for files in names.values() for one in files if "tests" in Path(one).parts]
     weights = {name: {one for one in files if one.endswith(".safetensors")} for name, files in names.items()}

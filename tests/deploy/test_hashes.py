@@ -95,10 +95,8 @@ cases = json.loads(sys.argv[1])
 STARTS = (
     HIDDEN
     + """
-points = importlib.metadata.entry_points
-importlib.metadata.entry_points = lambda **which: importlib.metadata.EntryPoints(
-    point for point in points(**which) if point.dist.name == "fovea-platform"
-)
+points, some = importlib.metadata.entry_points, importlib.metadata.EntryPoints
+importlib.metadata.entry_points = lambda **which: some(p for p in points(**which) if p.dist.name == "fovea-platform")
 
 def start(service):
     if service == "gateway":

@@ -18,9 +18,8 @@ from tests.deploy.tools import Processes, helm, run, run_platform
 from tests.harness.waiting import free_port, is_ready, wait_until
 
 HERE = pathlib.Path(__file__).parent
-needs_prometheus = pytest.mark.skipif(
-    not shutil.which("prometheus") or helm() is None, reason="no prometheus: `apt-get install prometheus` to run these"
-)
+IS_ABLE = shutil.which("prometheus") and helm() is not None
+needs_prometheus = pytest.mark.skipif(not IS_ABLE, reason="no prometheus: `apt-get install prometheus` to run these")
 PER_GATEWAY_HZ = 5
 
 

@@ -22,17 +22,14 @@ def x() -> torch.Tensor:
 
 REFUSED = {
     "an index on the host": lambda: x().index_copy_(0, torch.arange(3), x()),
-    "rows by an index on the host": lambda: x()[torch.arange(2)],
-    "rows by a list": lambda: x()[[0, 2]],
+    "rows by an index on the host": lambda: x()[torch.arange(2)], "rows by a list": lambda: x()[[0, 2]],
     "writing rows by an index on the host": lambda: x().__setitem__(torch.arange(2), 0.0),
     "a sum of both": lambda: x() + torch.ones(3, 4),
     "a mask on the host": lambda: x().masked_fill(torch.zeros(3, 4, dtype=torch.bool), 0),
-    "joining both": lambda: torch.cat((x(), torch.ones(1, 4))),
-    "a layer on the host": lambda: nn.Linear(4, 2)(x()),
+    "joining both": lambda: torch.cat((x(), torch.ones(1, 4))), "a layer on the host": lambda: nn.Linear(4, 2)(x()),
     "attention over keys on the host": lambda: attend(x()[None], torch.ones(1, 5, 4), torch.ones(1, 5, 4)),
-    "NumPy": lambda: x().numpy(),
-    "NumPy by another name": lambda: np.asarray(x()),
-}
+    "NumPy": lambda: x().numpy(), "NumPy by another name": lambda: np.asarray(x()),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -42,21 +39,16 @@ def test_what_cuda_refuses_is_refused(device, what):
 
 
 WAITS = {
-    "item": lambda: x().sum().item(),
-    "bool": lambda: bool((x() > 0).any()),
-    "tolist": lambda: x().tolist(),
-    "cpu": lambda: x().cpu(),
-    "nonzero": lambda: x().nonzero(),
-    "a boolean mask": lambda: x()[x() > 0],
-    "equal": lambda: torch.equal(x(), x()),
-    "unique": lambda: torch.unique(x()),
+    "item": lambda: x().sum().item(), "bool": lambda: bool((x() > 0).any()), "tolist": lambda: x().tolist(),
+    "cpu": lambda: x().cpu(), "nonzero": lambda: x().nonzero(), "a boolean mask": lambda: x()[x() > 0],
+    "equal": lambda: torch.equal(x(), x()), "unique": lambda: torch.unique(x()),
     "repeats": lambda: torch.repeat_interleave(torch.arange(2, device="cuda"), torch.arange(2, device="cuda")),
     "a new tensor": lambda: torch.tensor([1, 2], device="cuda"),
     "a tensor that is moved": lambda: torch.ones(2).to("cuda"),
     "a tensor that is copied": lambda: x().copy_(torch.ones(3, 4)),
     "a number for rows by an index": lambda: x().__setitem__(torch.arange(2, device="cuda"), 0.0),
     "a choice of a number on the host": lambda: torch.where(x() > 0, x(), torch.tensor(0.0)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("inference", [False, True], ids=["", "inference mode"])

@@ -42,9 +42,8 @@ def draw_shapes(folder):
 def test_the_first_model_is_trained_in_minutes_and_served_at_once(launch, tmp_path):
     running = launch(tmp_path, FOVEA_ENABLED_SERVICES="detection")
     draw_shapes(tmp_path / "shapes")
-    ((train, ask),) = (
-        block.strip().splitlines() for block in re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    )
+    (block,) = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    train, ask = block.strip().splitlines()
     running.wait_for(running.is_ready, 400)
     paths = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     told = {**os.environ, "PATH": paths, "FOVEA_DATA_DIR": str(tmp_path / "data"), "PYTHONUNBUFFERED": "1"}

@@ -114,9 +114,8 @@ class PhaseRecorder:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if (message := skip_message(report)) is not None:
-            self._write(
-                test=report.nodeid, phase="collection", seconds=0.0, outcome="skipped", worker="master", message=message
-            )
+            facts = {"phase": "collection", "seconds": 0.0, "outcome": "skipped", "worker": "master"}
+            self._write(test=report.nodeid, message=message, **facts)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

@@ -33,8 +33,7 @@ def test_other_wishes_and_code_have_another_name_and_code_is_what_a_network_impo
     names = {name_graph(one) for one in (plain, *others)}
     monkeypatch.setattr(graphs, "digest_code", lambda _modules: "other code")
     assert len(names | {name_graph(plain)}) == 5
-    found = {
-        str(file.relative_to(graphs.ROOT)) for file in imported_files("services.medical_seg.models.pranet_network")
-    }
+    files = imported_files("services.medical_seg.models.pranet_network")
+    found = {str(file.relative_to(graphs.ROOT)) for file in files}
     assert {"services/medical_seg/models/res2net.py", "services/medical_seg/models/pranet_network.py"} <= found
     assert not found & {"shared/settings.py", "services/medical_seg/segmenter.py"}

@@ -167,9 +167,8 @@ def test_each_entry_of_the_list_is_needed_and_says_how_to_run_the_tests():
     for entry in read_allowed_skips():
         file, _, name = entry.test.partition("::")
         name = name.partition("(")[0].rstrip("*")
-        assert any(Path(one).match(file) and f"def {name}" in texts[one] for one in texts), (
-            f"{entry.test}: no such test"
-        )
+        is_there = any(Path(one).match(file) and f"def {name}" in texts[one] for one in texts)
+        assert is_there, f"{entry.test}: no such test"
         assert any(entry.reason in text for text in texts.values()), f"{entry.test}: no test says {entry.reason!r}"
         assert len(entry.reason) > 5, f"{entry.test}: the reason would cover anything"
         assert len(entry.enable) > 10, entry.test

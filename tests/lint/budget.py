@@ -85,9 +85,7 @@ def main(root: Path = ROOT, *, write: bool = False) -> int:
         file.write_text(render(lines, budget) + style + limits, "utf8")
         budget = tomllib.loads(file.read_text("utf8"))
     found = [*find_excess(lines, budget), *find_plugin_imports(root)]
-    sys.stdout.write(
-        "\n".join(found or [f"The core has {sum(lines['core'].values()):,} lines, within its budget."]) + "\n"
-    )
+    print(*found or [f"The core has {sum(lines['core'].values()):,} lines, within its budget."], sep="\n")
     return len(found)
 
 

@@ -83,11 +83,10 @@ def list_undescribed(root: pathlib.Path = ROOT) -> list[str]:
             bases[owner.name] |= {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in owner.bases}
             for node in owner.body:
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+                    marks = [ast.unparse(mark) for mark in node.decorator_list]
                     if ast.get_docstring(node):
                         described[owner.name].add(node.name)
-                    elif owner.name[0] != "_" and not any(
-                        ast.unparse(mark).endswith(("overload", "setter")) for mark in node.decorator_list
-                    ):
+                    elif owner.name[0] != "_" and not any(mark.endswith(("overload", "setter")) for mark in marks):
                         bare.append((place, owner.name, node.name))
 
     def ancestors(name: str) -> set[str]:

@@ -69,10 +69,8 @@ class Workspace:
         (self.folder / "mutants").mkdir(parents=True)
         for name in (*PACKAGES, *ALSO_COPY):
             (self.folder / name).symlink_to(PLUGINS.get(name, ROOT / name))
-        own: dict[str, Any] = {
-            "only_mutate": [import_path(file) for file in module.files],
-            "pytest_add_cli_args_test_selection": list(module.tests),
-        }
+        own: dict[str, Any] = {"only_mutate": [import_path(file) for file in module.files]}
+        own["pytest_add_cli_args_test_selection"] = list(module.tests)
         lines = [f"{key} = {json.dumps(value)}" for key, value in (_SETTINGS | own).items()]
         project = (ROOT / "pyproject.toml").read_text("utf8")
         (self.folder / "pyproject.toml").write_text(f"{project}\n[tool.mutmut]\n" + "\n".join(lines) + "\n", "utf8")
@@ -87,11 +85,7 @@ class Workspace:
             yield
 
     def run(self, mutants: Sequence[str]) -> None:
-        """Run these mutants one after another.
-
-        Raises:
-            RuntimeError: mutmut ended with an error, for example because a test fails without any mutant.
-        """
+        """Run these mutants one after another; mutmut ends with an error where a test fails without any mutant."""
         command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", "1", *mutants]
         environment = os.environ | {"PYTHONPATH": str(self.folder / "mutants"), "MALLOC_ARENA_MAX": "2"}
         with (self.folder / "mutmut.log").open("w", encoding="utf8") as log:

@@ -36,8 +36,7 @@ for chat in chats:
 assert len(chats[0].batch(["Hi", "Hello", "Hey"])) == 3
 assert OpenAI(model=model, max_tokens=4, n=2, best_of=2, **V1).generate(["The sky", "My dog"]).generations[1][1].text
 reader = OpenAIEmbeddings(model=embedder, check_embedding_ctx_length=False, **V1)
-a, b, c = map(
-    np.array, reader.embed_documents(["The moon causes tides.", "Tides come of the moon.", "Bread is baked."])
-)
+texts = ["The moon causes tides.", "Tides come of the moon.", "Bread is baked."]
+a, b, c = map(np.array, reader.embed_documents(texts))
 assert a @ b > a @ c
 assert len(reader.embed_documents(["a"] * 1200)) == 1200

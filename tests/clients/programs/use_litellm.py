@@ -31,7 +31,6 @@ assert guided.choices[0].message.content in {"yes", "no"}
 rows = litellm.embedding(model=f"openai/{embedder}", input=["a", "b"], encoding_format="float", **V1).data
 assert [len(row["embedding"]) for row in rows] == [384, 384]
 assert litellm.responses(model=f"openai/{model}", input="Hello", max_output_tokens=8, **V1).output
-ranked = litellm.rerank(
-    model="cohere/bm25", query="tides", documents=["the moon", "tides rise"], api_base=url, api_key="n"
-)
+texts = ["the moon", "tides rise"]
+ranked = litellm.rerank(model="cohere/bm25", query="tides", documents=texts, api_base=url, api_key="n")
 assert ranked.results[0]["index"] == 1

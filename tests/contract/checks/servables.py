@@ -142,9 +142,8 @@ def _reference(loaded: Loaded) -> tuple[torch.nn.Module, str]:
 def check_engine_computes_the_cards_network(loaded: Loaded) -> None:
     """The engine's graph belongs to these weights: a network built without it gives the same tensors."""
     net, method = _reference(loaded)
-    assert weights.same_as_engine(loaded, weights.disturbed(net), feeds_of(loaded, rows=1)) is None, (
-        f"{method} ignores the weights"
-    )
+    other = weights.same_as_engine(loaded, weights.disturbed(net), feeds_of(loaded, rows=1))
+    assert other is None, f"{method} ignores the weights"
 
 
 @kinds.applies_to(kinds.has_engine)

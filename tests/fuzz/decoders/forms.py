@@ -50,9 +50,8 @@ async def _read_file(data: bytes) -> object:
 
 def _multipart(data: bytes) -> object:
     request, body = _request(data)
-    context: Any = SimpleNamespace(
-        scope=request.scope, headers={b"content-type": request.headers["content-type"].encode("latin-1")}
-    )
+    headers = {b"content-type": request.headers["content-type"].encode("latin-1")}
+    context: Any = SimpleNamespace(scope=request.scope, headers=headers)
     calls = (lambda: asyncio.run(_read_form(data)), lambda: asyncio.run(_read_file(data)))
     return [*map(ask, calls), ask(_read_model, context, body)]
 

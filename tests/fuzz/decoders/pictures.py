@@ -32,9 +32,8 @@ def _run_lengths(data: bytes) -> object:
         raise Malformed("no run lengths") from error
 
 
+_FORMS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 HARNESSES: dict[str, Harness] = {
-    "picture": Harness(
-        lambda data: decode(data, BOUNDS), tuple(encode_page(form) for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP"))
-    ),
+    "picture": Harness(lambda data: decode(data, BOUNDS), tuple(map(encode_page, _FORMS))),
     "run-lengths": Harness(_run_lengths, (b"632NO010O0124", b"?")),
 }

@@ -25,8 +25,6 @@ _ROWS = (
     b'{"qid": "1", "docid": "d", "grade": 2, "signal": 0.5, "template": "t", "tokens": 3, "latency_ms": 2, "cost": 1}\n'
 )
 _LABELS = b"1 0 d1 2\n1 0 d2 0\n2 0 d1 1\n2 0 d2 3\n"
-
-
 _PARSERS: tuple[Callable[[str], object], ...] = (
     lambda text: format_qrels(parse_qrels(text)), parse_runs, parse, lambda text: parse_labels(text, "labels"),
     lambda text: parse_signals(text, "signals"),
@@ -107,9 +105,7 @@ HARNESSES: dict[str, Harness] = {
     "judgements": Harness(
         _compare,
         (b"".join([_LABELS, b"\f", _LABELS.replace(b" 2", b" 0")]), _LABELS + b"\f" + _ROWS),
-        words=(
-            b"\f", b" 1000", b" -1000", b"1e308", b"-1e308", b"1 0 d1 2\n", b"\xe2\x80\xa8", b"0",
-        ),
+        words=(b"\f", b" 1000", b" -1000", b"1e308", b"-1e308", b"1 0 d1 2\n", b"\xe2\x80\xa8", b"0"),
     ),
     "grammar": Harness(
         _grammar,

@@ -23,6 +23,5 @@ def _gguf() -> bytes:
         return file.read_bytes()
 
 
-HARNESSES: dict[str, Harness] = {
-    "gguf": Harness(with_file(lambda file: unpack(file, file.parent / "cache"), ".gguf"), (_gguf(),))
-}
+_unpack = with_file(lambda file: unpack(file, file.parent / "cache"), ".gguf")
+HARNESSES: dict[str, Harness] = {"gguf": Harness(_unpack, (_gguf(),))}

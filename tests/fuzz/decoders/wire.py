@@ -47,15 +47,14 @@ def _scan_usage(data: bytes, *, is_stream: bool = True) -> object:
     return scanner.sum_up(1.0)
 
 
+_MESSAGE = encode_message(_CALL).SerializeToString()
 HARNESSES: dict[str, Harness] = {
     "oip-json": Harness(
         _decode_json,
         (_encode_json(is_binary=False), _encode_json(is_binary=True)),
         words=(b'"binary_data_size":', b'"shape":', b"[]", b"-1", b"1e999", b"NaN", b'"BYTES"', b"[" * 100),
     ),
-    "oip-protobuf": Harness(
-        _decode_protobuf, (encode_message(_CALL).SerializeToString(), b"\0" * 20), words=(b"\xff" * 9,)
-    ),
+    "oip-protobuf": Harness(_decode_protobuf, (_MESSAGE, b"\0" * 20), words=(b"\xff" * 9,)),
     "json-field": Harness(
         lambda data: read_json_field(data, "model"), (b'{"a": {"model": 1}, "model": "x"}', b'["\\"", {}]')
     ),
