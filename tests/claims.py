@@ -17,8 +17,7 @@ _SPARSE = re.compile(r"\bspars(e|ity|ely)\b", re.IGNORECASE)
 
 def main() -> int:
     """Read the tree; return how much may not be published as it is."""
-    cards = [kind.card for service in SERVICES for kind in servables(service).values()]
-    return read(claims()) + claimless(cards)
+    return read(claims()) + claimless([kind.card for service in SERVICES for kind in servables(service).values()])
 
 
 def claimless(cards: list[Card]) -> int:

@@ -113,8 +113,7 @@ def _default(value: object) -> str:
 def claims() -> Iterator[tuple[pathlib.Path, str]]:
     """The measured parts of sparsity claims, from the benches' results: images hold services, not benches."""
     for room, suite in CLAIMS.items():
-        results = ROOT / "loadtests/bench/results" / f"{suite}.json"
-        if results.exists():
+        if (results := ROOT / "loadtests/bench/results" / f"{suite}.json").exists():
             facts = json.loads(results.read_text("utf8"))["claims"]
             yield ROOT / room / "claims.json", json.dumps(facts, indent=1, sort_keys=True) + "\n"
 

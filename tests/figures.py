@@ -50,15 +50,13 @@ class UnknownFigure(ValueError):
 
 def pages() -> list[pathlib.Path]:
     texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins/*/README.md")]
-    generated = {file for name in GENERATED for file in ROOT.glob(f"docs/{name}.md")}
-    return sorted({*texts} - generated)
+    return sorted({*texts} - {file for name in GENERATED for file in ROOT.glob(f"docs/{name}.md")})
 
 
 def included_figures() -> Iterator[tuple[pathlib.Path, str]]:
     """Each page that includes figures, with the current ones in their places."""
     for page in pages():
-        text = page.read_text("utf8")
-        if PLACE.search(text):
+        if PLACE.search(text := page.read_text("utf8")):
             yield page, fill_in(text, page.name)
 
 
@@ -96,8 +94,7 @@ def look_up(key: str) -> str:
 
 
 def _benchmark(suite: str, part: str, name: str, column: str = "median") -> float:
-    file = RESULTS / f"{suite}.json"
-    if not file.exists():
+    if not (file := RESULTS / f"{suite}.json").exists():
         known = ", ".join(sorted(one.stem for one in RESULTS.glob("*.json")))
         raise KeyError(f"there is no result of the suite {suite!r}. Available: {known}.")
     table = json.loads(file.read_text("utf8"))
@@ -144,8 +141,7 @@ def render_models() -> str:
         model = SERVED_AS.get(name, name)
         low, high = manifest.intervals[metric]
         figure = f"{label} {manifest.metrics[metric]:.2f} ({low:.2f} to {high:.2f})"
-        link = f"[{model}](docs/models/{model}.md)"
-        cells = (link, cards[model].task, *_describe_data(manifest.data), figure)
+        cells = (f"[{model}](docs/models/{model}.md)", cards[model].task, *_describe_data(manifest.data), figure)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

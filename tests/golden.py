@@ -28,8 +28,7 @@ def read_golden(path: Path) -> Any:
 def pack(arrays: dict[str, np.ndarray]) -> bytes:
     """Bytes of an `.arrays` file."""
     ordered = sorted(arrays.items(), key=lambda one: one[1].dtype.str)
-    head = json.dumps([[name, array.dtype.str, array.shape] for name, array in ordered]).encode()
-    parts = [head, b"\n"]
+    parts = [json.dumps([[name, array.dtype.str, array.shape] for name, array in ordered]).encode(), b"\n"]
     for _, group in groupby((array for _, array in ordered), key=lambda array: array.dtype.str):
         flat = np.concatenate([array.reshape(-1) for array in group])
         parts.append(flat.view(np.uint8).reshape(-1, _width(flat.dtype)).T.tobytes())

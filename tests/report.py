@@ -72,8 +72,7 @@ def read_run(rows: Iterable[Row]) -> Run:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    lines = [" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in rows]
-    if not lines:
+    if not (lines := [" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in rows]):
         yield "None."
         return
     yield f"| {' | '.join(head)} |"

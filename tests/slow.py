@@ -49,8 +49,7 @@ class Costs:
 def read_costs(rows: Iterable[Mapping[str, Any]]) -> Costs:
     costs = Costs()
     for row in rows:
-        function = row["test"].partition("[")[0]
-        if "::" not in function:
+        if "::" not in (function := row["test"].partition("[")[0]):
             if not function and row["phase"] == "collection":
                 costs.collection = row["seconds"]
             continue

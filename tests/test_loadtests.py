@@ -44,8 +44,7 @@ def test_an_engine_says_its_build_and_when_tokens_came(script):
     engine = EngineProcess("toy", sys.executable, script, {}, threads=1)
     try:
         assert engine.build == "toy 1.0"
-        found = engine.generate([[1, 2], [3, 4]], 3)
-        assert [count for _, _, count in found.marks] == [2, 2, 2]
+        assert [count for _, _, count in engine.generate([[1, 2], [3, 4]], 3).marks] == [2, 2, 2]
         assert engine.memory() > 0
         process = psutil.Process(engine._process.pid)
         wait_until(lambda: process.status() == psutil.STATUS_STOPPED, 30, "the pause")

@@ -57,8 +57,7 @@ def test_days_pass_in_no_time_and_a_core_does_one_thing_at_a_time():
 
 
 def test_what_is_predicted_holds_on_the_real_cluster():
-    predicted = predict.predict(RESULTS["cluster"], COSTS)
-    rows = [row for row in page.compare(predicted) if "wait" not in row[1]]
+    rows = [row for row in page.compare(predict.predict(RESULTS["cluster"], COSTS)) if "wait" not in row[1]]
     assert len(rows) >= 15
     assert {row[:2]: row[3] for row in rows} == {row[:2]: pytest.approx(row[2], rel=0.15) for row in rows}
 

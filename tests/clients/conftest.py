@@ -85,10 +85,6 @@ def url(tmp_path_factory, folder):
         data = tmp_path_factory.mktemp("gateway")
         front = Settings(data_dir=data, http_port=0, grpc_port=0, static_upstreams=upstreams)
         with listening(create_server(build_gateway(front), front), "/health") as found:
-            wait_for_routes(found)
+            for place in (f"{found}/v1/chat/completions", f"{found}/v2/rerank"):
+                wait_until(lambda at=place: httpx2.post(at, json={}).status_code != 404, 120, f"an answer of {place}")
             yield found
-
-
-def wait_for_routes(url: str) -> None:
-    for path in ("/v1/chat/completions", "/v2/rerank"):
-        wait_until(lambda p=path: httpx2.post(f"{url}{p}", json={}).status_code != 404, 120, f"an answer of {path}")

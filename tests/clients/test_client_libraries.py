@@ -47,7 +47,6 @@ def test_openai(url):
 @pytest.mark.release
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
 def test_a_program_of_its_users_runs(url, program):
-    python = environment(program.stem, program.with_suffix(".txt"))
-    command = [python, program, url, MODEL, MINILM]
+    command = [environment(program.stem, program.with_suffix(".txt")), program, url, MODEL, MINILM]
     done = subprocess.run(command, env=OFFLINE, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stderr

@@ -129,7 +129,6 @@ def _fail_all(answers: list[Any]) -> list[Any]:
     return [bad] * len(answers) if bad else answers
 
 
-_any_area = each(changed(min_area=0))
 _invalid = each(changed(area_percent=float("nan"), components=[{"box": "here"}]))
 
 WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
@@ -142,7 +141,7 @@ WRONG_SERVABLES: Mapping[type[Servable[Any, Any]], Sequence[Any]] = {
     OneSession: [servables.check_same_request_has_the_same_answer, servables.check_batch_equals_its_singles],
     wrong("SpeaksOn", TitansMAG, stream=_speak_on): [servables.check_cancelled_run_stops],
     segments("OneForAll", ask=lambda batch: [batch[0]] * len(batch)): [servables.check_batch_equals_its_singles],
-    segments("IgnoresOneOption", ask=_any_area): [servables.check_every_option_matters],
+    segments("IgnoresOneOption", ask=each(changed(min_area=0))): [servables.check_every_option_matters],
     segments("ForgetsParts", tell=each(changed(rle=None))): [servables.check_include_adds_what_it_names],
     RemembersOptions: [servables.check_nothing_of_earlier_requests_remains],
     segments("DoesNotValidate", tell=_invalid): [servables.check_example_is_answered_validly],
@@ -247,8 +246,7 @@ class RemembersQueries(PromptedGrade):
 
     def verdict(self, pair: Pair, request: JudgeIn, run: CallContext) -> Verdict:
         with self.alone:
-            known = vars(self).setdefault("known", {})
-            if pair.query not in known:
+            if pair.query not in (known := vars(self).setdefault("known", {})):
                 known[pair.query] = super().verdict(pair, request, run)
             return known[pair.query]
 

@@ -331,8 +331,7 @@ def test_a_file_that_one_gateway_took_is_on_another(machine):
         form = {"files": {"file": ("a.jsonl", b"{}")}, "data": {"purpose": "batch"}}
         files = [one.post("/v1/files", **form).json() for _ in range(3)]
     with TestClient(build_gateway(machine("two")), LOCAL) as two:
-        listed = two.get("/v1/files").json()["data"]
-        assert {file["id"] for file in listed} == {file["id"] for file in files}
+        assert {file["id"] for file in two.get("/v1/files").json()["data"]} == {file["id"] for file in files}
         assert two.get(f"/v1/files/{files[0]['id']}/content").content == b"{}"
         assert two.delete(f"/v1/files/{files[0]['id']}").status_code == 200
     with TestClient(build_gateway(machine("one")), LOCAL) as one:

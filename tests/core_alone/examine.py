@@ -33,8 +33,7 @@ def import_core() -> list[str]:
     """Import every module of the core; return the plug-ins that came with them."""
     for package in (fovea, services, shared):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            names = found.name.split(".")
-            if not {"tests", "__main__"} & set(names) and not found.name.endswith("_pb2_grpc"):
+            if not {"tests", "__main__"} & set(found.name.split(".")) and not found.name.endswith("_pb2_grpc"):
                 importlib.import_module(found.name)
     return sorted({name.partition(".")[0] for name in sys.modules if name.startswith("fovea_")})
 

@@ -150,8 +150,7 @@ def test_the_head_has_what_kuberay_looks_for_and_its_state_is_in_the_redis_of_th
     cluster = ray_cluster("medical-seg")
     [head] = cluster["headGroupSpec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in head["ports"]}
-    assert ports == {"gcs": 6379, "dashboard": 8265, "serve": 8000}
-    assert cluster["authOptions"] == {"mode": "token"}
+    assert (ports, cluster["authOptions"]) == ({"gcs": 6379, "dashboard": 8265, "serve": 8000}, {"mode": "token"})
     assert cluster["gcsFaultToleranceOptions"] == {"redisAddress": "redis://demo-redis:6379"}
     outside = ray_cluster("medical-seg", "redis.url=redis://cache")["gcsFaultToleranceOptions"]
     assert outside["redisAddress"] == "redis://cache:6379"
@@ -162,8 +161,7 @@ def test_our_redis_has_a_password_for_everybody_syncs_writes_and_is_not_started_
     secret = {"secretKeyRef": {"name": "cache", "key": "password"}}
     for name, spec in pod_specs(documents):
         for container in spec["containers"]:
-            env = {e["name"]: e for e in container.get("env", ())}
-            if "FOVEA_REDIS_URL" in env:
+            if "FOVEA_REDIS_URL" in (env := {e["name"]: e for e in container.get("env", ())}):
                 assert env["FOVEA_REDIS_PASSWORD"]["valueFrom"] == secret, name
             if name == "demo-redis":
                 assert env["REDIS_PASSWORD"]["valueFrom"] == secret
@@ -251,8 +249,7 @@ def test_the_object_store_and_an_identity_of_the_cloud_reach_gateway_replicas_an
             assert {"name": "FOVEA_OBJECT_STORE", "value": "s3://models/fovea"} in container["env"]
             assert container["envFrom"] == [{"secretRef": {"name": "aws"}}]
     for name, spec in pod_specs(render("objectStore.url=s3://models/fovea", "objectStore.serviceAccount=models")):
-        expected = None if name.endswith(("-head", "-redis")) else "models"
-        assert spec.get("serviceAccountName") == expected, name
+        assert spec.get("serviceAccountName") == (None if name.endswith(("-head", "-redis")) else "models"), name
     assert not any("serviceAccountName" in spec for _, spec in pod_specs(render(*ALL_ON)))
 
 

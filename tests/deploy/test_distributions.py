@@ -116,8 +116,7 @@ def test_the_client_installs_alone_and_small_and_calls_a_server(wheels, tmp_path
     assert sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) < CLIENT_BYTES
     version = PROJECTS["fovea-serve"]["project"]["version"]
     listed = {"data": [{"id": "eye", "created": 1, "task": "segment", "service": "stub", "ready": True}]}
-    app = Starlette(routes=[Route("/v1/models", lambda _: JSONResponse(listed))])
-    with serve_in_thread(app) as url:
+    with serve_in_thread(Starlette(routes=[Route("/v1/models", lambda _: JSONResponse(listed))])) as url:
         commands = (
             [python, "-c", f"import fovea; print([model.id for model in fovea.Client({url!r}).models()])"],
             [tmp_path / "bin/fovea", "--version"],

@@ -22,8 +22,7 @@ SERVICES = {name: body for name, body in COMPOSE["services"].items() if name != 
 
 
 def test_hadolint_is_silent_and_compose_follows_its_specification():
-    tool = pathlib.Path(sys.prefix) / "bin" / "hadolint"
-    done = run(tool, ROOT / "Dockerfile")
+    done = run(pathlib.Path(sys.prefix) / "bin" / "hadolint", ROOT / "Dockerfile")
     assert (done.returncode, done.stdout) == (0, "")
     schema = json.loads((pathlib.Path(__file__).parent / "schemas/compose-spec.json").read_text("utf8"))
     jsonschema.Draft202012Validator(schema).validate(COMPOSE)

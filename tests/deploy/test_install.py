@@ -33,8 +33,7 @@ with pytest.MonkeyPatch.context() as patch:
     (["detection", "llm-longctx"], ["up", "detection", "llm-longctx", "cpu"]),
 ])  # fmt: skip
 def test_extras_have_torch_only_for_services_that_run_it(services, extras):
-    assert install.list_extras(services) == extras
-    assert install.needs_torch(services) == ("cpu" in extras)
+    assert (install.list_extras(services), install.needs_torch(services)) == (extras, "cpu" in extras)
     assert sorted(install.SERVICES) == sorted(SERVICES)
 
 
@@ -49,8 +48,7 @@ def test_plugins_are_those_that_a_service_or_the_gateway_calls():
 
 def test_torch_comes_from_a_folder_or_a_reachable_index_and_from_neither_where_a_device_is(tmp_path, capsys):
     assert install.torch_source(str(tmp_path), []) == ["--no-index", "--find-links", str(tmp_path)]
-    assert install.torch_source(str(tmp_path), [str(tmp_path)]) == []
-    assert install.torch_source("none", []) == []
+    assert (install.torch_source(str(tmp_path), [str(tmp_path)]), install.torch_source("none", [])) == ([], [])
     assert install.torch_source("http://127.0.0.1:9/whl", []) == []
     assert "TORCH_INDEX" in capsys.readouterr().out
 

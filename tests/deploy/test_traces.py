@@ -66,8 +66,7 @@ class Collector:
 
     @contextlib.contextmanager
     def serve(self) -> Iterator["Collector"]:
-        app = Starlette(routes=[Route("/v1/traces", self._take, methods=["POST"])])
-        with serve_in_thread(app) as self.endpoint:
+        with serve_in_thread(Starlette(routes=[Route("/v1/traces", self._take, methods=["POST"])])) as self.endpoint:
             yield self
 
 
@@ -202,8 +201,7 @@ def test_a_grpc_call_is_one_trace_to_the_batch(platform):
     assert pb.ModelInferResponse.FromString(body).model_name == "toy/echo"
     name = "inference.GRPCInferenceService/ModelInfer"
     gateway = platform.find(lambda s: s.kind == SERVER and s.service == "fovea-gateway", trace)
-    assert (gateway.name, gateway.parent) == (name, caller)
-    assert gateway.attributes["rpc.response.status_code"] == "OK"
+    assert (gateway.name, gateway.parent, gateway.attributes["rpc.response.status_code"]) == (name, caller, "OK")
     assert gateway.attributes["fovea.request_id"] == dict(ended.trailing_metadata())["x-request-id"]
     replica = platform.find(lambda s: s.kind == SERVER and s.service == "fovea-toy", trace)
     sent = platform.children_of(gateway)[name]

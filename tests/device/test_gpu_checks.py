@@ -27,8 +27,7 @@ def test_the_checks_of_kernels_hold_for_plain_ones(dtype):
     checks.check_prefill(CPU, "cpu_torch", dtype, 150, 16)
     checks.check_merge(CPU, "cpu_torch", dtype)
     checks.check_sampling(CPU, "cpu_torch", 50)
-    engine = checks.check_engine(lambda model: model, net(), "cpu_torch", 16, 4)
-    assert engine.runner.passes.graphs is None
+    assert checks.check_engine(lambda model: model, net(), "cpu_torch", 16, 4).runner.passes.graphs is None
 
 
 def test_a_case_that_fails_is_a_row_that_says_why(monkeypatch):

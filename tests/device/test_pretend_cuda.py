@@ -66,8 +66,7 @@ def test_what_goes_through_the_seam_is_counted(device):
     with device.decoding():
         sent = to_device([1, 2], CUDA)
         first, second = (buffer.send(np.arange(n)) for n in (3, 2))
-        assert to_host(sent + second).tolist() == [1, 3]
-        assert first.device == CUDA
+        assert (to_host(sent + second).tolist(), first.device) == ([1, 3], CUDA)
     assert device.transfers == {"sent": 3, "read": 1}
     assert first.data_ptr() == second.data_ptr(), "a buffer stays where it is"
     assert not device.waits

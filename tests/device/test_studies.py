@@ -30,8 +30,7 @@ ALIKE = {"acdc", "deconstruction-study", "head-plans", "sparsity", "yolo9tr", "h
 
 def answer(study_type, folder: Path, device: str, **options):
     study = study_type.load(LoadContext(cache=folder, weights=folder / "weights", threads=1, device=device))
-    spec = Machines(study_type, folder).example.model_copy(update=options)
-    return study.predict([spec], CallContext())[0]
+    return study.predict([Machines(study_type, folder).example.model_copy(update=options)], CallContext())[0]
 
 
 def answers_alike(study_type, folder: Path, **options):
@@ -47,8 +46,7 @@ def answers_alike(study_type, folder: Path, **options):
 
 @pytest.mark.parametrize("name", in_depth(STUDIES, STUDIES.keys() - ALIKE))
 def test_every_study_answers_as_on_a_cpu(name, tmp_path):
-    found = answers_alike(STUDIES[name], tmp_path)
-    assert found.manifest.device == ("cpu" if name in ON_CPU else str(CUDA))
+    assert answers_alike(STUDIES[name], tmp_path).manifest.device == ("cpu" if name in ON_CPU else str(CUDA))
 
 
 @pytest.mark.parametrize("kind", ["razor", "act", "statistic"])

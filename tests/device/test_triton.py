@@ -53,8 +53,7 @@ def launches():
 def test_a_step_is_sent_once_and_answers_as_on_a_cpu(launches, name, bits):
     how, device, wanted = method(name, **knobs_of(name)[0]), PretendCuda(), plain(name, 0, bits)[: STEPS + 1]
     with device.active():
-        engine = Engine(on_cuda(device), how, PLAN, page=16, backend="triton", cache_bits=bits, kv_bytes=1 << 20)
-        s = engine.open()
+        s = Engine(on_cuda(device), how, PLAN, page=16, backend="triton", cache_bits=bits, kv_bytes=1 << 20).open()
         rows = [s.prefill(IDS[:PROMPT])[-1]]
         launches.clear()
         for i in range(STEPS):
@@ -84,8 +83,7 @@ def test_few_bit_weights_are_read_as_they_are_packed(launches, bits):
     with device.active():
         model = to_cuda(plain, device)
         on_device = {name: one.to("cuda") for name, one in packed.items()}
-        engine = Engine(model, page=16, backend="triton", kv_bytes=1 << 20, packed=on_device)
-        s = engine.open()
+        s = Engine(model, page=16, backend="triton", kv_bytes=1 << 20, packed=on_device).open()
         s.prefill(IDS[:9])
         launches.clear()
         with device.decoding():

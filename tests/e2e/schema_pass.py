@@ -20,8 +20,6 @@ from tests.harness.waiting import is_ready, wait_until
 ANSWER_S = 180.0
 """Longer than the product's own deadline."""
 
-UNLOAD = "/unload"
-
 TINY: dict[str, dict[str, Any]] = {
     "/v1/probe": {"lm": "tiny-induction"}, "/v1/longctx": {"model": "fovea-routing-bytes"},
     "/v1/probe/deconstruction/study": {
@@ -61,7 +59,7 @@ def ask_all(url: str, examples: int) -> tuple[int, int]:
         _keep_small(case)
 
     def is_last(operation: Any) -> bool:
-        return bool(operation.path.endswith(UNLOAD))
+        return bool(operation.path.endswith("/unload"))
 
     how: dict[str, Any] = {"examples": examples, "prepare": prepare, "timeout": ANSWER_S}
     fuzz(document, url, 1, wanted=lambda operation: not is_last(operation), **how)

@@ -41,5 +41,4 @@ def test_killed_supervisor_leaves_no_process(launch, tmp_path):
     made.process.kill()
     made.process.wait()
     _, alive = psutil.wait_procs(family, 120)
-    assert alive == []
-    assert made.left_behind() == []
+    assert (alive, made.left_behind()) == ([], [])

@@ -23,8 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "docs/01-use.md", ROOT / "docs/08-trained-at
 
 def blocks(page, language):
     reader = Sybil([CodeBlockParser(language, evaluator=lambda _: None)])
-    document = Document.parse(str(page), *reader.parsers)
-    return [(example.line, str(example.parsed)) for example in document.examples()]
+    return [(example.line, str(example.parsed)) for example in Document.parse(str(page), *reader.parsers).examples()]
 
 
 LONG = ("fovea probe circuits",)

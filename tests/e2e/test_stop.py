@@ -14,8 +14,7 @@ def test_ctrl_c_stops_everything(product):
     product.process.send_signal(signal.SIGINT)
     assert product.process.wait(120) == 0, product.log
     _, alive = psutil.wait_procs(family, 5)
-    assert alive == []
-    assert product.left_behind() == []
+    assert (alive, product.left_behind()) == ([], [])
     assert "Stopping (SIGINT)" in product.log
     assert product.log.rstrip().endswith("Stopped.")
     assert "Traceback" not in product.log

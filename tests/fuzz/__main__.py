@@ -89,8 +89,7 @@ def shrink(harness: Harness, data: bytes, kind: type[BaseException]) -> bytes:
     while size:
         start = 0
         while start < len(data):
-            shorter = data[:start] + data[start + size :]
-            if type(broken_by(harness, shorter)) is kind:
+            if type(broken_by(harness, (shorter := data[:start] + data[start + size :]))) is kind:
                 data = shorter
             else:
                 start += size

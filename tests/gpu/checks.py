@@ -18,8 +18,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
 def draw(*shape: int, dtype: torch.dtype, device: Any, seed: int) -> Tensor:
     """Normal numbers, the same on every device."""
-    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return made.to(dtype).to(device)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(device)
 
 
 def check_decode(device: Any, backend: str, dtype: torch.dtype, lengths: tuple[int, ...], group: int, d: int) -> None:

@@ -48,11 +48,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Collect garbage after the last test of a file if the process has grown since the last time."""
     result = yield
-    if nextitem is None or nextitem.path != item.path:
-        before = item.config.stash.get(_RESIDENT, 0)
-        if read_resident_bytes() - before > GROWTH_BYTES:
-            gc.collect()
-            if sys.platform == "linux":
-                ctypes.CDLL(None).malloc_trim(0)
-            item.config.stash[_RESIDENT] = read_resident_bytes()
+    is_last, before = nextitem is None or nextitem.path != item.path, item.config.stash.get(_RESIDENT, 0)
+    if is_last and read_resident_bytes() - before > GROWTH_BYTES:
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+        item.config.stash[_RESIDENT] = read_resident_bytes()
     return result

@@ -54,8 +54,7 @@ def fuzz(
         def send(case: Any) -> None:
             prepare(case)
             case.body, case.query = change(case.body), change_query(case.query)
-            answer = case.call(base_url=url, headers=headers, timeout=timeout)
-            if answer.status_code not in allowed:
+            if (answer := case.call(base_url=url, headers=headers, timeout=timeout)).status_code not in allowed:
                 case.validate_response(answer, checks=checks)
 
         try:

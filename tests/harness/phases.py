@@ -55,8 +55,7 @@ class FixtureClock:
     def pytest_fixture_setup(self, fixturedef: FixtureDef[Any], request: SubRequest) -> Iterator[object]:
         """Measure a shared fixture; those that it asks for meanwhile belong to it."""
         item = request._pyfuncitem
-        name = name_shared(fixturedef, item)
-        if name is None or self._building:
+        if (name := name_shared(fixturedef, item)) is None or self._building:
             return (yield)
         began, self._building = time.perf_counter(), 1
         try:

@@ -14,8 +14,7 @@ def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def smooth(name: str, shape: tuple[int, int, int, int], cell: int) -> np.ndarray:
     """Numbers (n, c, h, w) that are alike in cells of so many pixels."""
     n, c, h, w = shape
-    coarse = uniform(name, (n, c, -(-h // cell), -(-w // cell)))
-    return coarse.repeat(cell, axis=2).repeat(cell, axis=3)[:, :, :h, :w]
+    return uniform(name, (n, c, -(-h // cell), -(-w // cell))).repeat(cell, axis=2).repeat(cell, axis=3)[:, :, :h, :w]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -37,8 +37,7 @@ def test_a_test_that_fails_fails_the_run_and_a_timed_one_the_second_time(run_sui
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_timed_test_may_fail_once_and_is_listed(workers, run_suite):
     result = run_suite("reruns", workers=workers, test_bell=FAILS_ONCE.format(mark=TIMED))
-    assert result.ret == pytest.ExitCode.OK
-    assert result.parseoutcomes() == {"passed": 1, "rerun": 1}
+    assert (result.ret, result.parseoutcomes()) == (pytest.ExitCode.OK, {"passed": 1, "rerun": 1})
     listed = ["1 tests hold a clock; 1 reruns.", "1 × test_bell.py::test_one: the bell rings at once"]
     result.stdout.fnmatch_lines(["*timed tests*", *listed])
 
@@ -131,7 +130,6 @@ WAYS = {
     "import pytest\n@pytest.mark.parametrize('x', "
     "[1, pytest.param(2, marks=pytest.mark.skip(reason='no_such_module'))])\ndef test_a(x): pass" ),
 }  # fmt: skip
-PASSES = "def test_b(): pass"
 
 
 def allow(pytester: pytest.Pytester, **entry: str) -> str:
@@ -144,7 +142,7 @@ def allow(pytester: pytest.Pytester, **entry: str) -> str:
 def test_a_skip_that_is_not_listed_fails_the_run(named, workers, run_suite, pytester):
     files = {f"test_{way}": text for way, text in WAYS.items()}
     option = allow(pytester, test=named, reason="no_such_module")
-    result = run_suite("skips", option, workers=workers, test_two=PASSES, **files)
+    result = run_suite("skips", option, workers=workers, test_two="def test_b(): pass", **files)
     allowed = {way for way in WAYS if named == "test_*" or (named == "test_[mc]*" and way[0] in "mc")}
     assert result.ret == (pytest.ExitCode.OK if allowed == WAYS.keys() else pytest.ExitCode.TESTS_FAILED)
     lines = result.stdout.lines

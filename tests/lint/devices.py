@@ -60,8 +60,7 @@ def iter_without_device(root: pathlib.Path = ROOT) -> Iterator[tuple[str, str, a
 
 
 def find_exception(file: str, function: str) -> str | None:
-    keys = f"{file}::{function}", f"{file}::*", f"*::{function}"
-    return next((key for key in keys if key in EXCEPTIONS), None)
+    return next((key for key in (f"{file}::{function}", f"{file}::*", f"*::{function}") if key in EXCEPTIONS), None)
 
 
 def iter_factories(tree: ast.AST, function: str = "<module>", *, moves: bool = False) -> Iterator[tuple[str, ast.Call]]:

@@ -34,8 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """End the process if a test hangs, as a mutant may make it wait for ever."""
-    usual = read_seconds().get(item.nodeid)
-    if usual is None:
+    if (usual := read_seconds().get(item.nodeid)) is None:
         return (yield)
     signal.signal(signal.SIGALRM, lambda *_: os._exit(TIMEOUT))
     signal.setitimer(signal.ITIMER_REAL, HANGS_S + HANGS_TIMES * usual)

@@ -44,8 +44,7 @@ def test_labels_and_suppression_equal_the_published_ones():
     for ours, key in zip(found, ("out_xmin", "out_xmax", "out_score"), strict=True):
         np.testing.assert_allclose(ours, golden[key], atol=1e-9)
     starts, ends, scores = np.array([0.1, 0.1]), np.array([0.5, 0.52]), np.array([0.9, 0.8])
-    assert proposals.soft_nms(starts, ends, scores)[0].tolist() == [0.1]
-    assert scores.tolist() == [0.9, 0.8]
+    assert (proposals.soft_nms(starts, ends, scores)[0].tolist(), scores.tolist()) == ([0.1], [0.9, 0.8])
     assert all(part.shape == (0,) for part in proposals.soft_nms(np.ones(1), np.ones(1), np.ones(1)))
 
 
@@ -53,8 +52,7 @@ def test_proposals_multiply_start_end_and_both_confidences_and_get_class_scores(
     length = 6
     confidence = np.full((2, length, length), 0.5)
     starts, ends, scores = proposals.score_proposals(confidence, np.full(length, 0.5), np.full(length, 0.5))
-    assert len(starts) == length * (length - 1) / 2
-    assert ends.max() == pytest.approx(5 / 6)
+    assert (len(starts), ends.max()) == (length * (length - 1) / 2, pytest.approx(5 / 6))
     assert (starts < ends).all()
     assert np.unique(scores).tolist() == [0.5**4]
     rng = np.random.default_rng(0)
@@ -104,7 +102,6 @@ def test_attention_is_f_plus_weighed_f_or_exactly_bmn():
     assert all(torch.equal(a, b) for a, b in zip(plain(x), off(x, r), strict=True))
     net = filled(network("bmn-csa", **SMALL, semantics=5))
     seen, r = torch.randn(2, 8, 10), torch.randn(2, 5, 10)
-    pooled = torch.cat((r.mean(2), r.std(2, correction=0), r.amax(2)), 1)
-    channel = torch.sigmoid(net.csa.channel(pooled))[:, :, None]
+    channel = torch.sigmoid(net.csa.channel(torch.cat((r.mean(2), r.std(2, correction=0), r.amax(2)), 1)))[:, :, None]
     time = torch.sigmoid(net.csa.time(r))
     torch.testing.assert_close(net.csa(seen, r), seen + seen * channel + seen * time)

@@ -250,12 +250,9 @@ async def test_what_is_no_report_of_circuits_is_a_problem_that_names_its_side(cl
 SETTINGS = sorted(read("tiny_gpt2_circuit.json")["path_patching"])
 
 
-def receivers_of(facts):
-    return facts["receivers"] if facts["receivers"] == "final" else [tuple(r) for r in facts["receivers"]]
-
-
 def patched(golden, facts, **more):
-    told = {"receivers": receivers_of(facts), "positions": facts["position"], "freeze_mlps": facts["freeze_mlps"]}
+    receivers = facts["receivers"] if facts["receivers"] == "final" else [tuple(r) for r in facts["receivers"]]
+    told = {"receivers": receivers, "positions": facts["position"], "freeze_mlps": facts["freeze_mlps"]}
     return circuits.path_patch(*golden.given, **told, **more)
 
 
@@ -311,8 +308,7 @@ def test_activation_patching_equals_the_golden_one(golden, positions):
 
 def test_denoising_is_noising_the_other_way_round_and_a_sender_that_says_the_same_has_no_effect(golden):
     found = circuits.activation_patch(*golden.given, denoise=True)
-    swapped = circuits.activation_patch(golden.model, golden.corrupt, golden.clean, golden.answers)
-    assert np.allclose(found, swapped)
+    assert np.allclose(found, circuits.activation_patch(golden.model, golden.corrupt, golden.clean, golden.answers))
     found = circuits.path_patch(golden.model, golden.clean, golden.clean.clone(), golden.answers)
     assert np.allclose(found.patched, found.clean, atol=1e-5)
     assert np.isnan(found.effect).all(), "no difference between the runs: the effect is undefined"
@@ -346,9 +342,7 @@ def test_overlaps_equal_the_golden_ones_and_undefined_heads_are_never_chosen(cas
     assert len(circuits.top_heads(np.ones((10, 10)), 0.07)) == 7
 
 
-def test_every_rerun_is_the_plain_forward_with_one_head_replaced_and_attributions_sum_to_the_difference(
-    model, family_prompts
-):
+def test_a_rerun_is_a_forward_with_one_head_replaced_and_attributions_sum_to_the_difference(model, family_prompts):
     run = run_with_cache(model, family_prompts[0])
     for layer in range(run.layers):
         torch.testing.assert_close(run.run_from(layer, run.pre[layer]), run.last)

@@ -9,6 +9,5 @@ from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
 
 @pytest.fixture(scope="package")
 def url(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    with served("medical-seg", {"pranet": PraNetSegmenter}, folder) as found:
+    with served("medical-seg", {"pranet": PraNetSegmenter}, tmp_path_factory.mktemp("study")) as found:
         yield found

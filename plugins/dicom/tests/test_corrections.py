@@ -117,8 +117,7 @@ async def test_parts_that_do_not_belong_together_are_named():
     refuse("x.png is not named", InvalidOption, masks=[good._replace(name="x.png")])
     refuse("no frame 4", InvalidOption, masks=[good._replace(name=f"{uid}.4.png")])
     refuse("is 8 × 9; its picture is 36 × 24", InvalidOption, masks=[png(np.ones((9, 8)), f"{uid}.1.png")])
-    nothing = [png(np.zeros((H, W)), f"{uid}.{frame}.png") for frame in (1, 3)]
-    refuse("Nothing is left", InvalidOption, masks=nothing)
+    refuse("Nothing is left", InvalidOption, masks=[png(np.zeros((H, W)), f"{uid}.{frame}.png") for frame in (1, 3)])
     broken = dcmread(io.BytesIO(series.segmentation))
     del broken.SeriesInstanceUID
     refuse("lacks SeriesInstanceUID", Malformed, seg=corrections.to_bytes(broken))
@@ -139,8 +138,7 @@ async def test_objects_without_an_id_have_masks_of_different_names_that_are_take
     assert [int(back[uid, 1].sum()) for uid in (first, second)] == [9, 16]
     sources = [NamedFile(f"{place}.dcm", to_file(one)) for place, one in enumerate(stills)]
     edited = png(square(3, 3, 5), f"{second}.1.png")
-    found = correct_segmentation(sources, series.segmentation, [edited], DEFAULT_BOUNDS)
-    assert found.changed == [f"{second}.1"]
+    assert correct_segmentation(sources, series.segmentation, [edited], DEFAULT_BOUNDS).changed == [f"{second}.1"]
 
 
 async def test_what_an_eraser_left_transparent_is_no_mask_and_any_corrector_is_named():

@@ -81,8 +81,7 @@ def test_a_window_is_applied_to_rescaled_values_as_the_standard_writes_it_and_wh
     one = grey([[0, 500], [1000, 2000]], RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=0.5, WindowWidth=2001)
     assert read_frame(one)[..., 0].tolist() == [[0, 128], [255, 255]]
     assert read_frame(one, window=GreyWindow(1000.5, 2001))[..., 0].tolist() == [[0, 0], [128, 255]]
-    exact = GreyWindow(1000, 2000, "LINEAR_EXACT").apply(np.asarray([0.0, 1000.0, 2000.0]))
-    assert exact.tolist() == [0, 0.5, 1]
+    assert GreyWindow(1000, 2000, "LINEAR_EXACT").apply(np.asarray([0.0, 1000.0, 2000.0])).tolist() == [0, 0.5, 1]
     assert GreyWindow(0, 1).apply(np.asarray([-1.0, 0.0])).tolist() == [0, 1]
     assert GreyWindow(0, 4, "SIGMOID").apply(np.asarray([0.0, 1.0]))[1] == pytest.approx(1 / (1 + np.exp(-1)))
     for text in ("1", "a,b", "1,0", "nan,1", "1,2,3"):
@@ -128,8 +127,7 @@ def test_a_table_s_entries_are_bytes_or_words_in_the_order_of_the_file():
 def test_the_window_of_an_enhanced_object_stands_in_its_functional_groups():
     one = load("eCT_Supplemental.dcm")
     first = one.PerFrameFunctionalGroupsSequence[0].get("FrameVOILUTSequence")
-    shared = one.SharedFunctionalGroupsSequence[0].get("FrameVOILUTSequence")
-    item = (first or shared)[0]
+    item = (first or one.SharedFunctionalGroupsSequence[0].get("FrameVOILUTSequence"))[0]
     item.WindowCenter, item.WindowWidth = -5000, 1
     assert read_frame(one).min() == 255
 
@@ -158,8 +156,7 @@ def test_frames_are_counted_whatever_an_object_says_and_a_frame_s_own_item_count
     one = holding(PerFrameFunctionalGroupsSequence=[measured(1), Dataset(), measured(3)], PixelSpacing=[7, 7])
     one.SharedFunctionalGroupsSequence = [measured(9), measured(8)]
     sizes = [find_pixel_size(one, index) for index in range(4)]
-    assert [size.row_mm for size in sizes if size] == [1, 9, 3, 9]
-    assert find_pixel_size(one) == sizes[0]
+    assert ([size.row_mm for size in sizes if size], find_pixel_size(one)) == ([1, 9, 3, 9], sizes[0])
     assert find_functional_item(one, "PlaneOrientationSequence", 0) is None
     assert find_functional_item(Dataset(), "PixelMeasuresSequence", 0) is None
 
@@ -257,11 +254,9 @@ def segmented(request):
     masks = np.zeros((sum(map(count_frames, sources)), sources[0].Rows, sources[0].Columns), bool)
     for frame in range(len(masks)):
         masks[frame, 1 : 2 + frame % 40, 3 : 10 + frame // 40] = frame != 1
-    areas = enumerate(masks.sum((1, 2)).tolist())
-    found = [MaskFinding(frame, area, None, 1, 0.5) for frame, area in areas if area]
+    found = [MaskFinding(frame, area, None, 1, 0.5) for frame, area in enumerate(masks.sum((1, 2)).tolist()) if area]
     seg = build_segmentation(sources, masks, label="polyp", model="toy", version="1")
-    report = build_report(sources, seg, found, model="toy", version="1")
-    return sources, masks, to_bytes(seg), to_bytes(report)
+    return sources, masks, to_bytes(seg), to_bytes(build_report(sources, seg, found, model="toy", version="1"))
 
 
 def test_each_area_mask_and_geometry_is_that_of_the_frame_it_refers_to_also_for_highdicom(segmented):
@@ -339,8 +334,7 @@ def test_nothing_of_a_patient_is_logged_or_told(caplog, capfd):
     one.save_as(out)
     with pytest.raises(UnsupportedMedia) as told:
         read_frame(read_object(out.getvalue()))
-    everything = caplog.text + "".join(capfd.readouterr()) + str(told.value) + repr(vars(told.value))
-    assert "SECRET" not in everything
+    assert "SECRET" not in caplog.text + "".join(capfd.readouterr()) + str(told.value) + repr(vars(told.value))
 
 
 def test_multipart_comes_back_and_a_cut_body_is_refused():

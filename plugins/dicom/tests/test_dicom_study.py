@@ -176,8 +176,7 @@ async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_th
     assert series.warnings == ["The objects do not state their pixels' size, so areas are in pixels only."]
     check_references(series)
     areas = [int(mask.sum()) for one in objects for mask in [read_masks(series)[one.SOPInstanceUID, 1]]]
-    assert areas == [9, 25, 4, 36]
-    assert [numbers["Area"] for numbers in read_report(series)] == [36, 4, 9, 25]
+    assert (areas, [numbers["Area"] for numbers in read_report(series)]) == ([9, 25, 4, 36], [36, 4, 9, 25])
     group = hd.sr.srread(io.BytesIO(series.report)).content.get_planar_roi_measurement_groups()[0]
     assert [one.unit.value for one in group.get_measurements()] == ["{pixels}", "1", "1"]
     unit = group.get_measurements()[0].unit
@@ -227,8 +226,7 @@ async def test_what_is_no_picture_is_skipped_and_says_why():
 async def test_options_go_to_the_model_and_choose_the_forms():
     model, frames = Bright(), [picture((x, 2, 3)) for x in range(5)]
     options = {"threshold": 0.3, "min_area": 7, "keep_largest": True, "min_peak": 0.8, "normalise": "minmax"}
-    found = await segment(film(*frames), model=model, include="strip", **options)
-    (series,) = found.series
+    (series,) = (await segment(film(*frames), model=model, include="strip", **options)).series
     assert (series.segmentation, series.report) == (None, None)
     strip = Image.open(io.BytesIO(series.strip))
     assert (strip.format, strip.size) == ("JPEG", (5 * round(W * 160 / H), 160))
@@ -260,8 +258,7 @@ async def test_objects_that_no_segmentation_can_repeat_are_answered_without_one_
     odd = film(picture((1, 1, 3)), PixelSpacing=[1, 1])
     del odd.SOPClassUID
     (series,) = (await segment(odd)).series
-    assert series.instances[0].frames[0].area == 9
-    assert (series.segmentation, series.report) == (None, None)
+    assert (series.instances[0].frames[0].area, series.segmentation, series.report) == (9, None, None)
     assert series.warnings == ["The objects lack what a DICOM segmentation must repeat of them (AttributeError)."]
 
 

@@ -85,8 +85,7 @@ def test_versions_stand_beside_each_other_and_are_listed_newest_first(tmp_path, 
 
 
 def called(text):
-    block = text.split("```bash\n")[1].split("```")[0].replace("\\\n", "")
-    return [shlex.split(line) for line in block.splitlines()]
+    return [shlex.split(line) for line in text.split("```bash\n")[1].split("```")[0].replace("\\\n", "").splitlines()]
 
 
 def test_pictures_are_sent_as_a_form_and_anything_else_as_the_cards_example_whose_quotes_survive_the_shell():

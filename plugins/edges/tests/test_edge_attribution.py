@@ -129,8 +129,7 @@ def test_cut_edge_is_a_forward_with_that_input_alone_changed(golden):
     head = graph.sources.index(EdgeSource(0, "head", 1))
     moved = corrupt.written[head] - clean.written[head]
     to_answer = whole_forward(Replace("final", trace(net, golden.clean, capture=["final"])["final"] + moved))
-    stream = trace(net, golden.clean, capture=["resid_pre.1"])["resid_pre.1"] + moved
-    q, k, _ = net.blocks[1].project(stream)
+    q, k, _ = net.blocks[1].project(trace(net, golden.clean, capture=["resid_pre.1"])["resid_pre.1"] + moved)
     to_query, to_key = (whole_forward(Replace(f"{s}.1", x, heads=1)) for s, x in (("q", q), ("k", k)))
     targets = (EdgeTarget(3, "answer"), EdgeTarget(1, "q", 1), EdgeTarget(1, "k", 1))
     edges = [(graph.targets.index(target), head) for target in targets]
@@ -233,8 +232,7 @@ def test_a_curve_goes_to_the_whole_model_and_its_minimal_circuit_is_faithful_sma
     rows = edges.tables[0].rows
     assert (rows[0][:3], rows[-1][2]) == ([0, 0.0, 0.0], pytest.approx(1, abs=1e-4))
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
-    between = [row for row in rows if row[5] is not None]
-    assert np.mean([row[2] - row[5] for row in between]) > 0.3
+    assert np.mean([row[2] - row[5] for row in rows if row[5] is not None]) > 0.3
     size = edges.scalars["minimal_edges"].value
     assert edges.scalars["minimal_faithfulness"].value >= 0.85
     assert size < edges.scalars["edges"].value / 2
@@ -265,9 +263,7 @@ def test_graph_is_what_neuronpedia_reads_and_edges_have_hook_points(edges):
     assert {"blocks.2.hook_q_input", "blocks.0.hook_mlp_in", "blocks.2.hook_resid_post"} <= set(found["target_hook"])
 
 
-def test_pruning_keeps_what_attribution_ranks_first_and_a_search_without_tries_the_smallest_it_found(
-    context, monkeypatch
-):
+def test_pruning_keeps_what_attribution_ranks_first_and_a_search_without_tries_its_smallest(context, monkeypatch):
     report = ask(Acdc, context)
     assert 0 < report.scalars["kept_edges"].value < report.scalars["edges"].value / 2
     assert report.scalars["attribution_auc"].value > 0.8

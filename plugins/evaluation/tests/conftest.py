@@ -20,8 +20,7 @@ def golden():
 
 def say(body: dict[str, Any]) -> str:
     """Rules of a model that reads: facts by lines, support by words, and always A."""
-    text = body["messages"][-1]["content"]
-    if "List the facts" in text:
+    if "List the facts" in (text := body["messages"][-1]["content"]):
         return "vital: The moon pulls the oceans.\nokay: The sun helps.\nnonsense\nvital:\n"
     if "Reply with one word" not in text:
         return "A"

@@ -147,8 +147,7 @@ def test_all_signs_are_tried_up_to_fourteen_queries():
     ones = (np.ones(14), 2 / 2**14)
     for gaps, p in (([1, 1, 1], 2 / 8), ([3, 1, 1], 2 / 8), ([1, -1], 1.0), rounded, ([2, 1, -0.5], 4 / 8), ones):
         assert permutation_p(gaps) == p, gaps
-    assert permutation_p(np.ones(15), draws=9) == 1 / 10
-    assert permutation_p(np.ones(40)) == 1 / 10_001
+    assert (permutation_p(np.ones(15), draws=9), permutation_p(np.ones(40))) == (1 / 10, 1 / 10_001)
     gaps = np.random.default_rng(0).normal(0.2, 1, 30)
     assert permutation_p(gaps) == permutation_p(gaps, draws=10_000, seed=0) != permutation_p(gaps, seed=1)
     assert permutation_p(gaps, draws=2500) * 2501 == pytest.approx(round(permutation_p(gaps, draws=2500) * 2501))
@@ -179,8 +178,7 @@ def test_a_comparison_is_of_the_paired_differences():
     for test in tests:
         gap = scores[names.index(test.first)] - scores[names.index(test.second)]
         assert test.difference == pytest.approx(gap.mean())
-        assert test.interval == mean_interval(gap, confidence=0.8, **facts)
-        assert test.p == permutation_p(gap, **facts)
+        assert (test.interval, test.p) == (mean_interval(gap, confidence=0.8, **facts), permutation_p(gap, **facts))
         assert test.p_corrected == pytest.approx(min(3 * test.p, 1.0))
         assert (test.wins, test.losses, test.ties) == ((gap > 0).sum(), (gap < 0).sum(), (gap == 0).sum())
     assert {test.ties for test in tests} == {0, 2}
@@ -209,7 +207,6 @@ def test_a_query_that_a_run_lacks_scores_nothing():
     qrels = {("q1", "d1"): 1, ("q1", "d2"): 0, ("q2", "d1"): 2}
     runs = {"whole": {"q1": {"d1": 2.0, "d2": 1.0}, "q2": {"d1": 1.0}}, "part": {"q1": {"d1": 1.0, "d2": 2.0}}}
     names, queries, scores = tabulate_scores(runs, qrels, measure="P_1")
-    assert (names, queries) == (["whole", "part"], ["q1", "q2"])
-    assert scores.tolist() == [[1.0, 1.0], [0.0, 0.0]]
+    assert (names, queries, scores.tolist()) == (["whole", "part"], ["q1", "q2"], [[1.0, 1.0], [0.0, 0.0]])
     assert tabulate_scores(runs, qrels, measure="P_1", relevance_level=2)[2].tolist() == [[0.0, 1.0], [0.0, 0.0]]
     assert tabulate_scores({}, qrels, measure="P_1")[2].shape == (0, 2)

@@ -57,8 +57,7 @@ def test_synthetic_systems_are_ranked_as_trec_eval_ranks_them(golden, released):
 
 
 def test_correlations_match_the_oracle_and_are_none_where_undefined():
-    vectors = json.loads((CORE_GOLDEN / "agreement_vectors.json").read_text())
-    for case in vectors["rank_pairs"]:
+    for case in json.loads((CORE_GOLDEN / "agreement_vectors.json").read_text())["rank_pairs"]:
         found = compare(*({str(tag): score for tag, score in enumerate(case[one])} for one in ("truth", "estimate")))
         assert _same(found.tau_b, case["kendall_tau_b"])
         assert _same(found.rho, case["spearman"])
@@ -124,8 +123,7 @@ def collection(queries: int, seed: int = 0) -> tuple[str, str, dict[str, float]]
         for name, lift in (("good", 1.2), ("bad", 0.4))
         for (q, d), grade in labels.items()
     ]
-    truth = system_scores(parse_runs("".join(runs)), labels)
-    return format_qrels(labels), "".join(runs), truth
+    return format_qrels(labels), "".join(runs), system_scores(parse_runs("".join(runs)), labels)
 
 
 def test_a_biased_judge_is_corrected_by_a_human_sample(client):

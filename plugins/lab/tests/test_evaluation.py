@@ -91,9 +91,7 @@ def test_long_english_text_comes_with_python_in_the_order_of_a_seed():
     assert (spec.long_text(30), FidelityRequest(text="my own").long_text(10**6)) == (build_haystack(240, 3), "my own")
 
 
-def test_what_lies_before_a_needle_is_read_once_and_cached_prefixes_give_way_to_a_comparison(
-    model, monkeypatch, folder, tmp_path
-):
+def test_text_before_a_needle_is_read_once_and_kept_prefixes_yield_to_comparisons(model, monkeypatch, folder, tmp_path):
     monkeypatch.setattr("shared.lm.niah_prompts.QUESTION_TOKENS", 0)
     requests, add = [], model.adapter.scheduler.add_request
     monkeypatch.setattr(model.adapter.scheduler, "add_request", lambda one: (requests.append(one), add(one)))

@@ -36,8 +36,7 @@ def files_of_label_studio(files: Mapping[str, Any]) -> LabelStudio:
     def answer(request: httpx2.Request) -> httpx2.Response:
         if request.headers.get("authorization") != f"Token {TOKEN}":
             return httpx2.Response(401)
-        found = files.get(request.url.path)
-        if found is None:
+        if (found := files.get(request.url.path)) is None:
             return httpx2.Response(404)
         return httpx2.Response(200, content=found if isinstance(found, bytes) else json.dumps(found).encode())
 

@@ -207,8 +207,7 @@ def test_boxes_and_choices_of_people_are_read_back_by_the_recipes(tmp_path):
     for number, choice in enumerate(control.labels):
         assert data.add(number, png(), [region("choices", "c", choices=[choice])])
     names = find_classes(folder)[0].names
-    assert names == ("not - sure (yet)", "train")
-    assert tuple(map(control.label_of, names)) == control.labels
+    assert (names, tuple(map(control.label_of, names))) == (("not - sure (yet)", "train"), control.labels)
 
 
 def test_outlines_and_brushes_become_masks_choices_folders_and_what_can_not_be_read_is_left_out(tmp_path):

@@ -151,8 +151,7 @@ async def test_a_caller_that_leaves_stops_its_tool(gateway, toy):
 
 def test_what_is_not_there_is_a_json_rpc_error_and_what_is_no_message_400(stage):
     wrong = (("tools/call", {"name": "nothing"}), ("resources/list", {}), ("tools/list", [1]))
-    codes = [call(stage.url, *each).json()["error"]["code"] for each in wrong]
-    assert codes == [-32602, -32601, -32602]
+    assert [call(stage.url, *each).json()["error"]["code"] for each in wrong] == [-32602, -32601, -32602]
     ping = {"jsonrpc": "2.0", "method": "ping"}
     for headers, status in (({}, 202), ({"mcp-protocol-version": "2025-06-18"}, 400)):
         assert httpx2.post(f"{stage.url}/v1/mcp", json=[ping], headers=headers).status_code == status

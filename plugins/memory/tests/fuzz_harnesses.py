@@ -39,8 +39,7 @@ def _import(data: bytes) -> object:
 def _sealed(data: bytes) -> bytes:
     """The state with lengths and checksum as they must be, and as many tensor bytes as there were."""
     rest = data[_HEAD:]
-    end = rest.find(b"}", 4) + 1
-    if end > 4:
+    if (end := rest.find(b"}", 4) + 1) > 4:
         rest = struct.pack("<I", end - 4) + rest[4:]
     return struct.pack("<8sIII", b"FOVEATTN", 1, zlib.crc32(rest), len(rest)) + rest
 

@@ -145,8 +145,7 @@ def test_session_is_forked_exported_and_deleted_from_the_list(page):
 
 def test_older_sessions_come_a_page_at_a_time(page, url):
     with httpx2.Client(base_url=url) as client:
-        there = len(client.get("/v1/sessions", params={"limit": 1000}).json()["data"])
-        for _ in range(51 - there):
+        for _ in range(51 - len(client.get("/v1/sessions", params={"limit": 1000}).json()["data"])):
             client.post("/v1/sessions", json={"model": "fovea-titans-mac"}).raise_for_status()
         names = [one["id"] for one in client.get("/v1/sessions", params={"limit": 1000}).json()["data"]]
     page.goto("/console/sessions")

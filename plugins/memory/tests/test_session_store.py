@@ -60,8 +60,7 @@ async def test_of_two_writers_from_one_version_one_is_told_to_come_again(store):
     writers = (partial(store.write_version, "ann", head, b"%d" % n, tokens=n) for n in range(20))
     results = await asyncio.gather(*map(retry_until_connected, writers), return_exceptions=True)
     assert [r for r in results if not isinstance(r, Conflict)] == [1]
-    winner = results.index(1)
-    assert await store.read_version("ann", head.id, 1) == b"%d" % winner
+    assert await store.read_version("ann", head.id, 1) == b"%d" % results.index(1)
 
 
 async def test_repeated_request_is_answered_and_not_written_again(store):
@@ -190,8 +189,7 @@ def test_master_key_is_made_once_only_its_owner_may_read_it_and_a_short_one_is_r
 async def test_a_tenant_opens_sessions_up_to_its_quota_of_bytes_and_again_when_some_are_gone(client):
     store = SessionStore(client, TenantCipher(MASTER), ttl_s=60, quota_bytes=10_000)
     record = await store.create("ann", "m", "w", b"x" * 4000, state_bytes=4000)
-    version = await store.write_version("ann", record, b"x" * 4000, 1, 4000)
-    assert version == 1
+    assert await store.write_version("ann", record, b"x" * 4000, 1, 4000) == 1
     with pytest.raises(RateLimited, match="8,000 bytes of at most 10,000") as refused:
         await store.create("ann", "m", "w", b"x" * 4000, state_bytes=4000)
     assert "DELETE /v1/sessions" in str(refused.value.hint)

@@ -77,8 +77,7 @@ def test_a_message_is_the_answer_of_the_chat_and_a_turn_is_gone_on_with(client, 
     read = found.usage.input_tokens + found.usage.cache_read_input_tokens
     assert (read, found.usage.output_tokens) == (same["usage"]["prompt_tokens"], 16)
     parts = [{"type": "text", "text": text} for text in ("Hello, ", "who are you?")]
-    blocks = [{"role": "user", "content": parts}]
-    assert both(client, messages=blocks, system="Be brief.").content == found.content
+    assert both(client, messages=[{"role": "user", "content": parts}], system="Be brief.").content == found.content
     turns = [*HELLO, {"role": "assistant", "content": "I am a "}]
     same = chat(url, turns, continue_final_message=True)["choices"][0]["message"]["content"]
     assert both(client, messages=turns).content[0].text == same

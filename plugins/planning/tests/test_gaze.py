@@ -27,8 +27,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_boxes_become_rows_also_slanted_ones():
     boxes = [(50, 103, 90, 150), (0, 0, 40, 50), (0, 100, 40, 150), (50, 4, 90, 52), (100, 98, 140, 149)]
     shelf = object_layout.layout_from_boxes(boxes)
-    assert (shelf.layout, shelf.grid) == ([[1, 3, None], [2, 0, 4]], (2, 3))
-    assert shelf.centres[0].tolist() == [70, 126.5]
+    assert (shelf.layout, shelf.grid, shelf.centres[0].tolist()) == ([[1, 3, None], [2, 0, 4]], (2, 3), [70, 126.5])
     slanted = object_layout.layout_from_boxes([(60 * i, 12 * i, 60 * i + 50, 12 * i + 50) for i in range(6)])
     assert [sum(item is not None for item in row) for row in slanted.layout] == [3, 3]
 
@@ -42,8 +41,7 @@ def test_a_jittered_grid_is_found_again(rows, columns, random):
         x, y = 100 * column + random.uniform(-10, 10), 100 * row + random.uniform(-10, 10)
         boxes.append((x, y, x + 60, y + 60))
     shelf = object_layout.layout_from_boxes(boxes)
-    assert shelf.grid == (rows, columns)
-    assert [cells[item] for item in shelf.ids] == sorted(cells)
+    assert (shelf.grid, [cells[item] for item in shelf.ids]) == ((rows, columns), sorted(cells))
 
 
 def test_crops_lie_inside_their_boxes_and_on_a_grid_a_page_holds_them_and_the_path_is_drawn():
@@ -115,8 +113,7 @@ def test_a_network_follows_renumbered_objects_serves_another_grid_and_refuses_ot
     torch.testing.assert_close(renumbered[:, :6], straight[:, order], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(renumbered[:, 6:], straight[:, 6:], atol=1e-5, rtol=1e-5)
     crops, nothing = picture("other", (4, 3, 48, 32)), torch.zeros(1, 1, 0, dtype=torch.long)
-    found = small.logits(crops[None], grid_cells((2, 2))[None], torch.tensor([3]), nothing)
-    assert found.shape == (1, 1, 1, 6)
+    assert small.logits(crops[None], grid_cells((2, 2))[None], torch.tensor([3]), nothing).shape == (1, 1, 1, 6)
     with pytest.raises(InvalidOption, match="crops must be"):
         small(torch.zeros(6, 3, 20, 20), 0, torch.zeros(0, dtype=torch.long))
     with pytest.raises(InvalidOption, match="position_table"):
@@ -171,8 +168,7 @@ def test_drawn_paths_follow_the_probabilities_and_the_seed():
     found = draw(1)
     assert found == draw(1)
     assert found != draw(2)
-    shares = np.bincount([path[0] for path in found], minlength=3) / 2000
-    assert shares == pytest.approx([0.5, 0.3, 0.2], abs=0.05)
+    assert np.bincount([path[0] for path in found], minlength=3) / 2000 == pytest.approx([0.5, 0.3, 0.2], abs=0.05)
 
 
 CASES = read_golden(GOLDEN / "oat_metrics.json")["cases"]
@@ -187,9 +183,7 @@ def test_measures_equal_the_published_ones(case):
 
 
 def test_empty_and_short_paths_are_alike_durations_and_deltas_compared_and_saliency_measured():
-    assert sequence_score([], []) == 1
-    assert sequence_score([], [1]) == 0
-    assert behaviour([], 0) == (0, 0, 0, 0, 0)
+    assert (sequence_score([], []), sequence_score([], [1]), behaviour([], 0)) == (1, 0, (0, 0, 0, 0, 0))
     for path in ([(0, 0)], [(300, 59), (0, 50), (0, 50), (600, 86)]):
         assert multimatch(path, path) == pytest.approx((1, 1, 1, 1, 1))
     *_, same = multimatch([(0, 0), (9, 9)], [(0, 0), (9, 9)], durations=([2, 2], [2, 2]))
@@ -197,6 +191,5 @@ def test_empty_and_short_paths_are_alike_durations_and_deltas_compared_and_salie
     assert (same, half) == (1, 0.5)
     true = [(1.0, 4.0, 0.5, 0.5, 0.0)]
     assert behaviour_delta([(0.5, 4.0, 0.5, 0.25, 0.25)], true) == pytest.approx((0.5 + 0 + 0 + 0.5) / 4)
-    assert similarity([0.2, 0.8], 1) == pytest.approx(0.8)
-    assert nss([0.0, 0.0, 1.0], 2) == pytest.approx(np.sqrt(2))
+    assert (similarity([0.2, 0.8], 1), nss([0.0, 0.0, 1.0], 2)) == (pytest.approx(0.8), pytest.approx(np.sqrt(2)))
     assert nss([0.5, 0.5], 0) == 0

@@ -59,8 +59,7 @@ def test_a_text_is_answered_like_the_same_chat_also_in_events_and_what_only_chat
         events = list(stream)
     kinds = [event.type for event in events]
     begin = ("created", "in_progress", "output_item.added", "content_part.added")
-    assert kinds[:4] == [f"response.{kind}" for kind in begin]
-    assert kinds[-1] == "response.incomplete"
+    assert (kinds[:4], kinds[-1]) == ([f"response.{kind}" for kind in begin], "response.incomplete")
     assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
 
@@ -151,8 +150,7 @@ def test_the_oldest_stored_responses_of_a_tenant_make_room(server, monkeypatch):
 def test_ids_of_items_that_are_no_text_are_given_anew_and_halves_of_characters_refused(client, server):
     body = {"model": MODEL, "max_output_tokens": 2, "store": True}
     body["input"] = [{"id": 5, "role": "user", "content": "Hello"}, {"id": "mine", "role": "user", "content": "!"}]
-    stored = server.http.post(URL, json=body).json()
-    first, second = client.responses.input_items.list(stored["id"]).data
+    first, second = client.responses.input_items.list(server.http.post(URL, json=body).json()["id"]).data
     assert (first.id[:4], second.id) == ("msg_", "mine")
     for field, given in (("metadata", {"a": "\ud800"}), ("tool_choice", {"a": "\ud800"}), ("extra", "\ud800")):
         sent = {"content": json.dumps(body | {field: given}), "headers": {"content-type": "application/json"}}

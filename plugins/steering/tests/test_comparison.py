@@ -82,5 +82,4 @@ def test_the_command_compares_methods_with_the_first(run):
     assert code != 0
     assert not lines
     _, lines, _ = run(*words, "--method", "knorm", "--method", "", "--format", "table")
-    assert lines[0] == "knorm:"
-    assert lines[-3].split()[:3] == ["method", "KL", "agreement"]
+    assert (lines[0], lines[-3].split()[:3]) == ("knorm:", ["method", "KL", "agreement"])

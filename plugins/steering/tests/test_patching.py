@@ -211,13 +211,11 @@ def test_a_sweep_that_can_not_be_done_is_a_clear_4xx(server, more, what, param):
 
 def test_sweeps_are_bounded_need_the_scope_and_are_audited(server, monkeypatch):
     body = {"prompt": CORRUPT, "tokens": ["B"]}
-    refused = server.http.post("/v1/sweeps", json=body, headers={"x-fovea-scopes": "infer"})
-    assert refused.status_code == 403
+    assert server.http.post("/v1/sweeps", json=body, headers={"x-fovea-scopes": "infer"}).status_code == 403
     answer = sweep(server)
     assert json.loads(answer.headers["x-fovea-audit"]) == {"act": "sweep", "model": "tiny-llama", "site": "resid_post"}
     monkeypatch.setattr(sweeps, "MAX_FORWARD_TOKENS", 991)
-    assert sweep(server).status_code == 413
-    assert sweep(server, layers=[0]).status_code == 200
+    assert (sweep(server).status_code, sweep(server, layers=[0]).status_code) == (413, 200)
 
 
 def test_sweeps_run_one_after_another_in_a_bounded_queue_by_their_deadline_and_their_tokens_count(server, monkeypatch):
@@ -245,8 +243,7 @@ def test_sweeps_run_one_after_another_in_a_bounded_queue_by_their_deadline_and_t
 
 def test_the_client_library_sweeps_and_reads_captures(server, client):
     grid = {"source": CLEAN, "site": "attn.hook_z", "by": "head", "heads": [3, 1], "layers": [1]}
-    asked = {"prompt": CORRUPT, "tokens": ["B", A], **grid}
-    wanted = server.http.post("/v1/sweeps", json=asked).json()
+    wanted = server.http.post("/v1/sweeps", json={"prompt": CORRUPT, "tokens": ["B", A], **grid}).json()
     kept = keep(client, "resid_post.0", [3, 5])
     with fovea.Client(server.url) as ours:
         assert ours.sweep(CORRUPT, ["B", A], positions=None, **grid).model_dump(mode="json") == wanted

@@ -69,8 +69,7 @@ def test_weights_of_attend_belong_to_the_keys_beside_them(client):
 def test_a_large_capture_is_a_file_and_its_positions_are_told(client, server):
     capture = [{"type": "attention", "positions": "all"}, {"type": "activation", "site": "embed", "positions": "all"}]
     prompt = "x" * 150
-    answer = go_on(client, prompt, extra_body={"capture": capture}, max_tokens=4)
-    attention, embed = answer.choices[0].captured
+    attention, embed = go_on(client, prompt, extra_body={"capture": capture}, max_tokens=4).choices[0].captured
     assert (attention["values"], attention["url"]) == (None, embed["url"])
     arrays = np.load(io.BytesIO(server.http.get(attention["url"]).content))
     assert (arrays["0.values"].shape, arrays["1.values"].shape) == ((153, LAYERS, HEADS, 153), (153, WIDTH))
@@ -164,8 +163,7 @@ def test_a_steering_vector_is_made_listed_used_and_deleted(client, server, decod
     )
     np.testing.assert_allclose(found[0]["values"], positive - negative, atol=1e-5)
     assert [one["layer"] for one in found] == [1]
-    listed = server.http.get("/v1/steering-vectors").json()["data"]
-    assert [one["id"] for one in listed] == ["calm@2", "calm@1"]
+    assert [one["id"] for one in server.http.get("/v1/steering-vectors").json()["data"]] == ["calm@2", "calm@1"]
     numbers = found[0]["values"]
     assert np.isclose(np.linalg.norm(numbers), found[0]["norm"], rtol=1e-5)
     by_name = text_of(client, extra_body={"interventions": [{"vector": "calm@1", "scale": 9.0}]})

@@ -122,8 +122,7 @@ def test_a_token_shows_its_heads_and_what_they_look_at(page, steerable, long, mo
     row = told["captured"][0]["values"][0][1][2]  # layer 1, head 2
     page.get_by_role("button", name="Layer 1, head 2:").click()
     expect(page.locator("[data-part=head-name]")).to_have_text("Layer 1, head 2")
-    prompt = f"<user>{QUESTION}\n<assistant>"
-    text = [*prompt, *(one["token"] for one in told["logprobs"]["content"])]
+    text = [*f"<user>{QUESTION}\n<assistant>", *(one["token"] for one in told["logprobs"]["content"])]
     best = sorted(range(len(row)), key=lambda key: -row[key])[:3]
     shown = page.locator("[data-part=look-token]").all_inner_texts()[:3]
     assert shown == [text[key].replace("\n", "↵").replace(" ", "␣") for key in best]

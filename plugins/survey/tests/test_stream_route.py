@@ -48,18 +48,15 @@ def test_an_object_that_is_away_comes_back_as_itself_or_as_new():
     tracker = Tracker(0.25)
     for t in range(5):
         tracker.update(_rows(_row(3 * t, 0)))
-    assert [tracker.update(_rows()) for _ in range(4)] == [[]] * 4
-    assert tracker.update(_rows(_row(3 * 9, 0))) == [1]
+    assert ([tracker.update(_rows()) for _ in range(4)], tracker.update(_rows(_row(3 * 9, 0)))) == ([[]] * 4, [1])
     for _ in range(MAX_FRAMES_AWAY + 1):
         tracker.update(_rows())
-    assert tracker.alive == 0
-    assert tracker.update(_rows(_row(3 * 9, 0))) == [2]
+    assert (tracker.alive, tracker.update(_rows(_row(3 * 9, 0)))) == (0, [2])
 
 
 def test_doubt_begins_no_track_and_another_class_does():
     tracker = Tracker(0.5)
-    assert tracker.update(_rows(_row(0, 0, 0.2))) == [None]
-    assert tracker.update(_rows(_row(0, 0, 0.9))) == [1]
+    assert (tracker.update(_rows(_row(0, 0, 0.2))), tracker.update(_rows(_row(0, 0, 0.9)))) == ([None], [1])
     assert tracker.update(_rows(_row(1, 0, 0.2))) == [1]
     tracker = Tracker(0.25)
     tracker.update(_rows(_row(0, 0, kind=0)))
@@ -138,8 +135,7 @@ async def test_doubtful_detections_are_told_only_where_they_continue_a_track():
         asked.append(call.confidence)
         return _found(next(scores))
 
-    told = await _answers([_jpeg()] * 3, detect, confidence=0.5)
-    assert [len(each.detections) for each in told] == [1, 1, 1]
+    assert [len(each.detections) for each in await _answers([_jpeg()] * 3, detect, confidence=0.5)] == [1, 1, 1]
     assert asked == [0.1] * 3
     scores = iter((0.15, 0.9))
     assert [len(each.detections) for each in await _answers([_jpeg()] * 2, detect, confidence=0.5)] == [0, 1]

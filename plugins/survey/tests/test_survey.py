@@ -112,8 +112,7 @@ def test_distances_are_those_of_the_sphere_and_the_plane_keeps_them():
     assert distances([(60, 10), (60, 11)])[0] == pytest.approx(DEGREE_M / 2, rel=1e-4)
     assert distances([(0, 179.9), (0, -179.9)])[0] == pytest.approx(0.2 * DEGREE_M)
     points = [(52.5 + 0.001 * n, 13.4 + 0.0013 * n * n) for n in range(6)]
-    plane = to_metres(points)
-    assert np.linalg.norm(np.diff(plane, axis=0), axis=1) == pytest.approx(distances(points), rel=1e-3)
+    assert np.linalg.norm(np.diff(to_metres(points), axis=0), axis=1) == pytest.approx(distances(points), rel=1e-3)
     assert to_metres([(0, 179.999), (0, -179.999)])[1, 0] == pytest.approx(0.002 * DEGREE_M, rel=1e-6)
 
 
@@ -128,8 +127,7 @@ GPX = """<?xml version="1.0"?><gpx xmlns="http://www.topografix.com/GPX/1/1"><tr
 def test_a_track_is_read_and_interpolated_but_not_over_gaps():
     track = parse_gpx(GPX.encode())
     assert len(track.points) == 3
-    middle = track.locate(track.start + dt.timedelta(seconds=5))
-    assert middle.latitude == pytest.approx(10.0005)
+    assert track.locate(track.start + dt.timedelta(seconds=5)).latitude == pytest.approx(10.0005)
     assert track.locate(track.start + dt.timedelta(minutes=30)) is None
     assert track.locate(track.start - dt.timedelta(seconds=1)) is None
     outside = GPX.replace("2026-05-04T11:00:00+00:00", "9999-12-31T23:00:00-05:00")  # in UTC the year 10000
@@ -188,8 +186,7 @@ def test_a_drive_without_times_is_in_the_order_of_its_numbers_and_a_long_one_is_
     drive = [seen(str(n), 5 * n, second=n) for n in range(10_000)]
     began = time.process_time()
     driven = place_pictures(drive, 10_000).driven
-    segments = cut_segments(driven, measure_road(driven, 500), [], 20)
-    assert len(segments) == 2500
+    assert len(cut_segments(driven, measure_road(driven, 500), [], 20)) == 2500
     assert time.process_time() - began < 3  # by pairs of pictures it would take seven
 
 

@@ -101,8 +101,7 @@ def timeless(report: Report) -> dict[str, Any]:
 
 def found_in(report: Report) -> dict[str, Any]:
     """Findings: a report without its spec, its manifest and artefacts, which name the model and the seed."""
-    told = timeless(report)
-    return {key: value for key, value in told.items() if key not in {"spec", "manifest", "artefacts"}}
+    return {key: value for key, value in timeless(report).items() if key not in {"spec", "manifest", "artefacts"}}
 
 
 def check_unknown_model_is_refused_with_the_list(machines: Machines) -> None:

@@ -174,8 +174,7 @@ def check_grade_is_on_the_scale(bench: Bench) -> None:
             imputed = _judged(judge, bench.request(judge, _pairs()[:2], retries=0, impute=1))
             assert imputed.invalid == found.invalid
             for plain, verdict in zip(found.results, imputed.results, strict=True):
-                assert verdict.valid == plain.valid
-                assert verdict.grade == (plain.grade if plain.valid else 1)
+                assert (verdict.valid, verdict.grade) == (plain.valid, plain.grade if plain.valid else 1)
                 assert plain.valid or "imputed" in verdict.flags
     with bench.before(Oracle()) as judge:
         _consistent(_judged(judge, bench.request(judge, _pairs())))
@@ -204,8 +203,7 @@ def check_grades_follow_what_the_model_says(bench: Bench) -> None:
 
 def check_evidence_belongs_to_its_pair(bench: Bench) -> None:
     """The answer that a verdict tells was given to a prompt that shows its own query and passage."""
-    model = Oracle()
-    with bench.before(model) as judge:
+    with bench.before(model := Oracle()) as judge:
         pairs = _pairs()
         results = _judged(judge, bench.request(judge, pairs, rationale=True)).results
         for (query, passage), verdict in zip(pairs, results, strict=True):
@@ -340,8 +338,7 @@ def check_cancelled_request_stops_asking(bench: Bench) -> None:
 @applies_to(asks_model)
 def check_options_count(bench: Bench) -> None:
     """The named model is asked, long passages are cut on request, tries and prices are reported."""
-    model = Oracle()
-    with bench.before(model) as judge:
+    with bench.before(model := Oracle()) as judge:
         pairs = _pairs()[:1]
         plain = _judged(judge, bench.request(judge, pairs)).results[0]
         assert model.asked, SILENT

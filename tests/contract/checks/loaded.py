@@ -81,8 +81,7 @@ def pictures_of(kind: type[Servable[Any, Any]]) -> list[str]:
 
 def refused_by(work: Callable[[], Any]) -> FoveaError | None:
     """The error that work ends with, raised or returned, or None where it does not."""
-    found = _or_error(work)
-    if isinstance(found, list):
+    if isinstance(found := _or_error(work), list):
         found = next((one for one in found if isinstance(one, FoveaError)), None)
     return found if isinstance(found, FoveaError) else None
 

@@ -97,8 +97,7 @@ def _twisted_text(text: str, turn: int) -> str | None:
     """Its words in another order, or spelt backwards where that is the same; of JSON lines, the texts in them."""
     if text[:1] == "{":
         return "\n".join(json.dumps(_twisted(json.loads(line), turn)) for line in text.splitlines() if line.strip())
-    words = text.split(" ")
-    if len(words) < 3:
+    if len(words := text.split(" ")) < 3:
         return None
     turned = " ".join([*words[turn % len(words) :], *words[: turn % len(words)]])
     return turned if turned != text else " ".join(word[::-1] for word in words)

@@ -116,8 +116,7 @@ def check_networks_hold_the_named_weights(loaded: Loaded) -> None:
     files = weights.named_files(loaded)
     assert files, "none of the named weights came with the packages"
     for module in weights.modules_of(loaded.servable):
-        state = module.state_dict()
-        if not state or loaded.servable.engine is not None:
+        if not (state := module.state_dict()) or loaded.servable.engine is not None:
             continue  # behind an engine it may be fused: what it computes is compared
         named = (weights.network_of(file).state_dict() for file in files)
         same = (
@@ -178,8 +177,7 @@ def _engine_runs(loaded: Loaded, run: Callable[..., Any]) -> Iterator[list[int]]
 @kinds.applies_to(kinds.is_plain_and_sync)
 def check_answer_depends_on_the_networks_it_holds(loaded: Loaded) -> None:
     """Where no engine is between: noise on the weights of each network changes some answer."""
-    modules = weights.modules_of(loaded.servable)
-    if not modules:
+    if not (modules := weights.modules_of(loaded.servable)):
         assert loaded.card.weights is None, "it names weights, and holds no network"
         return
     requests = [*_asked_of(loaded), *(request for request, _ in distinct_requests(loaded, 3))]
@@ -199,8 +197,7 @@ def check_answer_depends_on_the_networks_it_holds(loaded: Loaded) -> None:
 def check_answer_depends_on_what_is_asked_about(loaded: Loaded) -> None:
     """Some request about something else, with the same options, has another answer."""
     example = brief(loaded.servable.example())
-    others = list(about_other_things(example))
-    if not others:
+    if not (others := list(about_other_things(example))):
         pytest.skip("its requests have options only")
     answer = loaded.answer(example)
     outcomes = (loaded.outcomes([other])[0] for other in others)

@@ -71,8 +71,7 @@ def same_as_engine(loaded: Loaded, net: nn.Module, feeds: Arrays) -> str | None:
     own = [kind for kind in type(net).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
     names = {name for kind in own for name, thing in vars(kind).items() if callable(thing) and not name.startswith("_")}
     for name in sorted(names - {"train", "load_state_dict", "prepare"}, key=lambda name: (name != "forward", name)):
-        found = _run(net, name, loaded, feeds)
-        if found is not None and _close(found, wanted):
+        if (found := _run(net, name, loaded, feeds)) is not None and _close(found, wanted):
             return name
     return None
 

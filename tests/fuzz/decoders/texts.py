@@ -53,15 +53,13 @@ def _grammar(data: bytes) -> object:
         options = GenerationOptions.model_validate(json.loads(data))
     except (ValidationError, ValueError, RecursionError) as error:
         raise Malformed("no options") from error
-    source = find_grammar_source(options)
-    if source is None:
+    if (source := find_grammar_source(options)) is None:
         return None
     grammar, tokens = _compiler().compile(*source), []
     for _ in range(_STEPS):
         if grammar.is_finished:
             break
-        allowed = grammar.mask().nonzero().flatten().tolist()
-        if not allowed:
+        if not (allowed := grammar.mask().nonzero().flatten().tolist()):
             raise InvalidOption("no way on")
         tokens.append(allowed[len(data) % len(allowed)])
         grammar.advance(tokens[-1])

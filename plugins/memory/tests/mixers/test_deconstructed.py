@@ -96,8 +96,7 @@ def test_session_in_pieces_equals_one_pass_and_nobody_looks_ahead(variant, kind)
     with torch.no_grad():
         whole, changed = net(ids), net(other)
     session = net.session(2)
-    parts = torch.cat([session.feed(part) for part in ids.split([5, 1, 0, 1, 7], 1)], 1)
-    assert (parts - whole).abs().max() < 2e-5
+    assert (torch.cat([session.feed(part) for part in ids.split([5, 1, 0, 1, 7], 1)], 1) - whole).abs().max() < 2e-5
     assert (whole[:, :9] - changed[:, :9]).abs().max() < 1e-6
     assert (whole[:, 9:] - changed[:, 9:]).abs().max() > 1e-3
 
@@ -108,8 +107,7 @@ def test_state_is_what_the_formulas_say():
         session.feed(tokens(8, batch=1))
         formula = cache_bytes(variant, 1, 8, 24, 3, itemsize=4)
         fixed = cache_bytes(variant, 0, 20, 24, 3, itemsize=4) * 2 if variant in {"random_qk", "fixed_qk"} else 0
-        own = 8 * 24 * 4
-        assert session.nbytes == [own + fixed if fixed else formula] * 3
+        assert session.nbytes == [8 * 24 * 4 + fixed if fixed else formula] * 3
 
 
 def test_skip_leaves_the_variants_layers_out():

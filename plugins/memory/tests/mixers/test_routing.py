@@ -42,8 +42,7 @@ def test_port_mode_equals_the_port(file, name, shared, causal):
 def test_padded_port_and_paper_mode_equal_the_authors_forms(file):
     mask = file["masked_mask"]
     found = routing.route(*heads(file), mode="port", mask=mask)
-    kept = mask[:, None].expand(2, 3, 24)
-    assert (found.out - file["masked_out"])[kept].abs().max() < 2e-5
+    assert (found.out - file["masked_out"])[mask[:, None].expand(2, 3, 24)].abs().max() < 2e-5
     found = routing.route(*heads(file), mode="paper")
     assert (found.out - file["google_shared_causal_out"]).abs().max() < 2e-5
     assert torch.equal(found.query_members, file["google_members_time_sorted"].long())
@@ -57,8 +56,7 @@ def test_centroids_follow_the_ports_rule_and_an_empty_cluster_keeps_its_mean(fil
     assert (found.centroids - file["kmeans_means_after_ema0.9"]).abs().max() < 2e-5
     far = file["means"].clone()
     far[:, 2] = -1000 * torch.ones(8)
-    x = file["q"].abs()
-    assert torch.equal(routing.update_centroids(x, far, decay=0.5).batch_means[:, 2], far[:, 2])
+    assert torch.equal(routing.update_centroids(file["q"].abs(), far, decay=0.5).batch_means[:, 2], far[:, 2])
 
 
 def brute(q, k, v, means, window, shared, mask):

@@ -71,8 +71,7 @@ def sequential(net, x):
     def project(linear, conv, unit):
         z = torch.nn.functional.silu(linear(x))
         padded = torch.nn.functional.pad(z, (0, 0, 3, 0))
-        out = sum(conv.weight[:, 0, i] * padded[:, i : i + x.shape[1]] for i in range(4))
-        heads = out.view(*x.shape[:2], H, d)
+        heads = sum(conv.weight[:, 0, i] * padded[:, i : i + x.shape[1]] for i in range(4)).view(*x.shape[:2], H, d)
         return heads / heads.norm(dim=-1, keepdim=True) if unit else heads
 
     q, k = (project(getattr(net, f"to_{n}"), getattr(net, f"conv_{n}"), unit=True) for n in ("queries", "keys"))

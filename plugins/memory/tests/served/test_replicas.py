@@ -116,8 +116,7 @@ def _told(answer: dict[str, Any]) -> Any:
 
 
 KEPT = [{}, {"capacity": 9}, {"offload": "cpu"}, {"offload": "disk"}]
-OTHER = {"blocks": 3, "selection": "max_over_tokens"}
-WAYS = [*product(KEPT, ({}, OTHER))]
+WAYS = [*product(KEPT, ({}, {"blocks": 3, "selection": "max_over_tokens"}))]
 
 
 @pytest.mark.parametrize(("knobs", "asked"), in_depth(WAYS, [WAYS[1], WAYS[2], WAYS[6]]))
@@ -142,8 +141,7 @@ def test_storing_it_again_elsewhere_reads_nothing_but_its_end(two):
     name = first.store()["id"]
     again = second.store()
     assert (again["id"], again["cached_tokens"], again["shared"], second.read) == (name, WHOLE, True, TOKENS - WHOLE)
-    longer = second.store(f"{TEXT} {FILL} ant blue")
-    assert longer["cached_tokens"] == WHOLE
+    assert second.store(f"{TEXT} {FILL} ant blue")["cached_tokens"] == WHOLE
 
 
 def test_deleted_its_blocks_are_gone_too(two, redis_server):
@@ -153,8 +151,7 @@ def test_deleted_its_blocks_are_gone_too(two, redis_server):
     assert (len(_blobs(redis_server)), second.http.delete(f"/v1/documents/{name}", headers=ANN).status_code) == (1, 200)
     assert (redis.Redis.from_url(redis_server.url).keys("fovea:documents*"), _blobs(redis_server)) == ([], [])
     body = {"model": MODEL, "prompt": "? dog", "document_id": name}
-    for one in two:
-        assert one.http.post("/v1/completions", json=body, headers=ANN).status_code == 404
+    assert {one.http.post("/v1/completions", json=body, headers=ANN).status_code for one in two} == {404}
 
 
 def test_another_tenant_gets_no_blocks(two, redis_server):
@@ -173,8 +170,7 @@ def _resealed(change: Callable[[bytes], bytes]) -> Callable[[bytes, str], bytes]
 
 def _tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[bytes, str], bytes]:
     def changed(data: bytes) -> bytes:
-        size = int.from_bytes(data[:8], "little")
-        told = json.loads(data[8 : 8 + size])["__metadata__"]
+        told = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         return save(change(load(data)), told)
 
     return _resealed(changed)
@@ -213,8 +209,7 @@ def test_blocks_that_are_not_what_they_should_be_are_read_again_and_replaced(two
 def test_other_weights_take_nothing_from_these(two):
     first, second = two
     name = first.store()["id"]
-    ids = tuple(second.adapter.tokenize(TEXT, "text"))
-    document = StoredDocument(name, "ann", TEXT, ids, LandmarkOptions())
+    document = StoredDocument(name, "ann", TEXT, tuple(second.adapter.tokenize(TEXT, "text")), LandmarkOptions())
     blocks = first.adapter.export_blocks(document, first.adapter.find_session(document))
     for other in (replace(second.adapter, digest="0" * 64, cache=DocumentCache()), second.adapter):
         wrong = document if other is not second.adapter else replace(document, tenant="bob")

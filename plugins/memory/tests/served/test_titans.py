@@ -91,8 +91,7 @@ def test_retry_is_answered_as_before_and_memorises_nothing(http):
     chunks = [json.loads(line[6:]) for line in lines if line and "[DONE]" not in line]
     assert chunks[0]["choices"][0]["delta"]["content"] == first.json()["choices"][0]["message"]["content"]
     assert (chunks[-1]["usage"], _facts(http, session)["version"]) == (first.json()["usage"], 1)
-    other = http.post("/v1/chat/completions", json={**body, "max_tokens": 3}, headers=key)
-    assert other.status_code == 409
+    assert http.post("/v1/chat/completions", json={**body, "max_tokens": 3}, headers=key).status_code == 409
 
 
 def test_of_requests_at_once_only_those_that_are_answered_are_remembered(http):
@@ -156,8 +155,7 @@ def test_import_takes_what_export_gave_and_nothing_else(http, adapter):
     assert unpack_state(_export(http, second), adapter(MODEL).digest).index == 30
     for broken in (b"", b"x" * 100, data[:-1], data[:50] + b"\0" + data[51:]):
         assert _import(http, second, broken).status_code == 400
-    other = _open(http, "fovea-titans-mag")
-    assert _import(http, other, data).status_code == 409
+    assert _import(http, _open(http, "fovea-titans-mag"), data).status_code == 409
     two = adapter(MODEL).net.session(2).export(adapter(MODEL).digest)
     assert (_import(http, second, two).status_code, _facts(http, second)["version"]) == (400, 1)
 
@@ -170,8 +168,7 @@ def test_fork_goes_its_own_way_and_deletion_is_complete(http):
     _read(http, twin["id"], [4, 5])
     assert (_facts(http, session)["tokens"], _facts(http, twin["id"])["tokens"]) == (3, 5)
     assert http.delete(f"/v1/sessions/{session}").json() == {"id": session, "object": "session", "deleted": True}
-    for path in ("", "/surprise", "/export"):
-        assert http.get(f"/v1/sessions/{session}{path}").status_code == 404
+    assert {http.get(f"/v1/sessions/{session}{end}").status_code for end in ("", "/surprise", "/export")} == {404}
     assert http.post("/v1/chat/completions", json={**SAID, "session_id": session}).status_code == 404
 
 

@@ -42,8 +42,7 @@ def squares(folder: Path, count: int) -> Path:
         x, y = rng.integers(0, 80), rng.integers(0, 60)
         pixels[y : y + 30, x : x + 40] += 120
         Image.fromarray(pixels).save(folder / f"{index:02}.png")
-        row = f"0 {(x + 20) / 128} {(y + 15) / 96} {40 / 128} {30 / 96}"
-        (folder / "labels" / f"{index:02}.txt").write_text(row)
+        (folder / "labels" / f"{index:02}.txt").write_text(f"0 {(x + 20) / 128} {(y + 15) / 96} {40 / 128} {30 / 96}")
     return folder
 
 

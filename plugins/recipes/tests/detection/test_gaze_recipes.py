@@ -167,8 +167,7 @@ def test_recordings_are_read_and_a_folder_without_them_is_named(tmp_path):
 def test_a_short_fit_is_measured_with_intervals(kind, tmp_path):
     schedule = Schedule(steps=2, batch=2, rate=1e-3, validate_every=2)
     made = kind(data=record(tmp_path), held_out=("s03",), length=16, train=8, hidden=(8, 8, 8), schedule=schedule)
-    measured = made.measure(fit(made, tmp_path / "run").network)
-    assert set(made.intervals()) == set(measured)
+    assert set(made.measure(fit(made, tmp_path / "run").network)) == set(made.intervals())
     assert all(0 <= low <= high <= 1 for low, high in made.intervals().values())
     assert "held-out windows of s03" in made.facts()["data"]
     chosen_by, seen = ({window.tobytes() for window in made.videos(split).features} for split in ("valid", "train"))

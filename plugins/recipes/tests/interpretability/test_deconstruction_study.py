@@ -79,8 +79,7 @@ def test_known_tokens_follow_from_what_came_before_and_their_loss_falls_when_the
 
 
 def stretches(known):
-    edges = np.flatnonzero(np.diff([False, *known, False]))
-    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+    return [(int(a), int(b)) for a, b in np.flatnonzero(np.diff([False, *known, False])).reshape(-1, 2)]
 
 
 @pytest.mark.parametrize(("between", "repeats", "known", "share"), [(0, 5, 29, 0.8), (150, 2, 7, 0.6)])

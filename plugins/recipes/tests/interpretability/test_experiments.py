@@ -133,8 +133,7 @@ def test_what_is_no_pattern_is_refused(bad):
 def test_claims_of_any_network_are_complete_but_for_quality_and_masked_dense_is_called_so(context):
     study = SparsityStudy.load(context)
     options = {"lm": "fovea-landmark-recall", "patterns": ["0.5", "2:4"], "runs": 30}
-    spec = study.In.model_validate({**study.card.example, **options})
-    (report,) = study.predict([spec], CallContext())
+    (report,) = study.predict([study.In.model_validate({**study.card.example, **options})], CallContext())
     rows = {row[0]: row for row in report.tables[1].rows}
     claims = {name: SparsityClaim.model_validate_json(row[-1]) for name, row in rows.items()}
     assert ({f.rule for f in lint(claims["0.5"])}, {f.rule for f in lint(claims["2:4"])}) == ({"S7"}, {"S6", "S7"})

@@ -102,8 +102,7 @@ def test_crops_show_nothing_that_is_marked_and_the_least_peak_that_keeps_them_em
     masks = np.stack([disc(64, 12, 12, 10), np.ones((64, 64), bool)])
     images = np.repeat(masks[..., None], 3, axis=-1).astype(np.uint8) * 255
     crops = crops_without_polyp(images, masks, np.random.default_rng(0))
-    assert crops.shape == (1, 64, 64, 3)
-    assert crops.max() == 0
+    assert (crops.shape, crops.max()) == ((1, 64, 64, 3), 0)
     assert len(crops_without_polyp(images[1:], masks[1:], np.random.default_rng(0))) == 0
     page = np.where(disc(64, 16, 16, 8), 0.6, np.where(disc(64, 48, 48, 8), 0.55, 0.1)).astype(np.float32)
     page[48, 48] = 0.9
@@ -115,7 +114,6 @@ def test_crops_show_nothing_that_is_marked_and_the_least_peak_that_keeps_them_em
     maps = np.where(masks, 0.95, 0.05).astype(np.float32)
     faint = np.full((4, 64, 64), 0.05, np.float32)
     faint[:, 10:20, 10:20] = 0.65
-    assert share_clean(faint, 0.6) == 0
-    assert choose_peak(maps, masks, faint) == 0.7
+    assert (share_clean(faint, 0.6), choose_peak(maps, masks, faint)) == (0, 0.7)
     assert choose_peak(np.where(masks, 0.6, 0.05).astype(np.float32), masks, faint) == 0.6
     assert choose_peak(maps, masks, faint[:0]) == 0.5

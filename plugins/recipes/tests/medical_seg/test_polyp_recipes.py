@@ -87,9 +87,7 @@ def test_scores_separate_found_polyps_from_false_alarms():
     assert (scores["empty_with_any_pixel"], scores["frames"], scores["empty_frames"]) == (0.5, 4, 2)
 
 
-def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_per_epoch_and_names_those_without_masks(
-    folder, tmp_path
-):
+def test_the_full_recipe_steps_at_three_sizes_over_every_picture_once_an_epoch_and_names_the_unmasked(folder, tmp_path):
     recipe = PraNetFull(folder=folder, schedule=SOON, valid=0.2, **TINY)
     recipe.prepare(folder)
     assert recipe.model_dump(mode="json")["folder"] == folder.name

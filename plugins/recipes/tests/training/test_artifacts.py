@@ -46,8 +46,7 @@ class Line(nn.Module):
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "network", lambda name, **config: {"line": Line}[name](**config))
-    net = Line(5)
-    arrays = {key: value.numpy() for key, value in net.state_dict().items()}
+    arrays = {key: value.numpy() for key, value in Line(5).state_dict().items()}
     facts = {"origin": "trained", "dtype": "float32", "parameters": 33, "metrics": {"m": 0.5}}
     manifest = Manifest(name="line", network=NetworkSpec(name="line", config={"kernel": 5}), **facts)
     write_weights(tmp_path, arrays, manifest)

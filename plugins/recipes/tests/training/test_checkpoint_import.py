@@ -122,9 +122,7 @@ def test_a_file_of_another_kind_too_large_or_unpacking_to_a_large_one_is_refused
         checkpoint_import.import_weights("toy", tmp_path / "a.h5", out)
 
 
-def test_what_no_prediction_needs_may_be_missing_and_of_several_layouts_the_one_that_fits_is_taken(
-    out, state, bring, monkeypatch
-):
+def test_what_no_prediction_needs_may_be_missing_and_the_layout_that_fits_is_taken(out, state, bring, monkeypatch):
     for key in ("fc.weight", "fc.bias", "bn.num_batches_tracked"):
         del state[key]
     imported = bring(state | {"more": torch.zeros(1)})

@@ -109,8 +109,7 @@ def test_pictures_of_one_name_in_two_folders_keep_their_own_labels(tmp_path, wri
         (made / "data.yaml").unlink(missing_ok=True)
     (tmp_path / "data.yaml").write_text("train: ../x\n\nnames:  # two\n  0: cat\n  1: 'dog'  # pets\nnc: 2\n")
     found = find_boxes(tmp_path)
-    assert found.names == ("cat", "dog")
-    assert [path.parts[-3] for path in found.pictures] == ["train", "valid"]
+    assert (found.names, [path.parts[-3] for path in found.pictures]) == (("cat", "dog"), ["train", "valid"])
     assert [rows[:, 0].tolist() for rows in found.rows] == [[0], [1]]
 
 
@@ -185,8 +184,7 @@ def test_boxes_outside_and_broken_files_are_named(pictures):
     (pictures / "a.xml").write_text((pictures / "a.xml").read_text().replace("<xmax>50", "<xmax>500"))
     (pictures / "b.png").write_bytes((pictures / "b.png").read_bytes()[:200])
     found, problems, sizes = check_boxes(find_boxes(pictures))
-    assert [path.stem for path in found.pictures] == ["a"]
-    assert found.rows[0][0].tolist() == [0, 10, 20, 100, 60]
+    assert ([path.stem for path in found.pictures], found.rows[0][0].tolist()) == (["a"], [0, 10, 20, 100, 60])
     assert sizes == [(80, 100)]
     assert {problem.path.stem: problem.kind.split()[0] for problem in problems} == {"b": "can't", "a": "has"}
 
@@ -227,8 +225,7 @@ def test_pictures_find_their_masks_and_groups_are_never_split(tmp_path):
         noise(tmp_path / split / "masks" / "x.png", 2)
     noise(tmp_path / "train" / "images" / "lonely.jpg", 3)
     pairs, problems = find_masks(tmp_path)
-    assert len(pairs) == 2
-    assert [problem.path.name for problem in problems] == ["lonely.jpg"]
+    assert (len(pairs), [problem.path.name for problem in problems]) == (2, ["lonely.jpg"])
     assert held_out(pairs.pictures, tmp_path).tolist() == [False, True]
     paths = [tmp_path / f"{index}_road{index % 6}_x.png" for index in range(60)]
     out = held_out(paths, tmp_path, group_by=r"_(road\d)_", share=0.3)
@@ -275,8 +272,7 @@ def test_classes_are_folders_also_of_splits_which_may_be_capital_and_train_may_b
     (tmp_path / "empty").mkdir()
     found, problems = find_classes(tmp_path)
     assert (found.names, found.counts) == (("hat", "shoe"), {"hat": 3, "shoe": 3})
-    assert [problem.path.name for problem in problems] == ["bad.jpg", "empty"]
-    assert unreadable(found.pictures) == []
+    assert ([problem.path.name for problem in problems], unreadable(found.pictures)) == (["bad.jpg", "empty"], [])
     for side in ("Train", "Test"):
         for kind in ("car", "train"):
             noise(tmp_path / "split" / side / kind / "0.png", len(side + kind))

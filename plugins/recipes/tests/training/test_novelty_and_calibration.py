@@ -36,8 +36,7 @@ def test_distance_is_that_of_a_full_gaussian_larger_across_folds_and_survives_ha
     assert np.median(cross_distances(few, np.arange(30))) > np.median(fit_gaussian(few).distance(few))
     assert len(cross_distances(few[:2], np.zeros(2, np.int64))) == 2
     assert auroc([1, 2, 3], [4, 5]) == 1
-    assert auroc([1, 2], [1, 2]) == 0.5
-    assert auroc([3], [1, 2]) == 0
+    assert (auroc([1, 2], [1, 2]), auroc([3], [1, 2])) == (0.5, 0)
 
 
 @pytest.mark.parametrize("true", [0.5, 2.5])
@@ -99,8 +98,7 @@ def test_masks_alone_or_beside_their_photographs_are_no_pictures_of_another_kind
         for index in range(4):
             Image.new("RGB", (8, 8)).save(tmp_path / place / f"{index}.png")
     found = sample_pictures(tmp_path, 3)
-    assert len(found) == 3
-    assert {path.parent.name for path in found} == {"images"}
+    assert (len(found), {path.parent.name for path in found}) == (3, {"images"})
     (beside := tmp_path / "beside").mkdir()
     for index in range(4):
         Image.new("RGB", (8, 8)).save(beside / f"{index}.jpg")

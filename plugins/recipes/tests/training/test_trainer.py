@@ -29,12 +29,10 @@ def assert_same(one, other):
 def test_a_fit_learns_what_its_recipe_asks_for_tells_a_job_and_is_repeated_by_its_seed(line, tmp_path):
     told: list[float] = []
     fitted = fit(line(), tmp_path, run=CallContext(report=lambda fraction, _note: told.append(fraction)))
-    assert told == pytest.approx([(step + 1) / 60 for step in range(60)])
-    assert fitted.progress.step == 60
+    assert (told, fitted.progress.step) == (pytest.approx([(step + 1) / 60 for step in range(60)]), 60)
     assert line().measure(fitted.network)["error"] < 0.3
     assert not fitted.network.training
-    again = fit(line(), tmp_path, on_step=lambda *_: pytest.fail("no step was left"))
-    assert_same(weights(fitted), weights(again))
+    assert_same(weights(fitted), weights(fit(line(), tmp_path, on_step=lambda *_: pytest.fail("no step was left"))))
     one, two, three = (fit(line(seed=seed), tmp_path / str(i)) for i, seed in enumerate((1, 1, 2)))
     assert_same(weights(one), weights(two))
     assert not torch.equal(weights(one)["layer.weight"], weights(three)["layer.weight"])
@@ -124,15 +122,13 @@ def test_a_loss_that_is_not_finite_stops_the_fit_and_a_score_that_is_no_number_d
 def test_the_rate_follows_half_a_cosine_and_scales_are_multiples_of_32():
     schedule = Schedule(steps=100, batch=1, rate=1.0, floor=0.1, warm_up=10)
     rates = [schedule.rate_at(step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == pytest.approx(rates[9], abs=0.02)
+    assert (rates[0], max(rates)) == (pytest.approx(0.1), pytest.approx(rates[9], abs=0.02))
     assert (rates[50], rates[10:]) == (pytest.approx(0.55), sorted(rates[10:], reverse=True))
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
     assert list(MultiScale(side=352, mode="each").sides(np.random.default_rng(0))) == [256, 352, 448]
     drawn = MultiScale(side=160)
     rng = np.random.default_rng(0)
-    assert {side for _ in range(40) for side in drawn.sides(rng)} == {128, 160, 192}
-    assert len(drawn.sides(rng)) == 1
+    assert ({side for _ in range(40) for side in drawn.sides(rng)}, len(drawn.sides(rng))) == ({128, 160, 192}, 1)
     x = torch.arange(4.0).view(1, 1, 2, 2)
     assert MultiScale.resize(x, 2) is x
     bigger = MultiScale.resize(x, 3)
@@ -142,9 +138,7 @@ def test_the_rate_follows_half_a_cosine_and_scales_are_multiples_of_32():
 TENSORS = {"a/weight": torch.arange(6.0).view(2, 3), "a/count": torch.tensor(3), "b/weight": torch.zeros(0)}
 
 
-def test_a_checkpoint_comes_back_as_it_was_is_no_pickle_and_outlives_a_crash_while_the_next_is_written(
-    tmp_path, monkeypatch
-):
+def test_a_checkpoint_comes_back_whole_is_no_pickle_and_outlives_a_crash_while_the_next_is_made(tmp_path, monkeypatch):
     state = {"step": 7, "best": 0.25, "scores": [[1, 0.5]], "knobs": {"name": "ü"}}
     write_checkpoint(tmp_path / "new" / "last.safetensors", TENSORS, state)
     tensors, found = read_checkpoint(tmp_path / "new" / "last.safetensors")

@@ -72,8 +72,7 @@ def test_a_wrong_knob_is_told_by_its_name(line, assignment, told):
 
 
 def test_published_weights_are_those_that_were_measured_and_a_manifest_says_how_to_make_them_again(line, tmp_path):
-    fitted = fit(line(), tmp_path)
-    manifest = publish(line(), fitted, tmp_path / "out")
+    manifest = publish(line(), fit(line(), tmp_path), tmp_path / "out")
     found = read_weights(tmp_path / "out" / "line.safetensors")
     net = line().network()
     net.load_state_dict({key: torch.from_numpy(array) for key, array in found.arrays.items()})
@@ -81,8 +80,7 @@ def test_published_weights_are_those_that_were_measured_and_a_manifest_says_how_
     assert found.arrays["layer.weight"] == found.arrays["layer.weight"].astype(np.float16)
     publish(line(seed=4), fit(line(seed=4), tmp_path / "four"), tmp_path / "out", notes={"ablation": {"error": 2.0}})
     told = json.loads((tmp_path / "out" / "line.json").read_text())
-    assert (told["recipe"]["name"], told["recipe"]["seed"]) == ("line", 4)
-    assert told["recipe"]["schedule"]["steps"] == 60
+    assert (told["recipe"]["name"], told["recipe"]["seed"], told["recipe"]["schedule"]["steps"]) == ("line", 4, 60)
     assert told["network"] == {"name": "line", "config": {"width": 1}}
     assert told["data"] == {"digest": "line shifted by -1.0", "description": "points on a line"}
     assert told["code"]["torch"] == torch.__version__.partition("+")[0] or told["code"]["torch"] == torch.__version__

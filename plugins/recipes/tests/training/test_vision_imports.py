@@ -67,8 +67,7 @@ def test_an_official_checkpoint_is_imported_with_its_classes_and_names(tmp_path)
     net.names = ["D00", "D10", "D20"]
     torch.save({"model": net.half(), "epoch": 7}, tmp_path / "best.pt")
     imported = import_weights("yolo9tr", tmp_path / "best.pt", tmp_path)
-    assert imported.network.config == {"size": "l", "classes": 3}
-    assert imported.data["names"] == "D00,D10,D20"
+    assert (imported.network.config, imported.data["names"]) == ({"size": "l", "classes": 3}, "D00,D10,D20")
     assert imported.notes == {"missing": [], "unexpected": []}
     stored = read_weights(tmp_path / "yolo9tr.safetensors")
     key = "model.35.cv4.0.2.bias"

@@ -117,7 +117,6 @@ def test_scores_of_the_right_answer_are_perfect_answers_clipped_and_darker_pictu
     assert np.array_equal(restore_pairs(Shifted(1, 1), held.mixed, batch=1), wanted)
     clean = np.repeat(np.uint8([0, 96]), 32).reshape(1, 8, 8, 1).repeat(3, axis=-1)
     dark = ReflectionPairs(np.maximum(clean, 4) + np.uint8(clean > 4) * np.uint8(4), clean, np.array([False]))
-    before = 20 * np.log10(255 / 4)
-    assert gain_by_darkening(dark, 4) == pytest.approx(60 - before)  # equal pictures count as 60 dB
+    assert gain_by_darkening(dark, 4) == pytest.approx(60 - 20 * np.log10(255 / 4))  # equal pictures count as 60 dB
     assert gain_by_darkening(dark, 0) == 0
     assert gain_by_darkening(dark, 8) == pytest.approx(20 * np.log10(2**0.5), abs=1e-3)  # half the picture is 4 off
