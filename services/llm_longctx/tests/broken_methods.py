@@ -62,9 +62,7 @@ def turn(self):
 
 
 def keep_more(extra):
-    return lambda self, heads, q, tokens, layer, count, *more: KNorm._cut(
-        self, heads, q, tokens, layer, count + extra, *more
-    )
+    return lambda self, *given: KNorm._cut(self, *given[:4], given[4] + extra, *given[5:])
 
 
 broken("retention", "keeps an entry too few", KNorm, _cut=keep_more(-1))
@@ -89,8 +87,7 @@ broken("estimate", "forgets what is appended", KNorm,
 
 
 def refuse(*_):
-    detail = "Nothing fits."
-    raise InvalidOption(detail)
+    raise InvalidOption("Nothing fits.")
 
 
 broken("fit", "leaves its knobs as they are", KNorm, fit=lambda self, *_: self)

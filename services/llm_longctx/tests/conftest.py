@@ -24,6 +24,7 @@ from shared.lm.tokenizer import Tokenizer
 from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.harness.language_model import share_language_model
+from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
 from tests.harness.serving import is_loaded, serve_in_thread
 
 BUILT = [t for t in isa_targets.runnable_targets(bindings._processor()) if isa_targets.library_file(t).exists()]
@@ -44,11 +45,6 @@ def torch_threads(count: int):
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def load_only(target, monkeypatch) -> None:
@@ -127,12 +123,9 @@ class Server(ExitStack):
 
 def app_of(path: Path, tmp: Path, *routers, also: dict[str, type] | None = None, **settings):
     model = make_local_model(path)
-    return build(
-        "llm-longctx",
-        routers=[routes.router, *routers],
-        servables={model.card.name: model, **(also or {})},
-        settings=Settings(_env_file=None, data_dir=tmp, intra_op_threads=1, **settings),
-    )
+    servables, given = {model.card.name: model, **(also or {})}, {"data_dir": tmp, "intra_op_threads": 1, **settings}
+    given = Settings(_env_file=None, **given)
+    return build("llm-longctx", routers=[routes.router, *routers], servables=servables, settings=given)
 
 
 def smollm2_app(tmp: Path, *routers):
@@ -143,8 +136,7 @@ def smollm2_app(tmp: Path, *routers):
 
 @pytest.fixture(scope="session")
 def server(folder, tmp_path_factory):
-    modules = (embeddings, methods)
-    app = app_of(folder, tmp_path_factory.mktemp("data"), *(module.router for module in modules))
+    app = app_of(folder, tmp_path_factory.mktemp("data"), embeddings.router, methods.router)
     with Server(app) as running:
         yield running
 
@@ -162,9 +154,8 @@ def roomy(tmp_path_factory):
 
 
 def say(client, **more):
-    return client.chat.completions.create(
-        **{"model": MODEL, "messages": HELLO, "max_tokens": 16, "temperature": 0} | more
-    )
+    asked = {"model": MODEL, "messages": HELLO, "max_tokens": 16, "temperature": 0}
+    return client.chat.completions.create(**asked | more)
 
 
 def text_of(client, **more) -> str:

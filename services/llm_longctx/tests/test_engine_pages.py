@@ -32,10 +32,9 @@ def engine_of(model, how, **more):
 
 def test_usage_tells_bytes_density_and_full_steps(tiny):
     engine = engine_of(tiny, "dense")
-    ask = lambda how, n=40, new=9: Request(prompt(n), how, TINY_PLAN, max_tokens=new)  # noqa: E731
-    dense, streaming, striding, copying = (
-        one.usage for one in engine.generate([ask(h) for h in (method("dense"), DUO, POWER, RECYCLED)])
-    )
+    hows = (method("dense"), DUO, POWER, RECYCLED)
+    answers = engine.generate([Request(prompt(40), how, TINY_PLAN, max_tokens=9) for how in hows])
+    dense, streaming, striding, copying = (one.usage for one in answers)
     assert dense.kv_bytes == dense.kv_bytes_dense == engine.dense_bytes(48)
     assert dense.kv_ratio == dense.prefill_density == 1
     assert streaming.kv_ratio < 0.7
@@ -76,20 +75,16 @@ def test_density_is_that_of_all_pairs_however_many_chunks_they_came_in(dense_lay
     assert (again.cached_tokens, 0 < again.prefill_density < first.prefill_density) == (2032, True)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "word"),
-    [
-        (lambda m: Engine(m, "denser"), InvalidOption, "denser"),
-        (lambda m: Engine(m, page=0), InvalidOption, "page"),
-        (lambda m: Engine(m, plan={"schema": "head-plan/1", "roles": [[1]]}), BadInput, "roles is 1x1"),
-        (lambda m: Engine(m).step(1), InvalidOption, "Nothing was read"),
-        (lambda m: Engine(m).entries(0, 0), InvalidOption, "Nothing was read"),
-        (lambda m: Engine(m).prefill([1, 2], [1]), InvalidOption, "don't make a prompt"),
-        (lambda m: Engine(m).generate([Request([])]), InvalidOption, "prompt needs tokens"),
-        (lambda m: Engine(m).generate([Request([1, 999])]), InvalidOption, "below 272"),
-        (lambda m: Engine(m, backend="abacus"), BadInput, "abacus"),
-    ],
-)
+@pytest.mark.parametrize(("call", "error", "word"), [
+    (lambda m: Engine(m, "denser"), InvalidOption, "denser"), (lambda m: Engine(m, page=0), InvalidOption, "page"),
+    (lambda m: Engine(m, plan={"schema": "head-plan/1", "roles": [[1]]}), BadInput, "roles is 1x1"),
+    (lambda m: Engine(m).step(1), InvalidOption, "Nothing was read"),
+    (lambda m: Engine(m).entries(0, 0), InvalidOption, "Nothing was read"),
+    (lambda m: Engine(m).prefill([1, 2], [1]), InvalidOption, "don't make a prompt"),
+    (lambda m: Engine(m).generate([Request([])]), InvalidOption, "prompt needs tokens"),
+    (lambda m: Engine(m).generate([Request([1, 999])]), InvalidOption, "below 272"),
+    (lambda m: Engine(m, backend="abacus"), BadInput, "abacus"),
+])  # fmt: skip
 def test_what_can_not_be_is_refused_with_a_reason(tiny, call, error, word):
     with pytest.raises(error, match=word):
         call(tiny)
@@ -98,8 +93,7 @@ def test_what_can_not_be_is_refused_with_a_reason(tiny, call, error, word):
 def test_a_prompt_may_be_empty_or_one_token(tiny):
     engine = engine_of(tiny, "dense")
     assert engine.prefill([]).shape == (0, 272)
-    after_nothing = engine.step(5)
-    assert torch.allclose(engine.prefill([5])[0], after_nothing, atol=1e-10)
+    assert torch.allclose(engine.step(5), engine.prefill([5])[0], atol=1e-10)
 
 
 def test_a_head_that_was_declared_full_is_never_cut(tiny):
@@ -133,8 +127,6 @@ def test_a_step_that_does_not_fit_changes_nothing(tiny):
 class Circle:
     """Holds itself, as an engine with recorded steps does."""
 
-    itself: object
-
 
 def test_a_host_has_what_it_always_had_and_a_gpu_gives_pages_what_is_free(monkeypatch):
     assert choose_room("cpu", 16) == choose_room("cpu", 4) == (2 * 2**30, 8)
@@ -156,10 +148,9 @@ def test_a_host_has_what_it_always_had_and_a_gpu_gives_pages_what_is_free(monkey
     assert choose_room("cuda:1", 4) == (20 * 2**30, 64)
 
 
-@pytest.mark.parametrize(
-    ("how", "chunks", "held"),
-    [*(("dense", chunks, 60) for chunks in (None, [16, 16, 18], [1, 49])), (method("duo", sink=2, recent=6), None, 8)],
-)
+@pytest.mark.parametrize(("how", "chunks", "held"), [
+    *(("dense", chunks, 60) for chunks in (None, [16, 16, 18], [1, 49])), (method("duo", sink=2, recent=6), None, 8),
+])  # fmt: skip
 def test_sliding_layers_hold_their_window_and_dense_is_the_decoder(how, chunks, held):
     model = build("gemma3", torch.float64)
     engine = Engine(model, how, ROLES, page=4)

@@ -69,11 +69,9 @@ def test_a_page_lies_as_documented():
     k[0, :, 0] = torch.arange(16.0)
     v[0, 0, 1] = 15.0
     raw = reference.pack(layout, k, v)[0].numpy()
-    words = raw[:64].view(np.uint32)
-    assert words.tolist() == list(range(16))  # channel 0 is the first code of each lane
+    assert raw[:64].view(np.uint32).tolist() == list(range(16))  # channel 0 is the first code of each lane
     assert raw[128:192].view(np.uint32).tolist() == [0, 15, *[0] * 14]  # lane 1 is channel 1, entry 0 its first code
-    assert raw[256] == 20 << 3  # a scale of 1
-    assert raw[256 + 32] == 20 << 3
+    assert raw[[256, 256 + 32]].tolist() == [20 << 3] * 2  # scales of 1
 
 
 def sylvester(d: int) -> torch.Tensor:
@@ -94,10 +92,9 @@ def sign(head: int, channel: int) -> int:
     return -1 if (x ^ x >> 16) & 1 else 1
 
 
-@pytest.mark.parametrize(
-    ("form", "levels"),
-    [(R3, (0.2451, 0.7560, 1.3439, 2.1519)), (R4, (0.1284, 0.3880, 0.6568, 0.9423, 1.2562, 1.6180, 2.0690, 2.7326))],
-)
+@pytest.mark.parametrize(("form", "levels"), [
+    (R3, (0.2451, 0.7560, 1.3439, 2.1519)), (R4, (0.1284, 0.3880, 0.6568, 0.9423, 1.2562, 1.6180, 2.0690, 2.7326)),
+])  # fmt: skip
 @pytest.mark.parametrize("d", WIDTHS)
 def test_a_rotated_entry_is_its_nearest_levels_by_the_definition(form, levels, d):
     layout, (k, v) = PackedLayout(form, d), entries(2, d, 3)
@@ -230,8 +227,7 @@ def test_the_first_page_and_the_recent_window_are_whole_to_the_bit(bits, n):
     assert torch.equal(values[0], memory.entries(1, 0).v)
     for begin, end in ((0, 5), (10, 20), (n, n + 40), (3, n + 33), (17, 18)):
         if end <= n + 40:
-            span = memory.span(0, 1, begin, end)
-            assert torch.equal(span[0], memory.entries(0, 1).k[begin:end])
+            assert torch.equal(memory.span(0, 1, begin, end)[0], memory.entries(0, 1).k[begin:end])
     memory.close()
     assert memory.pool.budget.held == memory.store.held == 0
 
@@ -373,8 +369,7 @@ def test_every_method_stays_near_itself_in_few_bits(net, name, bits):
     whole, _, _ = decode(net, name, 16)
     few, held, foreseen = decode(net, name, bits)
     p, q = whole.log_softmax(-1), few.log_softmax(-1)
-    divergence = (p.exp() * (p - q)).sum(-1).mean()
-    assert divergence <= {8: 2e-3, 4: 0.08, R4: 0.08, R3: 0.2}[bits]
+    assert (p.exp() * (p - q)).sum(-1).mean() <= {8: 2e-3, 4: 0.08, R4: 0.08, R3: 0.2}[bits]
     assert not torch.equal(whole, few) or held < 40_000
     assert held <= foreseen
 
@@ -417,19 +412,13 @@ def test_a_cached_prefix_gives_the_same_answer(net, how, bits):
     assert engine.pool.budget.held == 0
 
 
-def generate(engine, *requests):
-    done = engine.generate(list(requests))
-    return [one.tokens for one in done], [one.usage for one in done]
-
-
 def test_requests_of_all_types_go_together_and_are_preempted(net):
-    alone = {}
-    for bits in (16, 8, 4, R3):
-        (alone[bits],), _ = generate(Engine(net, page=16), Request(IDS[:700], max_tokens=200, cache_bits=bits))
-    engine = Engine(net, page=16, kv_bytes=1)
-    several = [Request(IDS[:700], max_tokens=200, cache_bits=bits) for bits in (16, 8, 4, 4, 16, 16, R3)]
-    tokens, usages = generate(engine, *several)
-    assert [alone[one.cache_bits] for one in several] == tokens
+    asked = {bits: Request(IDS[:700], max_tokens=200, cache_bits=bits) for bits in (16, 8, 4, R3)}
+    alone = {bits: Engine(net, page=16).generate([one])[0].tokens for bits, one in asked.items()}
+    engine, several = Engine(net, page=16, kv_bytes=1), (16, 8, 4, 4, 16, 16, R3)
+    done = engine.generate([asked[bits] for bits in several])
+    assert [one.tokens for one in done] == [alone[bits] for bits in several]
+    usages = [one.usage for one in done]
     assert sum(usage.preempted for usage in usages) > 0
     assert usages[2].kv_bytes < usages[1].kv_bytes < usages[0].kv_bytes
     engine.scheduler.backend.reclaim()

@@ -173,8 +173,7 @@ def test_pieces_of_a_loop_that_is_closed_are_dropped(codec):
         Generation(script, codec, CallContext()).begin(ask([1]))
         return script.requests[0].hooks
 
-    hooks = asyncio.run(begin(Script(codec.encode("a"))))
-    assert hooks.on_token(0, ScoredToken(1)) is False
+    assert asyncio.run(begin(Script(codec.encode("a")))).on_token(0, ScoredToken(1)) is False
 
 
 TEXT = st.text("ab\n", max_size=20)

@@ -71,22 +71,17 @@ def write_answer(codec, grammar, seed=0, temperature=1.0, wanted='"}]:0,', limit
 def test_answers_meet_their_schema(codec, compiler, schema, temperature):
     for seed in range(4):
         grammar = compile_options(compiler, response_format=json_schema(schema))
-        text = write_answer(codec, grammar, seed, temperature)
-        jsonschema.validate(json.loads(text), schema)
+        jsonschema.validate(json.loads(write_answer(codec, grammar, seed, temperature)), schema)
 
 
-@pytest.mark.parametrize(
-    ("form", "pattern"),
-    [
-        ({"regex": r"[a-c]{3}-\d{2}/x"}, r"[a-c]{3}-\d{2}/x"),
-        ({"choice": ["red", "blue", 'say "é😀"\n']}, 'red|blue|say "é😀"\n'),
-        ({"grammar": 'start: "a" b+\nb: "b" | "c"'}, "a[bc]+"),
-        ({"grammar": 'root ::= "yes" | "no"'}, "yes|no"),
-        ({"grammar": '%llguidance {}\nstart: "yes"'}, "yes"),
-        ({"json": {"type": "array", "items": {"type": "boolean"}}, "disable_any_whitespace": True}, r"\[[^ ]*\]"),
-        ({"json": json.dumps(PERSON), "whitespace_pattern": " "}, r"\{.*\}"),
-    ],
-)
+@pytest.mark.parametrize(("form", "pattern"), [
+    ({"regex": r"[a-c]{3}-\d{2}/x"}, r"[a-c]{3}-\d{2}/x"),
+    ({"choice": ["red", "blue", 'say "é😀"\n']}, 'red|blue|say "é😀"\n'),
+    ({"grammar": 'start: "a" b+\nb: "b" | "c"'}, "a[bc]+"), ({"grammar": 'root ::= "yes" | "no"'}, "yes|no"),
+    ({"grammar": '%llguidance {}\nstart: "yes"'}, "yes"),
+    ({"json": {"type": "array", "items": {"type": "boolean"}}, "disable_any_whitespace": True}, r"\[[^ ]*\]"),
+    ({"json": json.dumps(PERSON), "whitespace_pattern": " "}, r"\{.*\}"),
+])  # fmt: skip
 def test_each_form_of_structured_outputs(codec, compiler, form, pattern):
     for seed in range(3):
         text = write_answer(codec, structured(compiler, **form), seed, wanted='"}]:0,bn')
@@ -137,16 +132,13 @@ def test_numbers_of_64_bits_are_met(schema):
     assert accepts(str(2**63 - 1), response_format=json_schema(schema))
 
 
-@pytest.mark.parametrize(
-    ("schema", "left"),
-    [
-        ({"type": "array", "uniqueItems": True, "contains": {"type": "null"}}, ["contains", "uniqueItems"]),
-        ({"properties": {"format": {"items": {"not": {"type": "null"}}}}}, ["not"]),
-        ({"oneOf": [{"type": "string", "format": "colour"}, {"type": "string"}]}, ["format", "oneOf"]),
-        ({"additionalProperties": {"if": {"type": "string"}, "then": {"frobnicate": 3}}}, ["if", "then", "frobnicate"]),
-        (PERSON, []),
-    ],
-)
+@pytest.mark.parametrize(("schema", "left"), [
+    ({"type": "array", "uniqueItems": True, "contains": {"type": "null"}}, ["contains", "uniqueItems"]),
+    ({"properties": {"format": {"items": {"not": {"type": "null"}}}}}, ["not"]),
+    ({"oneOf": [{"type": "string", "format": "colour"}, {"type": "string"}]}, ["format", "oneOf"]),
+    ({"additionalProperties": {"if": {"type": "string"}, "then": {"frobnicate": 3}}}, ["if", "then", "frobnicate"]),
+    (PERSON, []),
+])  # fmt: skip
 def test_keywords_that_are_left_to_the_model_are_named_and_what_is_left_is_met(codec, compiler, schema, left):
     form = json_schema(schema, strict=False)
     assert find_unenforced_keywords(GenerationOptions(response_format=form)) == tuple(sorted(left))
@@ -167,8 +159,7 @@ def test_white_space_in_a_row_ends(codec, compiler):
 
 def test_a_model_without_end_token_ends_with_the_grammar():
     words = WordTokenizer(WORDS)
-    grammar = structured(GrammarCompiler(words, 4), choice=[" red", " blue"])
-    sampler = Sampler(Sampling(), [], 4, grammar)
+    sampler = Sampler(Sampling(), [], 4, structured(GrammarCompiler(words, 4), choice=[" red", " blue"]))
     assert words.decode([sampler.draw(torch.zeros(4)).id]) in {"red", "blue"}
     assert sampler.is_finished
     bytewise = structured(GrammarCompiler(ByteTokenizer(), 256), choice=["no"])
@@ -249,17 +240,11 @@ for _ in range(40):
     DEEP = {"type": "array", "items": DEEP}
 
 BAD = {
-    "keyword": json_schema({"type": "array", "uniqueItems": True}),
+    "keyword": json_schema({"type": "array", "uniqueItems": True}), "type": json_schema({"type": "strin"}),
     "unknown keyword": json_schema({"type": "object", "properties": {"a": {"type": "string", "frobnicate": 3}}}),
-    "type": json_schema({"type": "strin"}),
-    "bound": json_schema({"type": "integer", "minimum": "x"}),
-    "nothing": json_schema({"type": "integer", "minimum": 5, "maximum": 3}),
-    "false": json_schema(False),
-    "empty enum": json_schema({"enum": []}),
-    "missing reference": json_schema({"$ref": "#/$defs/x"}),
-    "remote reference": json_schema({"$ref": "http://example.com/x.json"}),
-    "file reference": json_schema({"$ref": "file:///etc/passwd"}),
-    "itself": json_schema({"$ref": "#"}),
+    "bound": json_schema({"type": "integer", "minimum": "x"}), "empty enum": json_schema({"enum": []}),
+    "nothing": json_schema({"type": "integer", "minimum": 5, "maximum": 3}), "false": json_schema(False),
+    **{at: json_schema({"$ref": at}) for at in ("#/$defs/x", "http://example.com/x.json", "file:///etc/passwd", "#")},
     "endless": json_schema(
         {"$defs": {"n": {"properties": {"next": {"$ref": "#/$defs/n"}}, "required": ["next"]}}, "$ref": "#/$defs/n"}
     ),
@@ -268,10 +253,9 @@ BAD = {
     "wide": json_schema({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}}),
     "10 MB of enum": json_schema({"enum": [f"value-{i}" for i in range(600_000)]}),
     "a million alternatives": json_schema({"anyOf": [{}] * 1_000_000}),
-    "long": json_schema({"const": "x" * 200_000}),
-    "no schema": {"type": "json_schema"},
+    "long": json_schema({"const": "x" * 200_000}), "no schema": {"type": "json_schema"},
     "no choices": {"type": "choice"},
-}
+}  # fmt: skip
 
 
 @pytest.mark.timed("only a clock can tell that a hostile schema does not keep the compiler busy")

@@ -80,17 +80,14 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("shape", "queries", "keys", "d", "block", "key_block", "heads"),
-    [
-        ((4, 2), 50, 90, 24, 20, 7, 2),  # a chunk of a longer prompt; the group shares its blocks
-        ((4, 2), 50, 130, 64, 32, 32, 4),  # blocks per query head
-        ((1, 1), 1, 33, 3, 5, 40, 1),  # one query
-        ((3, 3), 63, 63, 60, 16, 16, 3),  # no groups, a partial last block
-        ((2, 1), 130, 260, 16, 130, 100, 1),  # blocks larger than a tile
-        ((2, 1), 40, 120, 130, 64, 16, 2),
-    ],
-)
+@pytest.mark.parametrize(("shape", "queries", "keys", "d", "block", "key_block", "heads"), [
+    ((4, 2), 50, 90, 24, 20, 7, 2),  # a chunk of a longer prompt; the group shares its blocks
+    ((4, 2), 50, 130, 64, 32, 32, 4),  # blocks per query head
+    ((1, 1), 1, 33, 3, 5, 40, 1),  # one query
+    ((3, 3), 63, 63, 60, 16, 16, 3),  # no groups, a partial last block
+    ((2, 1), 130, 260, 16, 130, 100, 1),  # blocks larger than a tile
+    ((2, 1), 40, 120, 130, 64, 16, 2),
+])  # fmt: skip
 def test_every_level_prefills_like_the_oracle(level, dtype, shape, queries, keys, d, block, key_block, heads):
     torch.manual_seed(keys + d)
     case = prefill_problem(dtype, shape, queries, keys, d, block, key_block, heads)
@@ -135,10 +132,8 @@ def problems(draw: st.DrawFn):
     dtype = draw(st.sampled_from(list(TOLERANCE)))
     q = torch.randn(len(lengths), group, d).to(dtype)
     entries = [torch.randn(2, n, d).to(dtype) for n in lengths]
-    weights = [
-        draw(st.sampled_from([None, torch.randn(n), torch.where(torch.rand(n) < 0.5, 0.0, -torch.inf)]))
-        for n in lengths
-    ]
+    several = [[None, torch.randn(n), torch.where(torch.rand(n) < 0.5, 0.0, -torch.inf)] for n in lengths]
+    weights = [draw(st.sampled_from(one)) for one in several]
     return q, [e[0] for e in entries], [e[1] for e in entries], weights
 
 
@@ -232,8 +227,7 @@ def flash(wrong: float = 0.0):
 
 
 def refuse(*_):
-    message = "no kernel for this card"
-    raise RuntimeError(message)
+    raise RuntimeError("no kernel for this card")
 
 
 def test_flash_attention_is_taken_where_nothing_is_added_to_scores(monkeypatch):
@@ -290,21 +284,17 @@ def in_blocks(q, k, heads, block):
     kernels.block_sparse_prefill(torch.zeros(q), torch.zeros(k), torch.zeros(k), blocks)
 
 
-@pytest.mark.parametrize(
-    ("call", "told"),
-    [
-        *((partial(in_blocks, *shapes), "queries") for shapes in SHAPES),
-        (lambda: kernels.window_prefill(torch.zeros(2, 3, 8), *torch.zeros(2, 1, 3, 8), 1, 0), "window of 1 or more"),
-        (lambda: kernels.last_query_scores(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8)), "last b of N"),
-        (lambda: kernels.last_query_scores(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8).double()), "of their dtype"),
-        (kernels.merge, "one part"),
-        (lambda: kernels.decode(ONE, [THREE], []), "log-weights"),
-        (lambda: kernels.decode(ONE, [torch.zeros(3, 5)], [torch.zeros(3, 5)]), "problem 0"),
-        (lambda: kernels.decode(ONE, [THREE], [THREE], log_weights=[torch.zeros(2)]), "3 entries"),
-        (lambda: kernels.BlockCsr.from_mask(torch.ones(1, 2, 2), 4), "bool"),
-        (lambda: kernels.BlockCsr.from_mask(torch.ones(1, 2, 2, dtype=torch.bool), 0), "bool"),
-    ],
-)
+@pytest.mark.parametrize(("call", "told"), [
+    *((partial(in_blocks, *shapes), "queries") for shapes in SHAPES),
+    (lambda: kernels.window_prefill(torch.zeros(2, 3, 8), *torch.zeros(2, 1, 3, 8), 1, 0), "window of 1 or more"),
+    (lambda: kernels.last_query_scores(torch.zeros(2, 4, 8), torch.zeros(1, 3, 8)), "last b of N"),
+    (lambda: kernels.last_query_scores(torch.zeros(2, 3, 8), torch.zeros(1, 3, 8).double()), "of their dtype"),
+    (kernels.merge, "one part"), (lambda: kernels.decode(ONE, [THREE], []), "log-weights"),
+    (lambda: kernels.decode(ONE, [torch.zeros(3, 5)], [torch.zeros(3, 5)]), "problem 0"),
+    (lambda: kernels.decode(ONE, [THREE], [THREE], log_weights=[torch.zeros(2)]), "3 entries"),
+    (lambda: kernels.BlockCsr.from_mask(torch.ones(1, 2, 2), 4), "bool"),
+    (lambda: kernels.BlockCsr.from_mask(torch.ones(1, 2, 2, dtype=torch.bool), 0), "bool"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused(call, told):
     with pytest.raises(ValueError, match=told):
         call()
@@ -354,10 +344,8 @@ def test_threads_share_the_work_without_changing_the_result(native_level):
 
 
 def test_libraries_fit_the_processor_best_first():
-    names = [target.name for target in isa_targets.TARGETS]
-    assert [
-        t.name for t in isa_targets.runnable_targets(frozenset().union(*(t.needs for t in isa_targets.TARGETS)))
-    ] == names
+    every = frozenset().union(*(target.needs for target in isa_targets.TARGETS))
+    assert [*isa_targets.runnable_targets(every)] == [*isa_targets.TARGETS]
     assert isa_targets.runnable_targets([]) == [t for t in isa_targets.TARGETS if not t.needs]
 
 
@@ -410,8 +398,7 @@ def test_a_level_that_the_compiler_does_not_know_is_left_out(monkeypatch, place,
     monkeypatch.setattr(building, "sources", lambda: [place / "one.cpp"])
     monkeypatch.setattr(building, "TARGETS", (unknown, BUILT[-1]))
     building.build_kernels(force=True)
-    told = capsys.readouterr().out
-    assert "later: left out" in told
+    assert "later: left out" in capsys.readouterr().out
     assert isa_targets.library_file(BUILT[-1]).exists()
     monkeypatch.setattr(building, "TARGETS", (unknown,))
     with pytest.raises(Fault, match="can't build"):
@@ -425,8 +412,7 @@ def test_a_library_that_the_system_refuses_makes_way_for_the_next(monkeypatch, u
 
     def opened(file):
         if file == isa_targets.library_file(first):
-            message = "no tiles for this process"
-            raise OSError(message)
+            raise OSError("no tiles for this process")
         return real(file)
 
     monkeypatch.setattr(bindings, "open_library", opened)

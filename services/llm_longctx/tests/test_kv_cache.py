@@ -35,10 +35,8 @@ def feed(memory, T, sliding=()):
     for layer, head in sliding:
         held, new = memory.entries(layer, head), torch.arange(memory.length, memory.length + T)
         held = held.take(held.positions.argsort())
-        both = Entries(
-            torch.cat((held.k, k[head] + 0.5 * layer)), torch.cat((held.v, v[head])), torch.cat((held.positions, new))
-        )
-        cut(memory, layer, head, 1, sliding[layer, head], both)
+        parts = ((held.k, k[head] + 0.5 * layer), (held.v, v[head]), (held.positions, new))
+        cut(memory, layer, head, 1, sliding[layer, head], Entries(*map(torch.cat, parts)))
     memory.length += T
 
 
@@ -74,13 +72,8 @@ def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
     feed(memory, 12)
     held = memory.entries(0, 0)
     k, v = held.k[2:8].mean(0, keepdim=True), held.v[2:8].mean(0, keepdim=True)
-    kept = held.take(torch.tensor([0, 1, 8, 9, 10, 11]))
-    with_mean = Entries(
-        torch.cat((kept.k, k)),
-        torch.cat((kept.v, v)),
-        torch.cat((kept.positions, torch.tensor([-1]))),
-        torch.tensor([0.0] * 6 + [float(np.log(6)) if weighted else 0.0]),
-    )
+    kept = held.take(torch.tensor([0, 1, 8, 9, 10, 11])).weigh()
+    with_mean = kept.join(k, v, torch.tensor([-1]), float(np.log(6)) if weighted else 0.0)
     memory.keep(0, 0, with_mean, sink=2, slide=4, absorbed=6, weighted=weighted)
     for _ in range(9):
         step(memory)

@@ -48,10 +48,8 @@ def merged(family: str, seed: int = 0):
 
 
 def read_and_step(net, how="dense", adapter=None, backend="auto", steps=5, plan=None, ids=IDS):
-    engine = Engine(net, how, plan, page=16, backend=backend)
-    one = engine.open(adapter=adapter)
-    rows = [one.prefill(ids[:N])[-1:]]
-    rows += [one.step(ids[N + i])[None] for i in range(steps)]
+    one = Engine(net, how, plan, page=16, backend=backend).open(adapter=adapter)
+    rows = [one.prefill(ids[:N])[-1:], *(one.step(ids[N + i])[None] for i in range(steps))]
     held = [len(one.entries(layer, g).positions) for layer in range(net.config.layers) for g in range(2)]
     one.close()
     return torch.cat(rows), held
@@ -79,21 +77,13 @@ def test_every_method_serves_an_adapter_as_the_merged_model(name):
 
 def scores(engine: Engine, adapters) -> list:
     """Tokens and log-probabilities of requests that decode in one batch."""
-    ears = []
-    for i, adapter in enumerate(adapters):
-        ears.append(Ear())
-        request = GenerationRequest(
-            IDS[i : N + i],
-            max_tokens=6,
-            policy=engine.policy,
-            top_logprobs=3,
-            adapter=adapter,
-            hooks=Listeners(ears[-1]),
-        )
-        engine.scheduler.add_request(request)
+    ears, requests = [Ear() for _ in adapters], []
+    for i, (adapter, ear) in enumerate(zip(adapters, ears, strict=True)):
+        facts = {"max_tokens": 6, "policy": engine.policy, "top_logprobs": 3, "adapter": adapter}
+        requests.append(GenerationRequest(IDS[i : N + i], hooks=Listeners(ear), **facts))
     batches, decode = [], engine.runner.decode
     engine.runner.decode = lambda states, *more: batches.append(len(states)) or decode(states, *more)
-    drain(engine.scheduler)
+    drain(engine.scheduler, *requests)
     assert max(batches) == len(adapters)
     return [ear.tokens for ear in ears]
 

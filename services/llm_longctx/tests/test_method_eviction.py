@@ -125,8 +125,7 @@ def held(sequence, tokens):
 def test_the_engine_keeps_and_says_what_is_published(golden_llama, case):
     ids, facts = GOLDEN["ids"].tolist(), CASES["llama"][case]
     for ratio in (0.25, 0.5):
-        engine = Engine(golden_llama, method(facts["method"], ratio=ratio, **facts["knobs"]), page=16)
-        s = engine.open()
+        s = Engine(golden_llama, method(facts["method"], ratio=ratio, **facts["knobs"]), page=16).open()
         read = s.prefill(ids[:160], [100, 50, 10])
         assert np.abs(read[-1].numpy() - GOLDEN["prefill_last"]).max() < 1e-4
         assert torch.equal(held(s, 160), kept(f"llama_{case}_r{ratio}_kept", 2, 2, 160))
@@ -238,9 +237,8 @@ H, G, D, N = 4, 2, 16, 50
 
 
 def test_a_model_whose_heads_are_all_full_is_not_cut():
-    engine = Engine(
-        tiny_decoder(), method("kvzip", ratio=0.3), {"schema": "head-plan/1", "roles": [[1, 1], [1, 1]]}, page=4
-    )
+    plan = {"schema": "head-plan/1", "roles": [[1, 1], [1, 1]]}
+    engine = Engine(tiny_decoder(), method("kvzip", ratio=0.3), plan, page=4)
     engine.prefill([1, 2, 3, 4, 5, 6])
     assert len(engine.entries(1, 0).positions) == 6
 
@@ -284,14 +282,8 @@ def test_scores_are_the_mean_logits_of_the_centre_over_distances_and_what_the_sp
             expected[h, i] = sum(logits) / 17 + ((size[1, h] - mean[1, h].abs()) * key.abs()).sum()
     expected = (expected - expected.mean(1, keepdim=True)) / expected.std(1, correction=0, keepdim=True)
     best = expected.view(G, 2, N).amax(1)
-    torch.testing.assert_close(
-        found.double(), best.amax(0).expand(G, N) if mode == "union" else best, atol=2e-3, rtol=0
-    )
-
-
-@pytest.fixture(scope="module")
-def net():
-    return tiny_decoder()
+    best = best.amax(0).expand(G, N) if mode == "union" else best
+    torch.testing.assert_close(found.double(), best, atol=2e-3, rtol=0)
 
 
 def normed_decoder():
@@ -328,11 +320,11 @@ def test_calibration_averages_queries_before_their_rotation(qk_norm):
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_decoding_keeps_the_prompt_the_newest_and_the_budget_and_frees_pages(net, calibrated):
-    config = net.config
+def test_decoding_keeps_the_prompt_the_newest_and_the_budget_and_frees_pages(decoder, calibrated):
+    config = decoder.config
     mean = torch.randn(config.layers, config.heads, config.head_dim // 2, dtype=torch.complex64)
     plan = plan_of(mean, 2 * mean.abs()) if calibrated else None
-    engine = Engine(net, page=4)
+    engine = Engine(decoder, page=4)
     prompt = [(3 * i + 1) % config.vocab for i in range(20)]
     s = engine.open(method("triattention", budget=16, every=8, recent=6), plan)
     assert (s.state.policy.method._centres is not None) == calibrated

@@ -131,23 +131,18 @@ def test_dhsa_keeps_the_published_blocks_outside_ties(variant, density):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(
-    ("name", "knobs", "plan", "chunks", "told"),
-    [
-        ("dense", {}, None, None, "dense"),
-        ("dense", {}, None, [48, 48, 64], "dense"),
-        ("duo", {"sink": 8, "recent": 24}, ROLES, None, "duo_single"),
-        ("duo", {"sink": 8, "recent": 24}, ROLES, [48, 48, 64], "duo_chunk48"),
-        ("razor", {"sink": 4, "window_min": 24, "window_div": 5}, ROLES, None, "razor"),
-        ("razor", {"sink": 4, "window_min": 24, "window_div": 5}, ROLES, [100, 60], "razor"),
-        ("recycled", {"budget": 24, "stride": 4}, None, None, "recycled"),
-        ("flexprefill", {"block": 16, "gamma": 0.9, "tau": 0.3, "min_budget": 16}, None, None, "flex"),
-        ("power", {"block": 8, "window": 2}, None, None, "power"),
-        ("power", {"block": 8, "window": 2}, None, [48, 7, 1, 104], "power"),
-        ("act", {"beta": 0.4, "threshold": 0.04}, HEADS, None, "act"),
-        ("dhsa", DHSA, None, None, "dhsa"),
-    ],
-)
+@pytest.mark.parametrize(("name", "knobs", "plan", "chunks", "told"), [
+    ("dense", {}, None, None, "dense"), ("dense", {}, None, [48, 48, 64], "dense"),
+    ("duo", {"sink": 8, "recent": 24}, ROLES, None, "duo_single"),
+    ("duo", {"sink": 8, "recent": 24}, ROLES, [48, 48, 64], "duo_chunk48"),
+    ("razor", {"sink": 4, "window_min": 24, "window_div": 5}, ROLES, None, "razor"),
+    ("razor", {"sink": 4, "window_min": 24, "window_div": 5}, ROLES, [100, 60], "razor"),
+    ("recycled", {"budget": 24, "stride": 4}, None, None, "recycled"),
+    ("flexprefill", {"block": 16, "gamma": 0.9, "tau": 0.3, "min_budget": 16}, None, None, "flex"),
+    ("power", {"block": 8, "window": 2}, None, None, "power"),
+    ("power", {"block": 8, "window": 2}, None, [48, 7, 1, 104], "power"),
+    ("act", {"beta": 0.4, "threshold": 0.04}, HEADS, None, "act"), ("dhsa", DHSA, None, None, "dhsa"),
+])  # fmt: skip
 def test_the_engine_gives_the_published_logits(golden_llama, dtype, name, knobs, plan, chunks, told):
     boundaries = BORDERS if name == "dhsa" else None
     engine = Engine(copy.deepcopy(golden_llama).to(dtype), method(name, **knobs), plan, page=16)

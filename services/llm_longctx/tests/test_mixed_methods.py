@@ -176,8 +176,7 @@ def test_three_parts_each_act_on_their_own_heads(tiny):
 def test_the_part_for_heads_is_fitted_to_a_budget(tiny):
     composed = compose(decode=RECYCLED, plan=method("duo", sink=1, recent=2))
     plan = HeadPlan.parse(TINY_PLAN | {"scores": {"duo_gate": [[0.9, 0.1], [0.2, 0.8]]}})
-    fitted = composed.fit(80, tiny.config, plan, 40, 7)
-    assert fitted.heads.share == 0.25
+    assert composed.fit(80, tiny.config, plan, 40, 7).heads.share == 0.25
     with pytest.raises(InvalidOption):
         compose(decode=RECYCLED).fit(80, tiny.config, plan, 40, 7)
 

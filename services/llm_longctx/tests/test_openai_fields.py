@@ -11,6 +11,7 @@ from fovea.api.embeddings import EmbeddingsRequest
 from fovea.api.request_fields import ACCEPTED, REFUSED
 from fovea.api.text import ChatRequest, CompletionRequest
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, go_on, say, text_of
+from services.llm_longctx.tests.test_openai_refusals import BODIES
 from tests.peer_fields import PEERS, find_fate
 
 END = {"logit_bias": {"256": 100}}  # the end token is drawn wherever it may
@@ -18,11 +19,6 @@ ROUTES = {
     "/v1/chat/completions": (ChatRequest, chat_params.CompletionCreateParamsBase),
     "/v1/completions": (CompletionRequest, completion_create_params.CompletionCreateParamsBase),
     "/v1/embeddings": (EmbeddingsRequest, embedding_create_params.EmbeddingCreateParams),
-}
-BODIES = {
-    "/v1/chat/completions": {"model": MODEL, "messages": HELLO, "max_tokens": 4},
-    "/v1/completions": {"model": MODEL, "prompt": "a", "max_tokens": 4},
-    "/v1/embeddings": {"model": MODEL, "input": "a"},
 }
 
 
@@ -60,8 +56,7 @@ def test_stop_tokens_and_texts_end_an_answer_and_may_stay_in_it(client):
         assert found == (shown, "stop", token, at + 1)
     kept = answer(client, max_tokens=30, stop=[two], extra={"include_stop_str_in_output": True})
     assert kept[:3] == (text[: at + 2], "stop", two)
-    late = answer(client, max_tokens=30, stop=[two], extra={"min_tokens": at + 3})
-    assert len(late[0]) > at + 2
+    assert len(answer(client, max_tokens=30, stop=[two], extra={"min_tokens": at + 3})[0]) > at + 2
     assert answer(client, max_tokens=30, stop=[two, *(f"never {i}" for i in range(15))])[2] == two
 
 
@@ -145,10 +140,9 @@ def test_long_prompts_are_cut_where_a_request_says_so(client):
         assert (found.choices, found.usage.prompt_tokens) == (go_on(client, kept).choices, len(kept))
 
 
-@pytest.mark.parametrize(
-    ("size", "side", "kept"),
-    [(4, "left", "upon"), (9, "left", "Once upon"), (10, "left", "Once upon"), (4, "right", "Onc")],
-)
+@pytest.mark.parametrize(("size", "side", "kept"), [
+    (4, "left", "upon"), (9, "left", "Once upon"), (10, "left", "Once upon"), (4, "right", "Onc"),
+])  # fmt: skip
 def test_a_cut_prompt_is_echoed_as_it_is_kept(client, server, monkeypatch, size, side, kept):
     tokenizer = server.app.state.host.servable(MODEL).adapter.tokenizer
     encode = tokenizer.encode
@@ -216,10 +210,8 @@ def _call(client, route, body, **extra):
 
 def check_unknown_fields(client, route, body):
     found = _call(client, route, body, frobnicate=1, modle=2, user="me", safety_identifier="x")
-    assert found["warnings"] == [
-        "There is no field 'frobnicate': it was ignored.",
-        "There is no field 'modle' (did you mean 'model'?): it was ignored.",
-    ]
+    names = ("'frobnicate'", "'modle' (did you mean 'model'?)")
+    assert found["warnings"] == [f"There is no field {name}: it was ignored." for name in names]
     assert _call(client, route, body).get("warnings") is None
 
 
@@ -279,8 +271,7 @@ def test_unknown_fields_of_nested_objects_are_named_too(client, route, more, nam
 
 def test_answers_that_are_sent_back_as_their_clients_hold_them_ask_for_nothing_unknown(client):
     (choice,) = say(client, max_tokens=2).choices
-    whole = say(client, messages=[*HELLO, choice.message.model_dump(), *HELLO], max_tokens=2)
-    assert whole.warnings is None
+    assert say(client, messages=[*HELLO, choice.message.model_dump(), *HELLO], max_tokens=2).warnings is None
 
 
 @pytest.mark.parametrize("arguments", ['{"on": true}', '{"on": tr', "", "[1]", "[[[[["])

@@ -43,15 +43,11 @@ def test_older_keys_and_values_take_few_bits_where_a_request_wants(client, dtype
         ask(client, {"method": "dense", "kv_cache_dtype": "fp8"}, text)
 
 
-@pytest.mark.parametrize(
-    "longctx",
-    [
-        {"method": "razor", "knobs": {"roles": ROLES, "sink": 2, "window_min": 16}},
-        {"method": "duo", "plan": PLAN, "recent": 32},
-        {"prefill": FLEX, "decode": "recycled", "plan": PLAN, **DUO},
-        {"prefill": "power", "priority": "batch"},
-    ],
-)
+@pytest.mark.parametrize("longctx", [
+    {"method": "razor", "knobs": {"roles": ROLES, "sink": 2, "window_min": 16}},
+    {"method": "duo", "plan": PLAN, "recent": 32}, {"prefill": FLEX, "decode": "recycled", "plan": PLAN, **DUO},
+    {"prefill": "power", "priority": "batch"},
+])  # fmt: skip
 def test_every_way_to_ask_for_methods_is_answered(client, longctx):
     answer = ask(client, longctx, prompt=LONG[:150], max_tokens=10)
     assert answer.usage.completion_tokens == 10
@@ -109,16 +105,10 @@ def deep():
     return Engine(llama(vocab=64, norm_eps=1e-5, tied=True, **shape).eval())
 
 
-@pytest.mark.parametrize(
-    ("name", "ratio", "new", "dtype"),
-    [
-        ("snapkv", 0.5, 16, None),
-        ("streamingllm", 0.5, 16, None),
-        ("kvzip", 0.4, 8, None),
-        ("pyramidkv", 0.6, 1, "q8"),
-        ("pyramidkv", 0.4, 24, "q4"),
-    ],
-)
+@pytest.mark.parametrize(("name", "ratio", "new", "dtype"), [
+    ("snapkv", 0.5, 16, None), ("streamingllm", 0.5, 16, None), ("kvzip", 0.4, 8, None), ("pyramidkv", 0.6, 1, "q8"),
+    ("pyramidkv", 0.4, 24, "q4"),
+])  # fmt: skip
 def test_a_budget_that_pages_can_meet_is_met_and_used(deep, name, ratio, new, dtype):
     longctx = LongctxOptions(method=name, kv_ratio=ratio, kv_cache_dtype=dtype)
     held = select_policy(deep, longctx, {}, 329, new).nbytes(329, new, deep.pool) / deep.dense_bytes(329 + new)
@@ -133,11 +123,10 @@ def test_grammars_are_compiled_once_for_the_requests_of_all_tenants(server):
 def test_borders_of_a_prompt_that_is_read_in_parts_are_taken(roomy):
     knobs = {"method": "dhsa", "budget": 64, "global_tokens": 8, "local_tokens": 8, "instruction": 8}
     prompt = [(7 * i + i * i) % 250 for i in range(1100)]
-    found = [
-        ask(roomy, {**knobs, "boundaries": borders}, prompt=prompt, logprobs=5, max_tokens=1)
+    own, same, other = (
+        ask(roomy, {**knobs, "boundaries": borders}, prompt, logprobs=5, max_tokens=1).choices[0].logprobs.top_logprobs
         for borders in (None, [*range(0, 1100, 32), 1100], [0, 3, 600, 1100])
-    ]
-    own, same, other = (choice.logprobs.top_logprobs for choice in (one.choices[0] for one in found))
+    )
     assert own == same != other
     for bad in ([], [0, 1099], [0, 9, 5, 1100], [0, 0, 1100], [5, 1100], [0, 2000, 1100]):
         with pytest.raises(openai.BadRequestError, match="1,100 tokens") as caught:

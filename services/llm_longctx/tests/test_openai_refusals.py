@@ -78,7 +78,7 @@ REFUSED = {
 }  # fmt: skip
 BODIES = {
     "/v1/chat/completions": {"model": MODEL, "messages": HELLO, "max_tokens": 4},
-    "/v1/completions": {"prompt": "a", "max_tokens": 2},
+    "/v1/completions": {"model": MODEL, "prompt": "a", "max_tokens": 4},
     "/v1/embeddings": {"model": MODEL, "input": "a"},
 }
 
@@ -141,8 +141,7 @@ def test_going_away_stops_the_work_within_a_step(server, client):
 
 
 def test_a_full_queue_is_429_with_retry_after(server, monkeypatch):
-    engine = server.app.state.host.servable(MODEL).adapter.scheduler
-    monkeypatch.setattr(engine.waiting, "max_waiting", 0)
+    monkeypatch.setattr(server.app.state.host.servable(MODEL).adapter.scheduler.waiting, "max_waiting", 0)
     answer = server.http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1})
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
@@ -171,9 +170,8 @@ def test_what_goes_wrong_while_a_stream_waits_is_told_in_the_stream(server, monk
     scheduler = server.app.state.host.servable(MODEL).adapter.scheduler
     monkeypatch.setattr(routes, "FIRST_CHUNK_WAIT_S", 0.02)
     monkeypatch.setattr(scheduler.backend, "fits", lambda *_: False)
-    answer = server.http.post(
-        "/v1/completions", json={"prompt": "a", "stream": True}, headers={"x-fovea-deadline-ms": "200"}
-    )
+    body, limit = {"prompt": "a", "stream": True}, {"x-fovea-deadline-ms": "200"}
+    answer = server.http.post("/v1/completions", json=body, headers=limit)
     assert answer.status_code == 200
     *waited, error, end = answer.text.split("\n\n")
     assert set(waited) == {": 1 in the queue"}

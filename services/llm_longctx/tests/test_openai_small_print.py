@@ -16,7 +16,7 @@ from services.llm_longctx.api import embeddings
 from services.llm_longctx.models.all_minilm import AllMiniLM
 from services.llm_longctx.serving.completions import TextCompletionProtocol
 from services.llm_longctx.serving.embeddings import DecoderEmbedder
-from services.llm_longctx.tests.conftest import MODEL, Server, app_of, say, write_folder
+from services.llm_longctx.tests.conftest import MODEL, Server, app_of, say, text_of, write_folder
 from shared.lm.bundled_models import MINILM
 from shared.lm.embedder import load_embedder
 from tests.harness.waiting import wait_until as until
@@ -33,9 +33,8 @@ def server(tmp_path_factory):
 
 def test_what_a_request_leaves_out_is_the_models_own(server, client):
     """This model's generation config is greedy."""
-    texts = {say(client, temperature=openai.omit).choices[0].message.content for _ in range(3)}
-    assert len(texts) == 1
-    assert len({say(client, temperature=1.5).choices[0].message.content for _ in range(3)}) > 1
+    assert len({text_of(client, temperature=openai.omit) for _ in range(3)}) == 1
+    assert len({text_of(client, temperature=1.5) for _ in range(3)}) > 1
     card = server.http.get(f"/v1/models/{MODEL}").json()
     assert card["sampling"] | {"top_k": 5, "temperature": 0.0} == card["sampling"]
 
@@ -74,8 +73,7 @@ def test_a_decoders_embeddings_are_means_of_its_states(client):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     alone = np.array(client.embeddings.create(model=MODEL, input="Bye").data[0].embedding)
     np.testing.assert_allclose(vectors[1], alone, atol=1e-6)
-    ids = client.embeddings.create(model=MODEL, input=list(b"Hello there")).data[0].embedding
-    assert len(ids) == 32
+    assert len(client.embeddings.create(model=MODEL, input=list(b"Hello there")).data[0].embedding) == 32
 
 
 def test_a_decoders_embeddings_end_with_their_deadline(server, monkeypatch):

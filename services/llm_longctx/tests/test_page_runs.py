@@ -261,10 +261,9 @@ def test_a_copy_takes_all_that_belongs_to_an_entry():
     assert (pool.positions[8:11].tolist(), pool.log_weights[8:11].tolist()) == ([12, 22, 0], [13, 23, 0])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "weights"),
-    [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
-)
+@pytest.mark.parametrize(("dtype", "weights"), [
+    (torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32),
+])  # fmt: skip
 def test_stores_have_the_decoder_s_type_and_weights_a_wide_one(dtype, weights):
     pool = PagePool(5, P, 3, dtype)
     assert (pool.keys.dtype, pool.values.dtype, pool.log_weights.dtype) == (dtype, dtype, weights)

@@ -18,16 +18,13 @@ class Pages:
         self.pool, self.length, self.cut = pool, length, np.array([False, cut])
 
     def prefix(self, end):
-        return self._take(end)
-
-    def fork(self):
-        return self._take(self.length)
-
-    def _take(self, length):
         if self.pool.refuses:
             raise PoolExhausted
         self.pool.free -= 1
-        return Pages(self.pool, length)
+        return Pages(self.pool, end)
+
+    def fork(self):
+        return self.prefix(self.length)
 
     def close(self):
         self.pool.free += 1
@@ -40,14 +37,10 @@ class Run:
         facts = {"reuse": True, "invariant": True, "unread": 0, "cut_at_end": False, "print": "dense", "cut": False}
         facts |= method
         self.cache, self.memos = Pages(pool, length, facts["cut"]), ["memo"]
-        supports = SimpleNamespace(prefix_reuse=facts["reuse"])
-        self.policy = SimpleNamespace(
-            method=SimpleNamespace(
-                supports=supports, min_uncached_tokens=facts["unread"], cut_at_end=facts["cut_at_end"]
-            ),
-            is_chunk_invariant=facts["invariant"],
-            fingerprint=lambda *model: f"{facts['print']} {model}",
-        )
+        how = SimpleNamespace(min_uncached_tokens=facts["unread"], cut_at_end=facts["cut_at_end"])
+        how.supports = SimpleNamespace(prefix_reuse=facts["reuse"])
+        self.policy = SimpleNamespace(method=how, is_chunk_invariant=facts["invariant"])
+        self.policy.fingerprint = lambda *model: f"{facts['print']} {model}"
 
     def resume(self, cache, memos):
         self.cache, self.memos = cache, list(memos)
@@ -95,25 +88,16 @@ def test_whole_blocks_of_what_was_read_are_kept(cache, pool, length, tokens):
     assert found(cache, pool, range(20)) == tokens
 
 
-@pytest.mark.parametrize(
-    ("ids", "facts", "tokens"),
-    [
-        (range(13), {}, 12),
-        (range(12), {}, 8),  # the last token is read in any case: its logits are needed
-        (range(11), {}, 8),
-        ([0, 1, 2, 3, 4, 9, 6, 7, 8], {}, 4),
-        ([9, 1, 2, 3, 4], {}, 0),
-        (range(13), {"digest": "steered"}, 0),
-        (range(13), {"score_prompt": True}, 0),
-        (range(13), {"score_prompt": True, "score_from": 9}, 8),
-        (range(13), {"score_prompt": True, "score_from": 8}, 4),
-        (range(13), {"boundaries": [4]}, 0),
-        (range(13), {"method": {"unread": 2}}, 8),
-        (range(14), {"method": {"unread": 2}}, 12),
-        (range(13), {"method": {"reuse": False}}, 0),
-        (range(13), {"method": {"print": "other"}}, 0),
-    ],
-)
+@pytest.mark.parametrize(("ids", "facts", "tokens"), [
+    (range(13), {}, 12),
+    (range(12), {}, 8),  # the last token is read in any case: its logits are needed
+    (range(11), {}, 8), ([0, 1, 2, 3, 4, 9, 6, 7, 8], {}, 4), ([9, 1, 2, 3, 4], {}, 0),
+    (range(13), {"digest": "steered"}, 0), (range(13), {"score_prompt": True}, 0),
+    (range(13), {"score_prompt": True, "score_from": 9}, 8), (range(13), {"score_prompt": True, "score_from": 8}, 4),
+    (range(13), {"boundaries": [4]}, 0), (range(13), {"method": {"unread": 2}}, 8),
+    (range(14), {"method": {"unread": 2}}, 12), (range(13), {"method": {"reuse": False}}, 0),
+    (range(13), {"method": {"print": "other"}}, 0),
+])  # fmt: skip
 def test_the_longest_prefix_of_the_same_beginning_is_found(cache, pool, ids, facts, tokens):
     read(cache, pool, range(12))
     assert found(cache, pool, ids, **facts) == tokens

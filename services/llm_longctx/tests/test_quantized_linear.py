@@ -33,8 +33,7 @@ def product(x, packed):
 def test_a_packed_matrix_is_the_same_matrix(bits, shape):
     whole = quantize(matrix(*shape), bits)
     packed = pack(whole)
-    again = packed.unpack()
-    np.testing.assert_array_equal(again.dequantize(), whole.dequantize())
+    np.testing.assert_array_equal(packed.unpack().dequantize(), whole.dequantize())
     assert PackedMatrix.of(packed.data, *shape).bits == bits
 
 
@@ -115,8 +114,7 @@ def test_a_norm_before_the_products_is_computed_in_float32(rows, K):
     assert found.dtype == torch.float32
     # A value that lies between two bytes may be rounded to the other one.
     assert (found - near).norm() <= 2e-3 * near.norm()
-    narrow = multiply(x, [(packed, None)], (weight, 1e-5, 1.0))[0]
-    assert torch.equal(narrow, found.bfloat16())
+    assert torch.equal(multiply(x, [(packed, None)], (weight, 1e-5, 1.0))[0], found.bfloat16())
 
 
 def test_gguf_blocks_are_read_as_gguf_reads_them():

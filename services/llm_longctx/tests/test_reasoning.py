@@ -21,8 +21,7 @@ FORCED = {"structured_outputs": {"regex": WROTE.replace("?", r"\?").replace(".",
 
 
 def read(parser, pieces):
-    parts = [*map(parser.feed, pieces), parser.end()]
-    return tuple("".join(part) for part in zip(*parts, strict=True))
+    return tuple("".join(part) for part in zip(*map(parser.feed, pieces), parser.end(), strict=True))
 
 
 @pytest.mark.parametrize(("prompt", "text", "parts"), [

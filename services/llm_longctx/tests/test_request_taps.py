@@ -38,25 +38,21 @@ def vector(width: int = 40, seed: int = 0) -> torch.Tensor:
 
 
 def edits_of(kind: str) -> list[PlacedEdit]:
+    replaced = TokenRange.of([5, N - 1, N + 1], N, 600)
     known = {
-        "residual": [
-            PlacedEdit(Add("resid_post.1", 2 * vector()), ALL),
-            PlacedEdit(Add("embed", vector(seed=1)), DECODE),
-        ],
-        "middle": [PlacedEdit(Add("attn_out.0", vector()), ALL), PlacedEdit(Add("final", vector(seed=2)), DECODE)],
-        "heads": [PlacedEdit(Scale("z.1", 0.0, heads=[1, 3]), ALL), PlacedEdit(Scale("mlp_out.0", 0.5), DECODE)],
-        "queries": [PlacedEdit(Uniform(2, heads=[0]), ALL), PlacedEdit(Scale("attn_out.1", 3.0), ALL)],
-        "keys": [PlacedEdit(Scale("k.1", 1.5, heads=[0]), ALL), PlacedEdit(Scale("v.2", -1.0), DECODE)],
-        "attend": [PlacedEdit(Attend(2, [0, 2], [], [3, 5, N + 1], [0.25, 0.5, 1.0]), ALL)],
-        "normed": [PlacedEdit(Scale("normed", 2.0), ALL)],
-        "set": [PlacedEdit(Replace("resid_post.1", vector()[None, None]), TokenRange.of([5, N - 1, N + 1], N, 600))],
-        "rows": [
-            PlacedEdit(Replace("z.1", vector(4, seed=5).view(1, 4, 1, 1), [0, 3]), ROWS),
-            PlacedEdit(Replace("v.0", vector(4).view(1, 4, 1, 1)), ROWS),
-        ],
-        "listed": [PlacedEdit(Add("resid_pre.2", 3 * vector()), TokenRange.of([0, -1, N + 2], N, 600))],
-    }
-    return known[kind]
+        "residual": [(Add("resid_post.1", 2 * vector()), ALL), (Add("embed", vector(seed=1)), DECODE)],
+        "middle": [(Add("attn_out.0", vector()), ALL), (Add("final", vector(seed=2)), DECODE)],
+        "heads": [(Scale("z.1", 0.0, heads=[1, 3]), ALL), (Scale("mlp_out.0", 0.5), DECODE)],
+        "queries": [(Uniform(2, heads=[0]), ALL), (Scale("attn_out.1", 3.0), ALL)],
+        "keys": [(Scale("k.1", 1.5, heads=[0]), ALL), (Scale("v.2", -1.0), DECODE)],
+        "attend": [(Attend(2, [0, 2], [], [3, 5, N + 1], [0.25, 0.5, 1.0]), ALL)],
+        "normed": [(Scale("normed", 2.0), ALL)],
+        "set": [(Replace("resid_post.1", vector()[None, None]), replaced)],
+        "rows": [(Replace("z.1", vector(4, seed=5).view(1, 4, 1, 1), [0, 3]), ROWS),
+                 (Replace("v.0", vector(4).view(1, 4, 1, 1)), ROWS)],
+        "listed": [(Add("resid_pre.2", 3 * vector()), TokenRange.of([0, -1, N + 2], N, 600))],
+    }  # fmt: skip
+    return [PlacedEdit(*one) for one in known[kind]]
 
 
 def traced(net, ids: list[int], edits: list[PlacedEdit], capture=()):
@@ -202,13 +198,10 @@ def test_edits_and_rows_work_under_every_method(name):
     net, how = tiny_decoder(positions=192), trials(methods()[name])[0]
     edits = [Add("resid_post.0", 2 * vector(net.config.width)), Uniform(0, heads=[1]), Scale("z.1", 0.0, heads=[2])]
     edits += [Attend(1, [0], [], [3, 5, N + 1], [0.25, 0.5, 1.0])]
-    taps = RequestTaps(
-        tuple(PlacedEdit(one, ALL) for one in edits), (AttentionCapture((1,), (0, 3), ALL), LensCapture((1,), 1, ALL))
-    )
-    plan = PLAN if how.needs_plan else None
-    found = [
-        Engine(net, how, plan, page=16).generate([Request(IDS[:N], max_tokens=5, taps=one)])[0] for one in (taps, None)
-    ]
+    captures = (AttentionCapture((1,), (0, 3), ALL), LensCapture((1,), 1, ALL))
+    taps, plan = RequestTaps(tuple(PlacedEdit(one, ALL) for one in edits), captures), PLAN if how.needs_plan else None
+    asked = (Request(IDS[:N], max_tokens=5, taps=one) for one in (taps, None))
+    found = [Engine(net, how, plan, page=16).generate([one])[0] for one in asked]
     assert found[0].tokens != found[1].tokens
     rows = [row for one in found[0].captured if one.capture == 0 for row in one.values]
     assert [row.shape for row in rows] == [(1, 2, position + 1) for position in range(N + 4)]

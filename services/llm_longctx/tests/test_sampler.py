@@ -19,10 +19,8 @@ LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -2.0])
 
 
 def draws(sampling, n=300, logits=LOGITS, prompt=()):
-    return Counter(
-        Sampler(Sampling(**{"temperature": 1.0, "seed": i} | sampling), prompt, len(logits)).draw(logits).id
-        for i in range(n)
-    )
+    seeded = (Sampling(**{"temperature": 1.0, "seed": i} | sampling) for i in range(n))
+    return Counter(Sampler(one, prompt, len(logits)).draw(logits).id for one in seeded)
 
 
 def test_draws_follow_the_softmax_and_temperature_zero_takes_the_likeliest():
@@ -80,11 +78,9 @@ def test_scores_name_as_many_alternatives_as_there_are():
 @pytest.mark.parametrize("penalty", [0.1, 10.0])
 @pytest.mark.parametrize("temperature", [1e-4, 2.0])
 def test_the_widest_knobs_leave_something_to_draw(penalty, temperature):
-    knobs = {
-        "repetition_penalty": penalty, "presence_penalty": -2.0, "frequency_penalty": 2.0, "min_p": 1.0,
-        "top_p": 0.0,
-    }  # fmt: skip
-    sampler = Sampler(Sampling(temperature=temperature, seed=0, logit_bias={0: -100.0, 3: 100.0}, **knobs), [0, 1], 5)
+    penalties = {"repetition_penalty": penalty, "presence_penalty": -2.0, "frequency_penalty": 2.0}
+    widest = Sampling(temperature, seed=0, min_p=1.0, top_p=0.0, logit_bias={0: -100.0, 3: 100.0}, **penalties)
+    sampler = Sampler(widest, [0, 1], 5)
     assert {sampler.draw(LOGITS * 30).id for _ in range(20)} <= set(range(5))
 
 
@@ -133,9 +129,9 @@ def answer(monkeypatch, most: int, how="dense", temperature=0.0, dtype=torch.flo
     """Tokens of one request, and how often the decoder ran, with drafts of at most so many tokens."""
     monkeypatch.setattr(drafter, "_DRAFT", most)
     monkeypatch.setattr(DraftMeter, "pays", lambda _meter: True)
-    plan = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1]]}
+    plan = {"schema": "head-plan/1", "roles": [[1, 0], [0, 1]], "heads": [[0, 1]]} if how != "dense" else None
     engine = Engine(tiny_decoder().to(dtype), page=4 if bits == 16 else 16, cache_bits=bits)
-    runs, plan = watch(engine, monkeypatch), plan if how != "dense" else None
+    runs = watch(engine, monkeypatch)
     (done,) = engine.generate([Request(PROMPT, how, plan, max_tokens=60, temperature=temperature, seed=5)])
     engine.scheduler.backend.reclaim()
     assert engine.pool.held == 0

@@ -76,8 +76,7 @@ def test_chunks_end_on_the_grid_or_with_the_prompt(long, n):
 def test_a_prefix_that_was_read_is_not_read_again_and_changes_no_bit_of_the_prompts_logits(long, how):
     ids = [(11 * i + i * i) % 64 for i in range(1094)]
     cold, warm = Engine(long), Engine(long)
-    first = ask(warm, ids[:1024] + [5] * 9, how, new=1)
-    run(warm, first)
+    run(warm, ask(warm, ids[:1024] + [5] * 9, how, new=1))
     hits = []
     for engine in (cold, warm):
         one = ask(engine, ids, how, new=6, top_logprobs=3)

@@ -13,7 +13,7 @@ from services.llm_longctx.engine import GenerationRequest, Sampling
 from services.llm_longctx.engine.quality.background_tasks import BackgroundTasks
 from services.llm_longctx.engine.requests.request import to_safe_error
 from services.llm_longctx.engine.requests.waiting_queue import WaitingQueue
-from services.llm_longctx.engine.scheduler import Scheduler
+from services.llm_longctx.engine.scheduler import Scheduler, observations
 from services.llm_longctx.kv_cache import PoolExhausted
 from services.llm_longctx.tests.conftest import Ear
 from services.llm_longctx.tests.hooks import Listeners
@@ -316,11 +316,8 @@ def test_a_prompt_that_fails_ends_with_its_siblings_and_the_next_is_served(sched
 
 
 def test_the_prompt_is_scored_chunk_by_chunk_and_the_first_token_observed_once(scheduler, monkeypatch):
-    observed = []
-    monkeypatch.setattr(
-        "services.llm_longctx.engine.scheduler.observations.observe_first_token",
-        lambda sequence: observed.append(sequence.output_ids[:]),
-    )
+    observed, note = [], lambda sequence: observed.append(sequence.output_ids[:])
+    monkeypatch.setattr(observations, "observe_first_token", note)
     request, ear = ask("a", length=11, score_prompt=True, top_logprobs=0)
     scheduler.add_request(request)
     step(scheduler, 3)
@@ -417,9 +414,7 @@ def test_threads_of_torch_are_set_on_the_engine_s_thread(backend, monkeypatch):
 
 def test_admission_is_reported_and_observed(scheduler, monkeypatch):
     notes, observed = [], []
-    monkeypatch.setattr(
-        "services.llm_longctx.engine.scheduler.observations.telemetry.observe_queue_time", observed.append
-    )
+    monkeypatch.setattr(observations.telemetry, "observe_queue_time", observed.append)
     request, _ = ask("a", run=CallContext(report=lambda share, note: notes.append((share, note))))
     scheduler.add_request(request)
     (sequence,) = scheduler.waiting

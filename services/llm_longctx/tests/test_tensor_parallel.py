@@ -22,12 +22,8 @@ SPARSE = method("flexprefill", block=8, min_budget=8, gamma=0.6)
 
 def asked() -> list[Request]:
     """Different lengths in one batch; some share a prefix of whole blocks, and one reads its prompt sparsely."""
-    return [
-        Request(IDS[:100], max_tokens=6),
-        Request(IDS[:90], max_tokens=4),
-        Request(IDS[5:60], max_tokens=5),
-        Request(IDS[:130], SPARSE, max_tokens=6),
-    ]
+    dense = [Request(IDS[a:b], max_tokens=new) for a, b, new in ((0, 100, 6), (0, 90, 4), (5, 60, 5))]
+    return [*dense, Request(IDS[:130], SPARSE, max_tokens=6)]
 
 
 def load(folder, cache, size: int):
@@ -37,8 +33,7 @@ def load(folder, cache, size: int):
 
 def test_two_processes_answer_as_one(tmp_path):
     folder = write_folder(tmp_path / "model")
-    alone = Engine(tiny_decoder(), prefix_block=64)
-    wanted = [one.tokens for one in alone.generate(asked())]
+    wanted = [one.tokens for one in Engine(tiny_decoder(), prefix_block=64).generate(asked())]
     with closing(load(folder, tmp_path / "cache", 2)) as together:
         engine = together.adapter.engine
         assert engine.model.config.kv_heads == 1
@@ -51,13 +46,10 @@ def test_two_processes_answer_as_one(tmp_path):
     assert all(process.returncode == 0 for process in together._others._started)
 
 
-@pytest.mark.parametrize(
-    ("model", "size", "said"),
-    [
-        (lambda: gpt2(vocab=11, width=16, layers=1, heads=4, hidden=20, positions=8), 2, "GPT-2 can't be divided"),
-        (tiny_decoder, 4, "can't share 2 kv_heads evenly"),
-    ],
-)
+@pytest.mark.parametrize(("model", "size", "said"), [
+    (lambda: gpt2(vocab=11, width=16, layers=1, heads=4, hidden=20, positions=8), 2, "GPT-2 can't be divided"),
+    (tiny_decoder, 4, "can't share 2 kv_heads evenly"),
+])  # fmt: skip
 def test_what_can_not_be_divided_is_refused(model, size, said):
     with pytest.raises(InvalidOption, match=said):
         take_shard(model(), Team(0, size))

@@ -23,12 +23,8 @@ from services.llm_longctx.tests.conftest import HELLO, go_on, say
 from shared.lm.tokenizer import Tokenizer
 from tests.harness.toy_tokenizers import ByteTokenizer
 
-PARAMETERS = {
-    "type": "object",
-    "properties": {"city": {"enum": ["Rome", "Paris"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
-    "required": ["city", "days"],
-    "additionalProperties": False,
-}
+PROPERTIES = {"city": {"enum": ["Rome", "Paris"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}}
+PARAMETERS = {"type": "object", "properties": PROPERTIES, "required": [*PROPERTIES], "additionalProperties": False}
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 SCHEMAS = {"get_weather": PARAMETERS, "get_time": NOTHING}
 FUNCTIONS = tuple(FunctionDefinition(name=name, parameters=schema) for name, schema in SCHEMAS.items())
@@ -76,10 +72,9 @@ def test_a_call_that_has_begun_ends_as_a_valid_one(compiler, codec, parser, open
 
 
 @pytest.mark.parametrize("parser", OPENINGS)
-@pytest.mark.parametrize(
-    "text",
-    ["Plain <b>text</b> : no call. ", '{"name": "Bob", "age": 5}', '{"name": "nobody", "parameters": 1}', "ü😀 " * 99],
-)
+@pytest.mark.parametrize("text", [
+    "Plain <b>text</b> : no call. ", '{"name": "Bob", "age": 5}', '{"name": "nobody", "parameters": 1}', "ü😀 " * 99,
+])  # fmt: skip
 def test_text_without_a_call_is_free(compiler, codec, parser, text):
     grammar = grammar_of(parser, compiler)
     for token in codec.encode(text):
@@ -221,13 +216,8 @@ def test_descriptions_and_calls_keep_their_letters_where_a_template_knows_no_too
     assert "Köln" in text
 
 
-GET_WEATHER = FunctionDefinition(
-    name="get_weather",
-    parameters={
-        "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-        "required": ["city"], "additionalProperties": False,
-    },
-)  # fmt: skip
+ANY_CITY = {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}
+GET_WEATHER = FunctionDefinition(name="get_weather", parameters=PARAMETERS | ANY_CITY)
 PARSERS = [HermesParser, LlamaParser, QwenParser]
 ARGUMENTS = {"city": 'Paris } "x" </tool_call', "days": 3}
 
@@ -291,8 +281,8 @@ def test_what_stands_before_braces_that_are_no_call_is_kept(text):
 
 @pytest.mark.parametrize("parser", [HermesParser, QwenParser])
 def test_text_before_a_call_is_content(parser):
-    content, calls = read(parser, ["Let me look.\n", parser.write_call("get_weather", '{"city": "Rome"}')])
-    assert (content, calls) == ("Let me look.\n", [("get_weather", '{"city": "Rome"}')])
+    pieces = ["Let me look.\n", parser.write_call("get_weather", '{"city": "Rome"}')]
+    assert read(parser, pieces) == ("Let me look.\n", [("get_weather", '{"city": "Rome"}')])
 
 
 @pytest.mark.parametrize("parser", [HermesParser, LlamaParser])
@@ -305,9 +295,8 @@ def test_arguments_stream_as_they_come(parser):
 @pytest.mark.parametrize("parser", [HermesParser, LlamaParser])
 def test_a_call_that_is_cut_off_keeps_what_came(parser):
     written = parser.write_call("get_weather", json.dumps(ARGUMENTS))
-    place = written.index("Paris") + 3
-    content, calls = read(parser, [written[:place]])
-    assert (content, calls) == ("", [("get_weather", '{"city": "Par')])
+    cut_off = written[: written.index("Paris") + 3]
+    assert read(parser, [cut_off]) == ("", [("get_weather", '{"city": "Par')])
 
 
 def test_other_orders_and_words_are_understood_and_qwens_values_have_their_types():

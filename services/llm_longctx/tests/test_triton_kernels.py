@@ -114,15 +114,12 @@ def test_blocks_of_a_long_prompt_keep_a_grids_limits(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("heads", "queries", "keys", "d", "sink", "window"),
-    [
-        ((4, 2), 40, 90, 24, 3, 20),  # a chunk whose sinks lie far from its windows
-        ((3, 1), 65, 65, 64, 0, 7),  # no sinks
-        ((2, 2), 1, 90, 80, 100, 1),  # one query, and more sinks than keys
-        ((4, 4), 50, 50, 3, 5, 500),  # a window of more than all keys
-    ],
-)
+@pytest.mark.parametrize(("heads", "queries", "keys", "d", "sink", "window"), [
+    ((4, 2), 40, 90, 24, 3, 20),  # a chunk whose sinks lie far from its windows
+    ((3, 1), 65, 65, 64, 0, 7),  # no sinks
+    ((2, 2), 1, 90, 80, 100, 1),  # one query, and more sinks than keys
+    ((4, 4), 50, 50, 3, 5, 500),  # a window of more than all keys
+])  # fmt: skip
 def test_windows_agree_with_the_oracle(dtype, heads, queries, keys, d, sink, window):
     torch.manual_seed(keys)
     q, (k, v) = torch.randn(heads[0], queries, d).to(dtype), torch.randn(2, heads[1], keys, d).to(dtype)
@@ -130,15 +127,11 @@ def test_windows_agree_with_the_oracle(dtype, heads, queries, keys, d, sink, win
     agree(q, found, wanted)
 
 
-@pytest.mark.parametrize(
-    ("heads", "b", "keys", "d", "dtype"),
-    [
-        ((6, 2), 64, 200, 64, torch.bfloat16),
-        ((3, 1), 70, 131, 24, torch.bfloat16),  # more queries than a program takes
-        ((2, 2), 5, 330, 80, torch.float32),
-        ((1, 1), 1, 1, 4, torch.float32),
-    ],
-)
+@pytest.mark.parametrize(("heads", "b", "keys", "d", "dtype"), [
+    ((6, 2), 64, 200, 64, torch.bfloat16),
+    ((3, 1), 70, 131, 24, torch.bfloat16),  # more queries than a program takes
+    ((2, 2), 5, 330, 80, torch.float32), ((1, 1), 1, 1, 4, torch.float32),
+])  # fmt: skip
 def test_last_query_scores_agree_with_the_oracle(heads, b, keys, d, dtype):
     torch.manual_seed(keys)
     q, k = torch.randn(heads[0], b, d).to(dtype), torch.randn(heads[1], keys, d).to(dtype)
@@ -163,8 +156,7 @@ def test_runs_whose_numbers_lie_on_the_device_are_the_same_runs():
     apart = torch.nn.functional.pad(stores[1], (0, 3))[:, :64]  # its rows are farther apart than those of the keys
     for backend in {"triton", "cpu_torch", "cpu_ext"} & set(kernels.backends()):
         for values in (stores[1], apart):
-            found = kernels.decode_device_runs(q, (stores[0], values, logs), runs, backend=backend)
-            agree(q, found, wanted)
+            agree(q, kernels.decode_device_runs(q, (stores[0], values, logs), runs, backend=backend), wanted)
 
 
 SHAPES = ((80, 4, torch.bfloat16), (24, 1, torch.float32), (128, 3, torch.float32))
@@ -206,15 +198,11 @@ def packed(rows, columns, bits):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize(
-    ("rows", "columns", "batch", "parts", "dtype"),
-    [
-        (17, 33, 3, 1, torch.float32),  # a partial strip and a partial group
-        (100, 160, 19, 3, torch.float32),  # parts of unequal length
-        (1, 1, 1, None, torch.float32),
-        (70, 96, 5, 2, torch.bfloat16),
-    ],
-)
+@pytest.mark.parametrize(("rows", "columns", "batch", "parts", "dtype"), [
+    (17, 33, 3, 1, torch.float32),  # a partial strip and a partial group
+    (100, 160, 19, 3, torch.float32),  # parts of unequal length
+    (1, 1, 1, None, torch.float32), (70, 96, 5, 2, torch.bfloat16),
+])  # fmt: skip
 def test_packed_products_agree_with_the_reference(bits, rows, columns, batch, parts, dtype):
     kernel = importlib.import_module(f"{KERNELS}quantized_linear.triton")
     torch.manual_seed(columns)
@@ -241,15 +229,12 @@ def test_a_gate_opens_what_the_second_matrix_gives(parts):
     assert (found.double() - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
-@pytest.mark.parametrize(
-    ("rows", "columns", "batch", "parts", "dtype"),
-    [
-        (65, 33, 3, 1, torch.float32),  # a partial block and a partial line of columns
-        (100, 300, 19, 3, torch.bfloat16),  # parts of unequal length
-        (1, 1, 1, None, torch.float32),
-        (70, 150, 70, 2, torch.bfloat16),  # two programs of rows
-    ],
-)
+@pytest.mark.parametrize(("rows", "columns", "batch", "parts", "dtype"), [
+    (65, 33, 3, 1, torch.float32),  # a partial block and a partial line of columns
+    (100, 300, 19, 3, torch.bfloat16),  # parts of unequal length
+    (1, 1, 1, None, torch.float32),
+    (70, 150, 70, 2, torch.bfloat16),  # two programs of rows
+])  # fmt: skip
 def test_fp8_products_agree_with_the_reference(rows, columns, batch, parts, dtype):
     kernel = importlib.import_module(f"{KERNELS}fp8_linear.triton")
     torch.manual_seed(columns)
