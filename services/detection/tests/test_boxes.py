@@ -93,15 +93,12 @@ def test_halves_of_a_long_object_and_a_part_inside_the_whole_are_joined_and_most
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    ("rows", "sources"),
-    [
-        ([[20, 40, 100, 60, 0.8, 1], [80, 41, 160, 60, 0.9, 2]], [0, 1]),  # another class
-        ([[20, 10, 100, 20, 0.8, 1], [80, 60, 160, 80, 0.9, 1]], [0, 1]),  # another height
-        ([[20, 40, 60, 60, 0.8, 1], [120, 40, 160, 60, 0.9, 1]], [0, 1]),  # neither is cut
-        ([[20, 40, 100, 60, 0.8, 1], [20, 70, 100, 90, 0.9, 1]], [0, 0]),  # one slice saw both
-        ([[0, 40, 30, 60, 0.8, 1], [150, 40, 180, 60, 0.9, 1]], [0, 1]),  # the picture's edge cuts nothing
-    ],
-)
+@pytest.mark.parametrize(("rows", "sources"), [
+    ([[20, 40, 100, 60, 0.8, 1], [80, 41, 160, 60, 0.9, 2]], [0, 1]),  # another class
+    ([[20, 10, 100, 20, 0.8, 1], [80, 60, 160, 80, 0.9, 1]], [0, 1]),  # another height
+    ([[20, 40, 60, 60, 0.8, 1], [120, 40, 160, 60, 0.9, 1]], [0, 1]),  # neither is cut
+    ([[20, 40, 100, 60, 0.8, 1], [20, 70, 100, 90, 0.9, 1]], [0, 0]),  # one slice saw both
+    ([[0, 40, 30, 60, 0.8, 1], [150, 40, 180, 60, 0.9, 1]], [0, 1]),  # the picture's edge cuts nothing
+])  # fmt: skip
 def test_different_objects_stay_apart(rows, sources):
     assert len(_merge(rows, sources)) == 2

@@ -57,9 +57,8 @@ def test_the_sample_is_answered_rightly_and_pictures_of_other_things_with_a_warn
 @pytest.mark.parametrize("served", [HieraEdgeNetCellsBoxDetector], indirect=True)
 def test_scores_are_calibrated_and_a_request_may_ask_for_fainter_ones(served):
     example, least = served.example(), served.details()["confidence"]
-    (told,), (more,) = (
-        served.predict([one], CallContext()) for one in (example, example.model_copy(update={"confidence": 0.1}))
-    )
+    asked = (example, example.model_copy(update={"confidence": 0.1}))
+    (told,), (more,) = (served.predict([one], CallContext()) for one in asked)
     assert min(each.score for each in told.detections) > least
     assert len(more.detections) > len(told.detections)
     assert {each.label for each in more.detections} <= set(served.details()["classes"])

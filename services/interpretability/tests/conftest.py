@@ -66,10 +66,8 @@ def arrays(data: bytes) -> dict[str, np.ndarray]:
 def write_gpt2(folder: Path, sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """A GPT-2 as its users keep it: config, safetensors, and a tokenizer of its letters."""
     folder.mkdir(parents=True)
-    names = {
-        "vocab": "vocab_size", "positions": "n_positions", "width": "n_embd", "layers": "n_layer", "heads": "n_head",
-        "hidden": "n_inner",
-    }  # fmt: skip
+    names = {"vocab": "vocab_size", "positions": "n_positions", "width": "n_embd", "layers": "n_layer"}
+    names |= {"heads": "n_head", "hidden": "n_inner"}
     facts = {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}
     config = facts | {theirs: sizes[ours] for ours, theirs in names.items()}
     (folder / "config.json").write_text(json.dumps(config))

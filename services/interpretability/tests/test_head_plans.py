@@ -25,10 +25,8 @@ from tests.golden import read_golden
 from tests.harness.golden_llama import fill_llama
 
 QUICK = {"kind": "duo", "steps": 20, "lengths": [192], "passkeys": 1, "words": 2, "sink": 4, "recent": 32}
-SEARCH = {
-    "kind": "act", "samples": 12, "check": 4, "facts": 5, "candidates": 6, "skip": 0, "threshold": 0.05,
-    "beta": 0.3,
-}  # fmt: skip
+SEARCH = {"kind": "act", "samples": 12, "check": 4, "facts": 5, "candidates": 6, "skip": 0}
+SEARCH |= {"threshold": 0.05, "beta": 0.3}
 
 GOLDEN = read_golden(Path(__file__).parent / "golden" / "head_plans.arrays")
 ANSWER = torch.arange(160) >= 128
@@ -40,8 +38,7 @@ def net():
 
 
 def test_reach_is_that_of_an_attention_that_is_written_down_and_needs_rotary_positions(net):
-    ids = torch.arange(90) % 96
-    seen = {}
+    ids, seen = torch.arange(90) % 96, {}
 
     def attend(layer, q, k, v, _offset):
         turn = rotation(frequencies(net.config), torch.arange(90), torch.float64)
@@ -61,9 +58,8 @@ def test_reach_is_that_of_an_attention_that_is_written_down_and_needs_rotary_pos
             distance = torch.arange(29, -1, -1)  # mass at a distance is missing from so many sums
             wanted[layer, head // 2] += (p * distance).sum() / 30 / 2
     assert torch.allclose(mean_reach(net, ids, 30), wanted, atol=1e-6)
-    plain = gpt2(vocab=8, width=8, layers=1, heads=2, hidden=8, positions=16)
     with pytest.raises(InvalidOption, match="rotary"):
-        mean_reach(plain, [1, 2, 3])
+        mean_reach(gpt2(vocab=8, width=8, layers=1, heads=2, hidden=8, positions=16), [1, 2, 3])
 
 
 @pytest.fixture
@@ -80,8 +76,7 @@ def windowed():
 def test_gates_and_sinks_are_those_of_layers_without_a_window_of_their_own(windowed):
     ids, answer = torch.arange(60) % 64, torch.arange(40, 60)
     gates = torch.tensor([[0.2, 0.7], [0.3, 0.6]], requires_grad=True)
-    loss = head_plans.duo_gate_loss(windowed, ids, answer, gates, sink=2, recent=4, reg=0)
-    loss.total.backward()
+    head_plans.duo_gate_loss(windowed, ids, answer, gates, sink=2, recent=4, reg=0).total.backward()
     assert (gates.grad[0] == 0).all()
     assert (gates.grad[1] != 0).all()
     open_gates = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
@@ -194,17 +189,10 @@ def elsewhere(folder):
     return ResultStore(ObjectStore.open((folder / "elsewhere").as_uri()), folder / "work")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"kind": "razor", "period": 24, "repeats": 3},
-        QUICK,
-        SEARCH,
-        {"kind": "statistic", "lengths": [100]},
-        {"kind": "centres", "lengths": [60], "tokens": 150},
-    ],
-    ids=["razor", "duo", "act", "statistic", "centres"],
-)
+@pytest.mark.parametrize("options", [
+    {"kind": "razor", "period": 24, "repeats": 3}, QUICK, SEARCH, {"kind": "statistic", "lengths": [100]},
+    {"kind": "centres", "lengths": [60], "tokens": 150},
+], ids=["razor", "duo", "act", "statistic", "centres"])  # fmt: skip
 def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, options, tmp_path):
     first = plan_of(made(study, **options))
     other = head_plans.HeadPlans(study.models, elsewhere(tmp_path))
@@ -217,8 +205,7 @@ def test_the_same_spec_makes_the_same_plan_and_it_fits_the_model(study, tiny, op
 
 def test_a_plan_with_a_name_is_stored_where_it_is_served_from(study, context):
     options = {"kind": "razor", "period": 24, "repeats": 3, "name": "mine"}
-    plan = plan_of(made(study, **options))
-    assert HeadPlanStore(TINY, None, context.objects)["mine"] == plan
+    assert plan_of(made(study, **options)) == HeadPlanStore(TINY, None, context.objects)["mine"]
     made(study, **options)
     with pytest.raises(Conflict, match="another head plan called 'mine'"):
         made(study, **options | {"seed": 1})
@@ -244,8 +231,7 @@ def test_training_that_was_stopped_goes_on_and_ends_in_the_same_plan(study, cont
 def test_the_search_tries_heads_with_sinks_and_says_when_it_finds_nothing(study):
     report = made(study, **SEARCH)
     (table,) = report.tables
-    plain = report.scalars["plain"].value
-    rising = {row[0] for row in table.rows if row[1] > plain}
+    rising = {row[0] for row in table.rows if row[1] > report.scalars["plain"].value}
     assert 0 < report.scalars["tried"].value <= 6
     assert {f"{l}-{h}" for l, h in plan_of(report).heads} == rising
     assert 0 <= report.scalars["held_out"].value <= 1
@@ -264,10 +250,7 @@ def test_plans_from_evidence_and_from_published_tables(study, tiny):
         ({"kind": "retrieval"}, InvalidOption),
         ({"kind": "retrieval", "report": "0" * 64}, NotFound),
         ({"kind": "table"}, InvalidOption),
-        ({"kind": "table", "table": "a\tb"}, FoveaError),
-        ({"kind": "table", "table": "1\t2\n3"}, FoveaError),
-        ({"kind": "table", "table": "1\n2"}, FoveaError),
-        ({"kind": "table", "table": "1 nan\n" * 3}, FoveaError),
+        *(({"kind": "table", "table": bad}, FoveaError) for bad in ("a\tb", "1\t2\n3", "1\n2", "1 nan\n" * 3)),
         ({"kind": "retrieval", "report": evidence | {"scores": [[None] * 4] * 3}}, FoveaError),
         ({"kind": "act", "relative_threshold": np.inf}, ValueError),
         ({"kind": "razor", "period": 9999}, FoveaError),

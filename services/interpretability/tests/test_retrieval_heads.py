@@ -27,10 +27,8 @@ from tests.harness.hypothesis_profiles import fewer
 
 FACTS = read("retrieval_score.json")
 ROUGE = read("rouge_recall.json")["cases"]
-NAMES = {
-    "score_count": ("count", 1), "score_set_positions": ("positions", 1), "score_set_token_types": ("types", 1),
-    "score_count_top3": ("count", 3),
-}  # fmt: skip
+NAMES = {"score_count": ("count", 1), "score_set_positions": ("positions", 1), "score_count_top3": ("count", 3)}
+NAMES |= {"score_set_token_types": ("types", 1)}
 
 
 @pytest.mark.parametrize("case", FACTS["cases"], ids=lambda case: str(case["case"]))

@@ -36,20 +36,15 @@ async def test_forms_follow_accept_and_the_generic_route_takes_model(client):
     assert answer.status_code == 400
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "field"),
-    [
-        ("sinks", {"lm": "tiny"}, 422, "text"),
-        ("sinks", {**TEXT, "threshold": 3}, 422, "threshold"),
-        ("sinks", {**TEXT, "lm": "gpt-7"}, 404, "lm"),
-        ("sinks", {**TEXT, "format": "gif"}, 422, "format"),
-        ("sinks", {**TEXT, "format": ["png"]}, 422, "format"),
-        ("heads/plans", {"lm": "tiny", "kind": "centres", "lengths": [0]}, 422, "lengths"),
-        ("heads/plans", {"lm": "tiny", "kind": "act", "min_rows": 10**30}, 422, "min_rows"),
-        ("attention", {**TEXT, "text": "x" * 1500}, 413, "queries"),
-        ("attention", {**TEXT, "text": "x" * 9000}, 413, "text"),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "status", "field"), [
+    ("sinks", {"lm": "tiny"}, 422, "text"), ("sinks", {**TEXT, "threshold": 3}, 422, "threshold"),
+    ("sinks", {**TEXT, "lm": "gpt-7"}, 404, "lm"), ("sinks", {**TEXT, "format": "gif"}, 422, "format"),
+    ("sinks", {**TEXT, "format": ["png"]}, 422, "format"),
+    ("heads/plans", {"lm": "tiny", "kind": "centres", "lengths": [0]}, 422, "lengths"),
+    ("heads/plans", {"lm": "tiny", "kind": "act", "min_rows": 10**30}, 422, "min_rows"),
+    ("attention", {**TEXT, "text": "x" * 1500}, 413, "queries"),
+    ("attention", {**TEXT, "text": "x" * 9000}, 413, "text"),
+])  # fmt: skip
 async def test_bad_request_is_a_problem_that_names_its_field(client, path, body, status, field):
     answer = await client.post(f"/v1/probe/{path}", json=body)
     assert answer.status_code == status, answer.text

@@ -128,12 +128,11 @@ def test_hidden_column_is_seen_by_nobody_that_is_named(tiny):
         assert torch.allclose(z[0, t, 1], row @ v[0, columns, 1], atol=1e-6)
 
 
-@pytest.mark.parametrize("naming", ["transformerlens", "modules", "fovea"])
-def test_activations_are_the_models_own_under_each_naming(context, tiny, naming):
+@pytest.mark.parametrize(("naming", "name"), [
+    ("transformerlens", "blocks.1.attn.hook_z"), ("modules", "model.layers.1.self_attn.o_proj.input"), ("fovea", "z.1"),
+])  # fmt: skip
+def test_activations_are_the_models_own_under_each_naming(context, tiny, naming, name):
     report = ask(Activations, context, naming=naming, names=["z.1", "final"])
-    name = {
-        "transformerlens": "blocks.1.attn.hook_z", "modules": "model.layers.1.self_attn.o_proj.input", "fovea": "z.1",
-    }[naming]  # fmt: skip
     found = arrays(artefact(report, "activations.npz").data())
     expected = trace(tiny.model, tiny.tensor(found["ids"].tolist()), capture=["z.1"])["z.1"].numpy()
     np.testing.assert_array_equal(found[name], expected)
@@ -174,15 +173,12 @@ def test_heads_are_hidden_in_the_continuation_alone_while_the_last_position_stay
     for _ in range(5):
         fed = made[-1] if made else ids[-1]
         edits = [Scale(f"z.{l}", 0.0, heads=h) for l, h in facts["heads"]]
-        made.append(
-            int(trace(tiny.model, tiny.tensor([[fed]]), cache=cache, keep=1, edits=edits).logits[0, -1].argmax())
-        )
+        step = trace(tiny.model, tiny.tensor([[fed]]), cache=cache, keep=1, edits=edits)
+        made.append(int(step.logits[0, -1].argmax()))
     after = {phase: report.tables[0].rows[0][1] for phase, report in found.items()}
     assert after["decode"] == tiny.tokenizer.decode(made) != after["all"]
     assert found["decode"].scalars["kl"] == found["all"].scalars["kl"]
-    text = "kqzwxm kqzwxm kqzwxm"
-    last = len(tiny.encode(text)) - 1
-    found = [ask(Ablation, context, kind="zero", positions=[at], continuation=6) for at in (-1, last)]
+    found = [ask(Ablation, context, kind="zero", positions=[at], continuation=6) for at in (-1, len(ids) - 1)]
     assert found[0].tables == found[1].tables
 
 

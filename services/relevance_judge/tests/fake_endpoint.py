@@ -17,9 +17,7 @@ Say = Callable[[dict[str, Any]], str]
 class FakeModel:
     """Speaks the OpenAI protocol with words as tokens; a prompt above `window` words does not fit."""
 
-    def __init__(
-        self, say: Say = lambda _: "2", *, first: dict[str, float] | None = None, window: int = 10_000
-    ) -> None:
+    def __init__(self, say: Say = lambda _: "2", *, first: dict[str, float] | None = None, window: int = 10_000):
         self.say, self.first, self.window = say, first, window
         self.asked: list[dict[str, Any]] = []
         self.too_long: dict[str, Any] = {"message": "too long", "code": "context_length_exceeded"}

@@ -53,8 +53,7 @@ def test_released_label_sets_agree_with_one_of_them_as_the_oracles_say(golden, r
 def test_alpha_of_all_released_sets_is_the_oracles(released, golden):
     told = golden("llmjudge/agreement_with_one_judge.json")
     names = [told["reference"], *told["judges"]]
-    pairs = list(released(names[0]))
-    ratings = [[min(max(released(name)[pair], 0), 3) for pair in pairs] for name in names]
+    ratings = [[min(max(released(name)[pair], 0), 3) for pair in released(names[0])] for name in names]
     for level, expected in told["alpha_all_33"].items():
         assert _same(krippendorff_alpha(ratings, level=level), expected)
 

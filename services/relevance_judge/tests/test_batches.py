@@ -132,30 +132,25 @@ def test_the_budget_stops_with_what_there_is_over_all_attempts_and_the_rate_limi
     assert time.monotonic() - begun >= 0.2
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "told"),
-    [
-        ({}, 422, "No pair"),
-        ({"topics": "1 no tab", "passages": PASSAGES}, 400, "Line 1 of topics"),
-        ({"topics": TOPICS, "passages": '{"id": 1}'}, 400, "Line 1 of passages"),
-        ({"topics": TOPICS, "passages": "{broken"}, 400, "not JSON"),
-        ({"topics": TOPICS, "passages": "p\ta\np\tb\n"}, 400, "another text"),
-        ({"topics": TOPICS, "passages": PASSAGES, "runs": "9 Q0 p1 1 1 s"}, 422, "topics"),
-        ({"topics": TOPICS, "passages": PASSAGES, "runs": "1 Q0 zz 1 1 s"}, 422, "passages"),
-        ({"topics": "1 2\tq", "passages": PASSAGES}, 400, "white space"),
-        ({"pairs": '{"qid": "1 2", "docid": "a", "query": "q", "passage": "p"}'}, 400, "white space"),
-        ({"topics": TOPICS, "passages": f"{'d' * 257}\ttext"}, 400, "256 characters"),  # a batch holds it per topic
-        ({"pairs": '{"qid": "1"}'}, 400, "lacks"),
-        ({"topics": TOPICS, "passages": PASSAGES, "depth": 0}, 422, "depth"),
-        ({"topics": TOPICS, "passages": PASSAGES, "model": "oracle"}, 404, "oracle"),
-        ({"topics": TOPICS, "passages": PASSAGES, "options": {"template": "nope"}}, 404, "no template"),
-        ({"topics": TOPICS, "passages": PASSAGES, "options": {"surprise": 1}}, 422, "options.surprise"),
-        ({"topics": TOPICS, "passages": PASSAGES, "options": {"pairs": []}}, 422, "options.pairs"),
-        ({"topics": TOPICS, "passages": PASSAGES, "options": {"calibration": "mine"}}, 404, "calibration"),
-        ({"topics": TOPICS, "passages": PASSAGES, "budget_cost": 1}, 422, "price"),
-        ({"topics": "1\ta\n", "passages": PASSAGES, "qrels": "1 0 p0"}, 400, "fields"),
-    ],
-)
+@pytest.mark.parametrize(("body", "status", "told"), [
+    ({}, 422, "No pair"), ({"topics": "1 no tab", "passages": PASSAGES}, 400, "Line 1 of topics"),
+    ({"topics": TOPICS, "passages": '{"id": 1}'}, 400, "Line 1 of passages"),
+    ({"topics": TOPICS, "passages": "{broken"}, 400, "not JSON"),
+    ({"topics": TOPICS, "passages": "p\ta\np\tb\n"}, 400, "another text"),
+    ({"topics": TOPICS, "passages": PASSAGES, "runs": "9 Q0 p1 1 1 s"}, 422, "topics"),
+    ({"topics": TOPICS, "passages": PASSAGES, "runs": "1 Q0 zz 1 1 s"}, 422, "passages"),
+    ({"topics": "1 2\tq", "passages": PASSAGES}, 400, "white space"),
+    ({"pairs": '{"qid": "1 2", "docid": "a", "query": "q", "passage": "p"}'}, 400, "white space"),
+    ({"topics": TOPICS, "passages": f"{'d' * 257}\ttext"}, 400, "256 characters"),  # a batch holds it per topic
+    ({"pairs": '{"qid": "1"}'}, 400, "lacks"), ({"topics": TOPICS, "passages": PASSAGES, "depth": 0}, 422, "depth"),
+    ({"topics": TOPICS, "passages": PASSAGES, "model": "oracle"}, 404, "oracle"),
+    ({"topics": TOPICS, "passages": PASSAGES, "options": {"template": "nope"}}, 404, "no template"),
+    ({"topics": TOPICS, "passages": PASSAGES, "options": {"surprise": 1}}, 422, "options.surprise"),
+    ({"topics": TOPICS, "passages": PASSAGES, "options": {"pairs": []}}, 422, "options.pairs"),
+    ({"topics": TOPICS, "passages": PASSAGES, "options": {"calibration": "mine"}}, 404, "calibration"),
+    ({"topics": TOPICS, "passages": PASSAGES, "budget_cost": 1}, 422, "price"),
+    ({"topics": "1\ta\n", "passages": PASSAGES, "qrels": "1 0 p0"}, 400, "fields"),
+])  # fmt: skip
 def test_a_bad_batch_is_a_problem_with_a_reason(stage, body, status, told):
     answer = stage.post(**body)
     assert (answer.status_code, told in answer.text) == (status, True), answer.text

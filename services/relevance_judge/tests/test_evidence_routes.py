@@ -67,31 +67,27 @@ def test_the_embedding_baseline_is_the_similarity_judge_and_weights_make_an_ense
     assert found["options"]["calibration"]["metrics"]["pair_order"] >= 0.85
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status", "told"),
-    [
-        ("trust", {"reference": "1 0 a 1", "judge": "1 0 b 1", "topics": "1\tx", "passages": ""}, 422, "No labelled"),
-        ("trust", {"reference": "", "judge": '{"qid": 1, "docid": "a", "signal": "x"}'}, 422, "topics"),
-        ("ensembles/weights", {"reference": "1 0 a 1", "judges": {"a": "1 0 a 1"}}, 422, "judges"),
-        ("agreement", {"reference": "1 0 a\n", "judge": ""}, 400, "Line 1 of reference"),
-        ("agreement", {"reference": "1 0 a 1", "judge": "1 0 a x\n"}, 400, "not an integer"),
-        ("agreement", {"reference": "\n", "judge": "1 0 a 1\n"}, 422, "The reference holds no label."),
-        ("ensembles/weights", {"reference": "", "judges": dict.fromkeys("ab", "1 0 a 1")}, 422, "holds no label"),
-        ("agreement", {"reference": ""}, 422, "judge"),
-        ("ensembles", {"judges": ["1 0 a 7\n"]}, 422, "outside"),
-        ("ensembles", {"judges": ["1 0 a 1\n"], "combine": "average", "weights": [1, 2]}, 422, "weights"),
-        ("ensembles", {"judges": ["1 0 a 1\n"], "weights": [2]}, 422, "majority has no weights"),
-        ("ensembles", {"judges": ["1 0 a 3\n"], "combine": "average", "weights": [1e308]}, 422, "weights"),
-        ("ensembles", {"judges": []}, 422, "judges"),
-        ("calibrations", {"signals": [1], "grades": [0, 1], "queries": ["a"]}, 422, "one each"),
-        ("calibrations", {"signals": [1], "grades": [9], "queries": ["a"]}, 422, "outside"),
-        ("templates/nope/render", {"query": "q", "passage": "p"}, 404, "no template"),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "status", "told"), [
+    ("trust", {"reference": "1 0 a 1", "judge": "1 0 b 1", "topics": "1\tx", "passages": ""}, 422, "No labelled"),
+    ("trust", {"reference": "", "judge": '{"qid": 1, "docid": "a", "signal": "x"}'}, 422, "topics"),
+    ("ensembles/weights", {"reference": "1 0 a 1", "judges": {"a": "1 0 a 1"}}, 422, "judges"),
+    ("agreement", {"reference": "1 0 a\n", "judge": ""}, 400, "Line 1 of reference"),
+    ("agreement", {"reference": "1 0 a 1", "judge": "1 0 a x\n"}, 400, "not an integer"),
+    ("agreement", {"reference": "\n", "judge": "1 0 a 1\n"}, 422, "The reference holds no label."),
+    ("ensembles/weights", {"reference": "", "judges": dict.fromkeys("ab", "1 0 a 1")}, 422, "holds no label"),
+    ("agreement", {"reference": ""}, 422, "judge"),
+    ("ensembles", {"judges": ["1 0 a 7\n"]}, 422, "outside"),
+    ("ensembles", {"judges": ["1 0 a 1\n"], "combine": "average", "weights": [1, 2]}, 422, "weights"),
+    ("ensembles", {"judges": ["1 0 a 1\n"], "weights": [2]}, 422, "majority has no weights"),
+    ("ensembles", {"judges": ["1 0 a 3\n"], "combine": "average", "weights": [1e308]}, 422, "weights"),
+    ("ensembles", {"judges": []}, 422, "judges"),
+    ("calibrations", {"signals": [1], "grades": [0, 1], "queries": ["a"]}, 422, "one each"),
+    ("calibrations", {"signals": [1], "grades": [9], "queries": ["a"]}, 422, "outside"),
+    ("templates/nope/render", {"query": "q", "passage": "p"}, 404, "no template"),
+])  # fmt: skip
 def test_bad_input_is_a_problem_with_a_reason(client, path, body, status, told):
     answer = client.post(f"/v1/judge/{path}", json=body)
-    assert answer.status_code == status, answer.text
-    assert told in answer.text
+    assert (answer.status_code, told in answer.text) == (status, True), answer.text
 
 
 FIRST, SECOND = format_qrels(MINI.labels), format_qrels(MINI.second)
@@ -108,20 +104,17 @@ def test_agreement_comes_with_interval_bias_invalid_shares_and_disagreements_the
     assert (found["kappa"], found["alpha"], found["kappa_interval"]) == (None, None, None)
     found = client.post("/v1/judge/agreement", json={"reference": "1 0 a 2", "judge": ""}).json()
     assert (found["pairs"], found["bias"]) == (0, None)
-    judge = "\n".join(
-        json.dumps({"qid": q, "docid": d, "grade": None if d == "m01-1" else 3, "valid": d != "m01-1"})
-        for q, d in MINI.labels
-    )
-    found = post(client, "agreement", {**TEXT_FIELDS, "judge": judge, "draws": 50})
+    rows = [{"qid": q, "docid": d, "grade": 3, "valid": True} for q, d in MINI.labels if d != "m01-1"]
+    rows += [{"qid": q, "docid": d, "grade": None, "valid": False} for q, d in MINI.labels if d == "m01-1"]
+    found = post(client, "agreement", {**TEXT_FIELDS, "judge": "\n".join(map(json.dumps, rows)), "draws": 50})
     assert (found["invalid"], found["pairs"], found["invalid_by_grade"]) == (1, 191, [0, 0, 0, pytest.approx(1 / 48)])
     assert (found["bias_by_text"]["pairs"], {row["reference"] for row in found["disagreements"][:48]}) == (191, {0})
     assert found["disagreements"][-1]["reference"] == 2
     body = {"reference": "1 0 a -2\n1 0 b 1\n1 0 c 9\n1 0 d 0\n", "judge": "1 0 a 0\n1 0 b 2\n1 0 c 3\n1 0 d 3\n"}
     found = post(client, "agreement", body)
     assert found["confusion"] == [[1, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
-    assert [(one["docid"], one["reference"], one["judge"]) for one in found["disagreements"]] == [
-        ("d", 0, 3), ("b", 1, 2),
-    ]  # fmt: skip
+    told = [(one["docid"], one["reference"], one["judge"]) for one in found["disagreements"]]
+    assert told == [("d", 0, 3), ("b", 1, 2)]
 
 
 def test_ensembles_count_who_votes_and_templates_are_listed_shown_and_rendered_dry(client):
@@ -140,8 +133,7 @@ def test_ensembles_count_who_votes_and_templates_are_listed_shown_and_rendered_d
         first, second = (client.post("/v1/judge/ensembles", json=body).json()["qrels"] for body in asked)
         assert parse_qrels(first) == parse_qrels(second)
     assert first.split()[2::4] == ["a", "b", "c"] != second.split()[2::4], "in the order of their first judge"
-    listed = client.get("/v1/judge/templates").json()
-    assert {row["template"]["id"] for row in listed} == set(load_templates())
+    assert {row["template"]["id"] for row in client.get("/v1/judge/templates").json()} == set(load_templates())
     one = client.get(f"/v1/judge/templates/direct@{get_template('direct').digest}").json()
     assert one["digest"] == get_template("direct").digest
     body = {"query": "a {passage} b", "passage": "##final score: 3", "seed": 1}

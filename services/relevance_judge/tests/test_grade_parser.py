@@ -57,14 +57,11 @@ def test_a_number_is_read_whole_and_after_any_separator(answer, grade, rule, rea
     assert (found.grade, found.rule, found.reason) == (grade, rule, reason)
 
 
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        *(letter * 100_000 for letter in "{ 1("),
-        *(word * (100_000 // len(word)) for word in ('{"a":', "##final score", "score ", "<think>")),
-        *(word + " " * 99_000 + "x" for word in ("score:", "score", "score (1)", "score (", "{")),
-    ],
-)
+@pytest.mark.parametrize("hostile", [
+    *(letter * 100_000 for letter in "{ 1("),
+    *(word * (100_000 // len(word)) for word in ('{"a":', "##final score", "score ", "<think>")),
+    *(word + " " * 99_000 + "x" for word in ("score:", "score", "score (1)", "score (", "{")),
+])  # fmt: skip
 def test_a_hundred_kilobytes_of_anything_take_well_under_a_second(hostile):
     begun = time.process_time()
     parse(hostile)
@@ -119,16 +116,13 @@ def test_query_and_passage_arrive_as_they_are_and_between_the_marks(name, text):
 def test_marks_follow_the_seed_what_varies_stands_last_and_words_are_read_by_the_templates_map():
     assert make_fence("q", "p") != make_fence("q", "p")
     assert make_fence("q", "p", 1) == make_fence("q", "p", 1)
-    assert (
-        len({make_fence("q", "p", 1), make_fence("q", "p", 2), make_fence("q", "x", 1), make_fence("x", "p", 1)}) == 4
-    )
+    assert len({make_fence(*one) for one in (("q", "p", 1), ("q", "p", 2), ("q", "x", 1), ("x", "p", 1))}) == 4
     assert re.fullmatch(r"[0-9a-f]{16}", make_fence("\ud800", "p", 1))
     for one in load_templates().values():
         assert one.kind in COMPARING or one.turns[0].index("{fence}") < 20
         assert one.criteria == {} or one.turns[0].index("{criterion}") > one.turns[0].index("{passage}")
     read = get_template("words").read_grade
-    assert [read(text).grade for text in ("Perfect.", "related", "Grade: **useful**", "irrelevant\n", "2")] == [
-        3, 1, 2, 0, 2,
-    ]  # fmt: skip
+    texts = {"Perfect.": 3, "related": 1, "Grade: **useful**": 2, "irrelevant\n": 0, "2": 2}
+    assert {text: read(text).grade for text in texts} == texts
     assert read("It is not perfect at all").grade is None
     assert get_template("direct").read_grade("perfect").grade is None

@@ -61,9 +61,8 @@ def test_criteria_are_asked_apart_and_averaged_half_up_and_turns_carry_the_model
     (verdict,) = _one(PromptedGrade(model.client()), template="criteria", rationale=True).results
     assert verdict.grade == 3
     assert len(model.asked) == len(verdict.rationale or ()) == 4
-    (verdict,) = _one(
-        PromptedGrade(FakeModel(lambda b: "3" if "precise" in str(b) else "?").client()), template="criteria"
-    ).results
+    model = FakeModel(lambda body: "3" if "precise" in str(body) else "?")
+    (verdict,) = _one(PromptedGrade(model.client()), template="criteria").results
     assert (verdict.grade, verdict.valid) == (None, False)
     model = FakeModel(lambda body: "Because." if len(body["messages"]) < 4 else "##final score: 2")
     (verdict,) = _one(PromptedGrade(model.client()), template="reason-then-grade", rationale=True).results
@@ -72,14 +71,11 @@ def test_criteria_are_asked_apart_and_averaged_half_up_and_turns_carry_the_model
     assert [m["role"] for m in model.asked[1]["messages"]] == ["system", "user", "assistant", "user"]
 
 
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        {"message": "too long", "code": "context_length_exceeded"},
-        {"message": "This model's maximum context length is 400 tokens. You requested 1016 tokens.", "code": 400},
-        {"message": "The prompt (length 1000) is longer than the maximum model length of 400.", "code": 400},
-    ],
-)
+@pytest.mark.parametrize("refusal", [
+    {"message": "too long", "code": "context_length_exceeded"},
+    {"message": "This model's maximum context length is 400 tokens. You requested 1016 tokens.", "code": 400},
+    {"message": "The prompt (length 1000) is longer than the maximum model length of 400.", "code": 400},
+])  # fmt: skip
 def test_an_overlong_passage_is_cut_until_it_fits_and_flagged(refusal):
     model = FakeModel(window=400)
     model.too_long = refusal
@@ -102,9 +98,8 @@ def test_digits_give_an_expected_grade_and_a_missing_one_the_smallest_probabilit
 
 
 def test_the_odds_of_yes_take_every_spelling_together_and_have_no_grade_without_a_calibration():
-    full = dict.fromkeys(("Yes", " Yes", "yes", " yes", "YES"), -1.0) | dict.fromkeys(
-        ("No", " No", "no", " no", "NO"), -3.0
-    )
+    spelt = (f"{space}{word}" for space in ("", " ") for word in ("Yes", "yes", "No", "no"))
+    full = {word: -1.0 if "y" in word.lower() else -3.0 for word in (*spelt, "YES", "NO")}
     assert yes_no_odds(full) == (pytest.approx(2.0), False)
     signal, cut = yes_no_odds({"Yes": -0.1, "No": -3.0})
     assert cut
@@ -166,16 +161,13 @@ def client(tmp_path_factory):
         yield made
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "field"),
-    [
-        ({"pairs": [{"query": "q"}]}, 422, "pairs"),
-        ({"query": "q", "passages": ["p"], "template": "nope"}, 404, "template"),
-        ({"query": "q", "passages": ["p"], "template": "yes-no"}, 422, "template"),
-        ({"query": "q", "passages": ["p"], "model": "log-odds"}, 422, "llm"),
-        ({"query": "q", "passages": ["p"], "model": "oracle"}, 404, "model"),
-    ],
-)
+@pytest.mark.parametrize(("body", "status", "field"), [
+    ({"pairs": [{"query": "q"}]}, 422, "pairs"),
+    ({"query": "q", "passages": ["p"], "template": "nope"}, 404, "template"),
+    ({"query": "q", "passages": ["p"], "template": "yes-no"}, 422, "template"),
+    ({"query": "q", "passages": ["p"], "model": "log-odds"}, 422, "llm"),
+    ({"query": "q", "passages": ["p"], "model": "oracle"}, 404, "model"),
+])  # fmt: skip
 def test_a_bad_request_is_a_problem_that_names_its_field(client, body, status, field):
     answer = client.post("/v1/judge", json={"model": "prompted-grade", **body})
     assert answer.status_code == status, answer.text

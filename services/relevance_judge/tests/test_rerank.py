@@ -56,20 +56,15 @@ def test_scores_are_those_of_the_ranking(client, names):
         assert [one["score"] for one in scored] == [by_index[i] for i in range(3)]
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status"),
-    [
-        ("/v1/rerank", {"query": "", "documents": ["a"]}, 400),
-        ("/v1/rerank", {"query": "a", "documents": []}, 400),
-        ("/v1/rerank", {"query": "a", "documents": ["a"] * 257}, 400),
-        ("/v1/rerank", {"query": "a", "documents": [""]}, 400),
-        ("/v1/rerank", {"query": "a", "documents": [{"title": "no text"}]}, 400),
-        ("/v1/rerank", {"query": "a", "documents": ["a"], "top_n": 0}, 400),
-        ("/v1/rerank", {"query": "a", "documents": ["a"], "model": "rerank-v3.5"}, 404),
-        ("/v1/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, 400),
-        ("/v1/score", {"text_1": "a"}, 400),
-    ],
-)
+@pytest.mark.parametrize(("path", "body", "status"), [
+    ("/v1/rerank", {"query": "", "documents": ["a"]}, 400), ("/v1/rerank", {"query": "a", "documents": []}, 400),
+    ("/v1/rerank", {"query": "a", "documents": ["a"] * 257}, 400),
+    ("/v1/rerank", {"query": "a", "documents": [""]}, 400),
+    ("/v1/rerank", {"query": "a", "documents": [{"title": "no text"}]}, 400),
+    ("/v1/rerank", {"query": "a", "documents": ["a"], "top_n": 0}, 400),
+    ("/v1/rerank", {"query": "a", "documents": ["a"], "model": "rerank-v3.5"}, 404),
+    ("/v1/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, 400), ("/v1/score", {"text_1": "a"}, 400),
+])  # fmt: skip
 def test_bad_requests_are_refused_in_openais_form(client, path, body, status):
     answer = client.post(path, json=body)
     assert answer.status_code == status, answer.text

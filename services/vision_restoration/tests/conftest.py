@@ -47,11 +47,9 @@ def fill():
     """Fill a network's state dict by rule; what it derives it keeps."""
 
     def fill_in(net: nn.Module, prefix: str = "") -> nn.Module:
-        derived = ("attn_mask", "relative_position_index")
-        state = {
-            key: tensor if key.endswith(derived) else _weight(prefix + key, tuple(tensor.shape))
-            for key, tensor in net.state_dict().items()
-        }
+        state = net.state_dict()
+        drawn = [key for key in state if not key.endswith(("attn_mask", "relative_position_index"))]
+        state |= {key: _weight(prefix + key, tuple(state[key].shape)) for key in drawn}
         if "deconv3.conv2d.bias" in state:
             state["deconv3.conv2d.bias"] += 0.5
         net.load_state_dict(state)

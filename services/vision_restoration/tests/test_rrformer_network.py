@@ -26,11 +26,7 @@ def test_unknown_variants_and_small_sides_are_refused_and_a_short_tower_has_the_
         assert torch.equal(one, other)
 
 
-KEYS = {
-    "rrformer": "rrformer.keys.json",
-    "vgg19-features": "rrformer.vgg19_features.keys.json",
-    "rrformer-discriminator": "rrformer.netD.keys.json",
-}
+KEYS = {"rrformer": "keys", "vgg19-features": "vgg19_features.keys", "rrformer-discriminator": "netD.keys"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +43,7 @@ def rrformer(fill):
 def test_state_dict_has_the_official_names_order_shapes_and_types(golden, name):
     state = network(name).state_dict()
     rows = [[k, list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in state.items()]
-    assert rows == golden(KEYS[name])
+    assert rows == golden(f"rrformer.{KEYS[name]}.json")
 
 
 @pytest.mark.parametrize("size", [pytest.param((96, 160), marks=pytest.mark.release), (70, 104)])
