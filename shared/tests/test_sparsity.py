@@ -18,8 +18,7 @@ def test_exactly_the_expected_rules_are_found(case):
 
 def test_rules_are_independent_and_an_invalid_record_is_the_only_finding():
     broken = dict(GOOD[2], kind="attention", when=None, phases=None, retrieval=None, quality=None, counted_in="config")
-    rules = [finding.rule for finding in lint(broken)]
-    assert rules == ["S2", "S3", "S7", "S8", "S10"]
+    assert [finding.rule for finding in lint(broken)] == ["S2", "S3", "S7", "S8", "S10"]
     [finding] = lint(dict(GOOD[0], sparsity_global=1.4, kind=None))
     assert finding.rule == "S0"
     assert "sparsity_global" in finding.message

@@ -122,9 +122,8 @@ def test_engines_that_one_node_built_are_there_on_the_next_and_a_store_that_is_a
     opened.close()
     second = start("two")
     fetched = tmp_path / "two/tensorrt/net-0123-fp16"
-    assert {one.name: one.read_bytes() for one in fetched.iterdir()} == {
-        "engine_sm90.engine": b"built", "cache_sm90.timing": b"times",
-    }  # fmt: skip
+    held = {one.name: one.read_bytes() for one in fetched.iterdir()}
+    assert held == {"engine_sm90.engine": b"built", "cache_sm90.timing": b"times"}
     (first, asked), (second_choice, _), *_ = card.wanted
     assert (first, second_choice) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
     assert (asked["trt_engine_cache_path"], asked["device_id"]) == (str(fetched), 1)

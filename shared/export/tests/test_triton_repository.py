@@ -41,11 +41,8 @@ def forms(cache: Path, sides: tuple[int, int] = (8, 8)) -> ExportedForms:
     manifest = Manifest(name="net", origin="trained", network=NetworkSpec(name="net"), sha256="ab" * 32)
     image = TensorSpec(name="image", datatype="FP32", shape=(-1, 3, *sides))
     half = tuple(side // 2 if side > 0 else -1 for side in sides)
-    outputs = (
-        TensorSpec(name="scores", datatype="FP32", shape=(-1, 3)),
-        TensorSpec(name="peak", datatype="FP32", shape=(-1,)),
-        TensorSpec(name="half", datatype="FP32", shape=(-1, 3, *half)),
-    )
+    named = {"scores": (-1, 3), "peak": (-1,), "half": (-1, 3, *half)}
+    outputs = tuple(TensorSpec(name=name, datatype="FP32", shape=shape) for name, shape in named.items())
     shapes = [{"image": (1, 3, 16, 8)}, {"image": (2, 3, 8, 24)}] if sides[0] < 0 else []
     return Forms(Weights({}, manifest), cache, (image,), outputs, tag="v1", shapes=shapes)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from shared.lm import builders
 from shared.lm.config import DecoderConfig
 from tests.golden import read_golden
+from tests.harness.public_rule import one_thread  # noqa: F401  # fixture
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -54,11 +55,6 @@ def write_gguf(file: Path, arch: str, c: DecoderConfig, more: dict[str, Any], te
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])

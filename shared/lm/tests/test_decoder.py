@@ -28,10 +28,8 @@ LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 50000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
-ROPES = {
-    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
-    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-}
+BASES = {"full_attention": 1e6, "sliding_attention": 1e4}
+ROPES = {kind: {"rope_type": "default", "rope_theta": base} for kind, base in BASES.items()}
 GEMMA3 = LLAMA | {
     "tie_word_embeddings": True, "sliding_window": 9, "query_pre_attn_scalar": 24, "rms_norm_eps": 1e-6,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_parameters": ROPES,
@@ -239,10 +237,8 @@ def test_a_reading_that_keeps_no_logits_fills_the_cache_and_is_tapped_as_any_oth
     assert model(ids, cache=caches[0], keep=0).shape == (1, 0, 50)
     model(ids, cache=caches[1])
     for layer in range(3):
-        for one, other in zip(
-            *(cache.write(layer, *[torch.zeros(1, 0, 2, 12)] * 2, 30) for cache in caches), strict=True
-        ):
-            assert torch.equal(one, other)
+        one, other = (cache.write(layer, *[torch.zeros(1, 0, 2, 12)] * 2, 30) for cache in caches)
+        assert all(map(torch.equal, one, other))
     model, ids = small(), torch.randint(50, (1, 9))
     found = trace(model, ids, capture=["mlp_out.2"], edits=[Scale("z.2", 0.0)], keep=0)
     assert found["mlp_out.2"].shape == (1, 9, 48)

@@ -80,10 +80,10 @@ def test_the_digest_depends_on_content_and_not_on_order():
     assert plan.digest != HeadPlan.parse(PLAN | {"rule": "other"}).digest
 
 
-@given(
-    st.lists(st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=3, max_size=3), min_size=1, max_size=5),
-    st.floats(0, 1),
-)
+ROWS = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=3, max_size=3)
+
+
+@given(st.lists(ROWS, min_size=1, max_size=5), st.floats(0, 1))
 def test_the_top_share_is_the_highest_scores_and_ties_go_to_lower_heads(scores, share):
     roles = top_share(scores, share)
     flat = [(s, r) for row, roles_row in zip(scores, roles, strict=True) for s, r in zip(row, roles_row, strict=True)]

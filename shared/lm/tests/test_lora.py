@@ -40,9 +40,8 @@ def model(llama_golden):
 @torch.no_grad()
 def test_an_adapter_equals_peft(model, name):
     ids, known, ops = KNOWN["ids"], KNOWN["adapters"][name], LoraOps(TORCH, [read(name, model)])
-    torch.testing.assert_close(
-        model(torch.tensor([ids]), ops=ops)[0, -1], torch.tensor(known["last_logits"]), atol=1e-4, rtol=0
-    )
+    last = model(torch.tensor([ids]), ops=ops)[0, -1]
+    torch.testing.assert_close(last, torch.tensor(known["last_logits"]), atol=1e-4, rtol=0)
     said = ids[:6]
     while len(said) < 22:
         said = [*said, int(model(torch.tensor([said]), ops=ops)[0, -1].argmax())]
@@ -68,17 +67,14 @@ def test_a_configuration_that_is_not_served_is_refused_by_name(model, changed, w
     assert caught.value.field in {"config", "weights"}
 
 
-@pytest.mark.parametrize(
-    ("more", "what"),
-    [
-        ({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 64)}, "lora_embedding_A"),
-        ({f"{Q0}.lora_magnitude_vector": torch.zeros(32)}, "lora_magnitude_vector"),
-        ({Q0.replace("layers.0", "layers.9") + ".lora_A.weight": torch.zeros(4, 32)}, "layers.9"),
-        ({f"{Q0}.lora_A.weight": torch.zeros(4, 31)}, "must be"),
-        ({f"{Q0}.lora_A.weight": torch.zeros(4, 32, dtype=torch.int8)}, "float16 or bfloat16"),
-        ({f"{Q0}.lora_B.weight": torch.full((32, 4), torch.inf)}, "finite"),
-    ],
-)
+@pytest.mark.parametrize(("more", "what"), [
+    ({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 64)}, "lora_embedding_A"),
+    ({f"{Q0}.lora_magnitude_vector": torch.zeros(32)}, "lora_magnitude_vector"),
+    ({Q0.replace("layers.0", "layers.9") + ".lora_A.weight": torch.zeros(4, 32)}, "layers.9"),
+    ({f"{Q0}.lora_A.weight": torch.zeros(4, 31)}, "must be"),
+    ({f"{Q0}.lora_A.weight": torch.zeros(4, 32, dtype=torch.int8)}, "float16 or bfloat16"),
+    ({f"{Q0}.lora_B.weight": torch.full((32, 4), torch.inf)}, "finite"),
+])  # fmt: skip
 def test_tensors_that_do_not_fit_are_refused(model, more, what):
     with pytest.raises(FoveaError, match=what):
         build_adapter(parse_lora_config(facts_of("plain")), tensors_of("plain") | more, model, "")
@@ -92,9 +88,8 @@ def test_half_an_adapter_an_empty_one_one_without_a_rank_and_a_gpt2_are_refused(
         build_adapter(config, {k: x for k, x in tensors.items() if k != f"{Q0}.lora_B.weight"}, model, "")
     with pytest.raises(Malformed, match="no tensors"):
         build_adapter(config, {}, model, "")
-    other = gpt2(vocab=8, width=8, layers=1, heads=2, hidden=8, positions=8)
     with pytest.raises(InvalidOption, match="GPT-2"):
-        build_adapter(config, tensors, other, "")
+        build_adapter(config, tensors, gpt2(vocab=8, width=8, layers=1, heads=2, hidden=8, positions=8), "")
 
 
 ALL = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]

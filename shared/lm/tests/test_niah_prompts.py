@@ -84,6 +84,5 @@ def test_needle_is_found_where_it_was_put(hay, pin, place):
 
 
 def test_absent_and_empty_needles_are_not_found():
-    assert needle_span([1, 2, 3], [4, 5]) is None
-    assert needle_span([1, 2, 3], []) is None
-    assert needle_span([1, 2], [1, 2, 3]) is None
+    for prompt, needle in (([1, 2, 3], [4, 5]), ([1, 2, 3], []), ([1, 2], [1, 2, 3])):
+        assert needle_span(prompt, needle) is None

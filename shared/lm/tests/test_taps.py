@@ -263,11 +263,8 @@ def test_patching_is_golden(golden, site, position):
     patched = facts["activation_patching_logit_diff"] | {"z": facts["activation_patching_z_logit_diff"][where]}
     known = patched[site]
     corrupt = trace(golden.model, golden.corrupt, capture=[f"{site}.{layer}" for layer in LAYERS])
-    edits = [
-        Replace(name, value, heads=head, positions=position)
-        for name, value in corrupt.items()
-        for head in range(len(known[0]))
-    ]
+    heads = range(len(known[0]))
+    edits = [Replace(name, value, heads=head, positions=position) for name, value in corrupt.items() for head in heads]
     check_sweep(golden, edits, known)
 
 
@@ -275,11 +272,8 @@ FAMILIES = ["gpt2", "llama", "qwen3", "gemma3, untied, stretched"]
 
 
 def sites(model: Decoder) -> list[str]:
-    return [
-        name
-        for site in SITES
-        for name in ([site] if site in UNLAYERED_SITES else [f"{site}.{l}" for l in range(model.config.layers)])
-    ]
+    layered = [site for site in SITES if site not in UNLAYERED_SITES]
+    return [*sorted(UNLAYERED_SITES), *(f"{site}.{layer}" for site in layered for layer in range(model.config.layers))]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

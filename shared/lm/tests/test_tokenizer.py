@@ -40,8 +40,7 @@ def test_text_survives_tokens_and_streaming(text):
 @given(st.lists(st.integers(0, BYTES.size - 1), max_size=30))
 def test_any_tokens_stream_to_their_decoded_text(ids):
     stream = Detokenizer(BYTES)
-    streamed = "".join(stream.feed(i) for i in ids) + stream.end()
-    assert streamed == BYTES.decode(ids, special=False)
+    assert "".join(map(stream.feed, ids)) + stream.end() == BYTES.decode(ids, special=False)
 
 
 def test_characters_are_shown_whole_and_special_tokens_are_not_text():
@@ -61,8 +60,7 @@ def test_sentencepiece_spaces_and_byte_fallbacks_are_bytes():
     library = Library(models.BPE({"▁": 0, "a": 1, "<0xC3>": 2, "<0xBC>": 3, "▁a": 4}, [("▁", "a")], byte_fallback=True))
     library.pre_tokenizer = pre_tokenizers.Split(Regex(" "), "merged_with_next")
     library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer = Tokenizer(library)
-    stream = Detokenizer(tokenizer)
+    stream = Detokenizer(Tokenizer(library))
     assert [stream.feed(i) for i in (4, 1, 2, 3, 0)] == [" a", "a", "", "ü", " "]
 
 
@@ -75,8 +73,7 @@ def test_a_folder_states_its_ends_and_its_template(tmp_path):
     write(tmp_path, eos_token={"content": "the"}, bos_token="a", chat_template=[{"name": "default", "template": CHAT}])
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 4]}))
     tokenizer = Tokenizer.from_folder(tmp_path)
-    known = {tokenizer.encode("the")[0], 3, 4, *tokenizer.special}
-    assert tokenizer.eos == known
+    assert tokenizer.eos == {tokenizer.encode("the")[0], 3, 4, *tokenizer.special}
     assert tokenizer.chat([{"role": "user", "content": "Hi"}]) == "<user>Hithe<assistant>"
     assert tokenizer.chat([{"role": "user", "content": "Hi"}], add_generation_prompt=False) == "<user>Hithe"
     (tmp_path / "chat_template.jinja").write_text("{{ messages | length }}")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import string
 import subprocess
 import sys
 
@@ -103,12 +104,10 @@ def test_broken_files_are_malformed(folder):
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(Malformed, match="safetensors"):
         load_decoder(folder)
-    (folder / "config.json").write_text("[1]")
-    with pytest.raises(Malformed, match="object"):
-        load_decoder(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(Malformed, match="JSON"):
-        load_decoder(folder)
+    for text, says in (("[1]", "object"), ("{", "JSON")):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(Malformed, match=says):
+            load_decoder(folder)
 
 
 def test_missing_files_are_not_found_and_a_shard_outside_the_folder_is_refused(folder, tmp_path):
@@ -124,14 +123,11 @@ def test_missing_files_are_not_found_and_a_shard_outside_the_folder_is_refused(f
         load_decoder(folder)
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is missing"),
-        (lambda t: t.update(extra=torch.ones(1)), "extra is not part"),
-        (lambda t: t.update({"model.norm.weight": torch.ones(3)}), r"\[3\] where the config says \[32\]"),
-    ],
-)
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda t: t.pop("model.norm.weight"), r"model\.norm\.weight is missing"),
+    (lambda t: t.update(extra=torch.ones(1)), "extra is not part"),
+    (lambda t: t.update({"model.norm.weight": torch.ones(3)}), r"\[3\] where the config says \[32\]"),
+])  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(folder, change, says):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -184,8 +180,7 @@ def test_bare_gpt2_files_get_their_prefix_lose_their_buffers_and_stay_tied():
     assert model.double().lm_head.weight is model.transformer.wte.weight
 
 
-LETTERS = [chr(i) for i in range(97, 97 + 26)] + ["Ġ"]
-TOKENS = ["<|endoftext|>", "<|im_end|>", *LETTERS, *"0123456789", "ab"]
+TOKENS = ["<|endoftext|>", "<|im_end|>", *string.ascii_lowercase, "Ġ", *string.digits, "ab"]
 
 
 def write(file, model, *, arch="llama", pre="smollm", kind="gpt2", tensors=None, **facts):
@@ -253,12 +248,10 @@ def test_gguf_files_we_do_not_read_are_refused(tmp_path, change, says):
 
 
 def test_a_file_that_is_no_gguf_is_malformed(tmp_path):
-    (tmp_path / "m.gguf").write_bytes(b"GGUF" + b"\0" * 50)
-    with pytest.raises(Malformed, match=r"m\.gguf"):
-        unpack(tmp_path / "m.gguf", tmp_path)
-    (tmp_path / "m.gguf").write_bytes(b"")
-    with pytest.raises(Malformed, match=r"m\.gguf"):
-        unpack(tmp_path / "m.gguf", tmp_path)
+    for raw in (b"GGUF" + b"\0" * 50, b""):
+        (tmp_path / "m.gguf").write_bytes(raw)
+        with pytest.raises(Malformed, match=r"m\.gguf"):
+            unpack(tmp_path / "m.gguf", tmp_path)
 
 
 SMALL = {
@@ -293,13 +286,11 @@ def write_family(file, model, arch, **facts):
     }  # fmt: skip
     more |= {"sliding_window": 6} if arch == "gemma3" else {}
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), c.layers)
-    tensors = {
-        names.get_name(key, (".weight", ".bias")): np.ascontiguousarray(
-            (x + (arch == "gemma3" and key.endswith("norm.weight"))).numpy()
-        )
-        for key, x in model.state_dict().items()
-        if key != "lm_head.weight" or not c.tied
-    }
+    tensors = {}
+    for key, x in model.state_dict().items():
+        if key != "lm_head.weight" or not c.tied:
+            more_one = arch == "gemma3" and key.endswith("norm.weight")
+            tensors[names.get_name(key, (".weight", ".bias"))] = np.ascontiguousarray((x + more_one).numpy())
     write_gguf(file, arch, c, more, tensors, **{f"{arch}__{name}": value for name, value in facts.items()})
 
 

@@ -57,9 +57,8 @@ def toy_room(tmp_path, monkeypatch):
 def test_new_models_and_networks_are_found_without_editing_another_file(toy_room):
     assert list(servables("relevance-judge")) == ["toy"]
     assert network("toy-net", width=5) == ["net", 5]
-    (toy_room / "net.py").write_text(
-        'from shared.registry import builder\n@builder("wide-net")\ndef wide_net(width=2):\n    return width\n'
-    )
+    text = 'from shared.registry import builder\n@builder("wide-net")\ndef wide_net(width=2):\n    return width\n'
+    (toy_room / "net.py").write_text(text)
     (toy_room / "other_net.py").write_text('raise ImportError\n# @builder("other-net")\n')
     assert "toy" in servables("relevance-judge")
     assert network("wide-net", width=5) == 5

@@ -109,8 +109,7 @@ def test_each_output_of_packed_kernels_is_within_half_a_step_of_its_own_scale():
     given = {"kernel": kernel, "bias": rng.normal(size=16).astype(np.float32), "count": np.array(7)}
     found = unpack_kernels(pack_kernels(given))
     step = np.abs(kernel).reshape(16, -1).max(axis=1) / 127
-    apart = np.abs(found["kernel"] - kernel).reshape(16, -1).max(axis=1)
-    assert (apart <= 0.55 * step + 1e-7).all()
+    assert (np.abs(found["kernel"] - kernel).reshape(16, -1).max(axis=1) <= 0.55 * step + 1e-7).all()
     assert found.keys() == given.keys()
     assert np.array_equal(found["bias"], given["bias"])
 

@@ -173,8 +173,7 @@ def test_holders_follow_one_another_and_whoever_waits_may_give_up(store):
     assert len(store.list_names()) == 1, "numbers of the past are removed"
 
     def give_up() -> None:
-        detail = "enough"
-        raise Cancelled(detail)
+        raise Cancelled("enough")
 
     with ObjectLock(store, lambda: None), pytest.raises(Cancelled), ObjectLock(store, give_up):
         pass

@@ -161,7 +161,6 @@ def test_damaged_bytes_are_read_or_refused_but_never_crash(name, edits, end):
 def test_channels_of_16_bits_that_are_stored_apart_are_read_as_those_side_by_side(options, channels):
     pixels, out = np.random.default_rng(5).integers(0, 65_536, (channels, 20, 33), np.uint16), io.BytesIO()
     pixels[3:] = 65_535
-    tifffile.imwrite(
-        out, pixels, photometric="rgb", planarconfig="separate", extrasamples=[2][: channels - 3], **options
-    )
+    apart = {"photometric": "rgb", "planarconfig": "separate", "extrasamples": [2][: channels - 3]}
+    tifffile.imwrite(out, pixels, **apart, **options)
     assert np.array_equal(decode(out.getvalue()).pixels, (pixels[:3] >> 8).transpose(1, 2, 0))

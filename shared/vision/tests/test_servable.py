@@ -81,9 +81,8 @@ class Grey(servable.VisionServable[GreyIn, GreyOut, servable.VisionItem[GreyIn]]
         image = servable.decode_field(request.image, self.bounds)
         watch.lap("decode")
         grey = np.asarray(Image.fromarray(image.pixels).convert("L").resize((8, 8)), np.float32)
-        return servable.VisionItem(
-            request=request, watch=watch, inputs=(grey,), notes=servable.reading_notes("Squashed.", image)
-        )
+        notes = servable.reading_notes("Squashed.", image)
+        return servable.VisionItem(request=request, watch=watch, inputs=(grey,), notes=notes)
 
     def postprocess(self, item: servable.VisionItem[GreyIn]) -> GreyOut:
         mean, rows = item.outputs
