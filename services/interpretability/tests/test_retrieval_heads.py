@@ -78,16 +78,11 @@ def test_aggregate_equals_the_golden_one_and_nothing_kept_has_no_ranking():
     assert found.kept == found.ranking == found.top(0.5) == []
 
 
-def _case(seed: int, steps: int = 6, n: int = 20) -> tuple[np.ndarray, list[int], list[int]]:
-    rng = np.random.default_rng(seed)
-    rows = rng.random((steps, 2, 3, n + steps))
-    return rows, rng.integers(0, 9, n).tolist(), rng.integers(0, 9, steps).tolist()
-
-
 @settings(max_examples=fewer(3))
 @given(st.integers(0, 10_000))
 def test_columns_that_a_step_cannot_see_do_not_matter(seed):
-    rows, ids, said = _case(seed)
+    rng = np.random.default_rng(seed)
+    rows, ids, said = rng.random((6, 2, 3, 26)), rng.integers(0, 9, 20).tolist(), rng.integers(0, 9, 6).tolist()
     padded = rows.copy()
     for t in range(len(rows)):
         padded[t, ..., len(ids) + t :] = 99.0

@@ -89,15 +89,12 @@ def test_hostile_shapes_are_answered_soon_in_little_memory(tmp_path, exported_gr
     assert found["hollow"]["contours"] == 2
 
 
-def found_in(mask):
-    regions, labels = find_regions(mask)
-    return Segmentation(mask, mask.astype(np.uint8) * 255, labels, regions, 1.0)
-
-
 def test_outlines_with_too_many_corners_are_refused_before_they_are_traced():
     noise = np.random.default_rng(0).random((900, 900)) < 0.5
+    regions, labels = find_regions(noise)
+    found = Segmentation(noise, noise.astype(np.uint8) * 255, labels, regions, 1.0)
     with pytest.raises(TooLarge, match="corners") as refusal:
-        encode_forms(found_in(noise), SegmentIn(image=b"x", include=("contours",)))
+        encode_forms(found, SegmentIn(image=b"x", include=("contours",)))
     assert refusal.value.field == "include"
     assert "rle" in refusal.value.hint
 

@@ -145,8 +145,7 @@ NOISE = np.random.default_rng(5).standard_normal((32, 32)).astype(np.float32) * 
 @pytest.mark.parametrize("normalise", ["none", "minmax"])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_mask_is_the_sigmoid_of_the_enlarged_map_over_the_threshold(normalise, threshold):
-    logits = torch.from_numpy(NOISE)[None, None]
-    expected = F.interpolate(logits, size=(70, 90), mode="bilinear", align_corners=False).sigmoid()[0, 0].numpy()
+    expected = torch.from_numpy(by_torch(NOISE, 70, 90)).sigmoid().numpy()
     if normalise == "minmax":
         expected = (expected - expected.min()) / (expected.max() - expected.min() + 1e-8)
     found = extract_mask(NOISE, 70, 90, asked(threshold=threshold, normalise=normalise))

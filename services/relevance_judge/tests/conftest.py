@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from fovea.errors import FoveaError
+from services.relevance_judge.judge import Judge
 from services.relevance_judge.parsing.trec import parse_qrels
 from services.relevance_judge.routes import rerank, router
+from services.relevance_judge.schemas import JudgeOut
+from shared.registry import CallContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.harness.models import ok
@@ -40,6 +44,14 @@ def golden():
 def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
     """The answer of a route of the judge."""
     return ok(client.post(f"/v1/judge/{path}", json=body))
+
+
+def judge_one(judge: Judge, **options: Any) -> JudgeOut:
+    """The answer to one request; refusals are raised."""
+    (found,) = judge.predict([judge.In.model_validate(options)], CallContext())
+    if isinstance(found, FoveaError):
+        raise found
+    return found
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fovea.errors import FoveaError, InvalidOption, NotFound
+from fovea.errors import InvalidOption, NotFound
 from services.relevance_judge import embeddings
 from services.relevance_judge.batches import batch_runner, pair_selection
 from services.relevance_judge.judge import Judge, open_calibrations
@@ -19,10 +19,10 @@ from services.relevance_judge.metrics.agreement import agree
 from services.relevance_judge.metrics.calibration import Calibration
 from services.relevance_judge.metrics.ensembles import average, majority, median
 from services.relevance_judge.prompt_template import get_template
-from services.relevance_judge.schemas import EnsembleIn, JudgeOut, Verdict
+from services.relevance_judge.schemas import EnsembleIn, Verdict
+from services.relevance_judge.tests.conftest import judge_one
 from services.relevance_judge.tests.fake_endpoint import FakeModel
 from shared.lm.bundled_models import MINILM, MPNET
-from shared.registry import CallContext
 from shared.storage import ObjectStore
 
 
@@ -64,12 +64,9 @@ CUTS = Calibration(cuts=(-3, -2, -1.5), how="quantile", pairs=40, queries=8, mea
 
 
 def _one(judge: Judge, **options: Any) -> Verdict:
-    request = judge.In.model_validate({"pairs": [{"query": "moon tides", "passage": "the moon"}], "seed": 1, **options})
-    (answer,) = judge.predict([request], CallContext())
-    if isinstance(answer, FoveaError):
-        raise answer
-    assert isinstance(answer, JudgeOut)
-    return answer.results[0]
+    return judge_one(
+        judge, **{"pairs": [{"query": "moon tides", "passage": "the moon"}], "seed": 1, **options}
+    ).results[0]
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ from services.relevance_judge.metrics.calibration import fit
 from services.relevance_judge.prompt_template import get_template
 from services.relevance_judge.routes import router
 from services.relevance_judge.schemas import JudgeIn, JudgeOut
-from services.relevance_judge.tests.conftest import serve_judges
+from services.relevance_judge.tests.conftest import judge_one, serve_judges
 from services.relevance_judge.tests.fake_endpoint import FakeModel, answered_by
-from shared.registry import CallContext
 from shared.serving.build_app import build
 from shared.settings import Settings
 from tests.harness.openapi_fuzz import fuzz
@@ -30,12 +29,8 @@ PAIR = {"query": "what causes tides", "passage": "The moon causes tides."}
 DIGITS = {"0": -4.0, "1": -2.0, "2": -0.5, "3": -1.5}
 
 
-def _one(judge: Judge, run: CallContext | None = None, **options: Any) -> JudgeOut:
-    options.setdefault("pairs", [PAIR])
-    (found,) = judge.predict([judge.In.model_validate(options)], run or CallContext())  # type: ignore[list-item]
-    if isinstance(found, FoveaError):
-        raise found
-    return found
+def _one(judge: Judge, **options: Any) -> JudgeOut:
+    return judge_one(judge, **{"pairs": [PAIR], **options})
 
 
 def test_a_grade_comes_with_its_evidence_and_an_invalid_answer_is_tried_again_warm():

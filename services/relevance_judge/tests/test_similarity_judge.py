@@ -17,10 +17,9 @@ from services.relevance_judge.judges.query_likelihood import QueryLikelihood
 from services.relevance_judge.judges.similarity import Similarity
 from services.relevance_judge.judges.word_overlap import WordOverlap
 from services.relevance_judge.parsing.label_formats import parse_signals
-from services.relevance_judge.schemas import JudgeIn, JudgeOut
 from services.relevance_judge.storage.mini_collection import load_mini_collection
+from services.relevance_judge.tests.conftest import judge_one
 from shared.lm.bundled_models import MINILM, MPNET, SMOLLM2
-from shared.registry import CallContext
 
 MINI = load_mini_collection()
 
@@ -34,10 +33,8 @@ def _small_embedder_alone(monkeypatch):
 
 def verdicts(judge: Judge, qid: str, **options: Any) -> dict[tuple[str, str], Any]:
     pairs = [pair for pair in MINI.labels if pair[0] == qid]
-    body = {"pairs": [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs]}
-    (answer,) = judge.predict([JudgeIn.model_validate(body | options)], CallContext())
-    assert isinstance(answer, JudgeOut), answer
-    return dict(zip(pairs, answer.results, strict=True))
+    shown = [{"query": MINI.topics[q], "passage": MINI.passages[d]} for q, d in pairs]
+    return dict(zip(pairs, judge_one(judge, pairs=shown, **options).results, strict=True))
 
 
 @pytest.mark.parametrize(("judge", "recorded"), [(Similarity, "similarity"), (QueryLikelihood, "query-lift")])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fovea.errors import FoveaError, InvalidOption, Malformed
 from shared.lm.builders import gpt2
-from shared.lm.lora import LoraAdapter, LoraOps, build_adapter
+from shared.lm.lora import LoraOps, build_adapter
 from shared.lm.lora_config import parse_lora_config
 from shared.lm.ops import TORCH
 from shared.lm.tests.test_decoder import ids, ours, theirs
@@ -27,10 +27,6 @@ def tensors_of(name: str) -> dict:
     return load_file(FOLDER / name / "adapter_model.safetensors")
 
 
-def read(name: str, model) -> LoraAdapter:
-    return build_adapter(parse_lora_config(facts_of(name)), tensors_of(name), model, name)
-
-
 @pytest.fixture(scope="module")
 def model(llama_golden):
     return llama_golden.model
@@ -39,7 +35,8 @@ def model(llama_golden):
 @pytest.mark.parametrize("name", KNOWN["adapters"])
 @torch.no_grad()
 def test_an_adapter_equals_peft(model, name):
-    ids, known, ops = KNOWN["ids"], KNOWN["adapters"][name], LoraOps(TORCH, [read(name, model)])
+    adapter = build_adapter(parse_lora_config(facts_of(name)), tensors_of(name), model, name)
+    ids, known, ops = KNOWN["ids"], KNOWN["adapters"][name], LoraOps(TORCH, [adapter])
     last = model(torch.tensor([ids]), ops=ops)[0, -1]
     torch.testing.assert_close(last, torch.tensor(known["last_logits"]), atol=1e-4, rtol=0)
     said = ids[:6]

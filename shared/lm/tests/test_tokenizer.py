@@ -64,13 +64,11 @@ def test_sentencepiece_spaces_and_byte_fallbacks_are_bytes():
     assert [stream.feed(i) for i in (4, 1, 2, 3, 0)] == [" a", "a", "", "ü", " "]
 
 
-def write(folder, **config):
-    BYTES._library.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
 def test_a_folder_states_its_ends_and_its_template(tmp_path):
-    write(tmp_path, eos_token={"content": "the"}, bos_token="a", chat_template=[{"name": "default", "template": CHAT}])
+    BYTES._library.save(str(tmp_path / "tokenizer.json"))
+    config = {"eos_token": {"content": "the"}, "bos_token": "a"}
+    config["chat_template"] = [{"name": "default", "template": CHAT}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 4]}))
     tokenizer = Tokenizer.from_folder(tmp_path)
     assert tokenizer.eos == {tokenizer.encode("the")[0], 3, 4, *tokenizer.special}

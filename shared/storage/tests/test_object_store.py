@@ -213,10 +213,6 @@ def test_a_holder_that_was_killed_is_followed(store, monkeypatch):
     assert time.monotonic() - begun > 0.4
 
 
-def _open_to_others(folder: Path) -> list[Path]:
-    return [path for path in (folder, *folder.rglob("*")) if stat.S_IMODE(path.lstat().st_mode) & 0o077]
-
-
 def test_a_replica_and_its_redis_write_nothing_that_others_read(tmp_path):
     """The real entry points: a worker, which starts and stops, and the Redis of `fovea up`."""
     state = tmp_path / "state"
@@ -234,5 +230,5 @@ def test_a_replica_and_its_redis_write_nothing_that_others_read(tmp_path):
                 worker.terminate()
     finally:
         os.umask(before)
-    assert list(state.rglob("*"))
-    assert _open_to_others(state) == []
+    assert (written := list(state.rglob("*")))
+    assert [path for path in (state, *written) if stat.S_IMODE(path.lstat().st_mode) & 0o077] == []
