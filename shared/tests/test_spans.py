@@ -22,8 +22,7 @@ def test_spans_nest_by_the_context(recorded_spans):  # noqa: F811
     with telemetry.span("outer", {"x": 1, "left out": None}, kind="server", parent=PARENT), telemetry.span("inner"):
         telemetry.record_span("timed elsewhere", 0.5)
     outer, inner, timed = (recorded_spans.one(name) for name in ("outer", "inner", "timed elsewhere"))
-    assert f"{outer.context.trace_id:032x}" == "a" * 32
-    assert f"{outer.parent.span_id:016x}" == "b" * 16
+    assert (f"{outer.context.trace_id:032x}", f"{outer.parent.span_id:016x}") == ("a" * 32, "b" * 16)
     assert is_child(inner, outer)
     assert is_child(timed, inner)
     assert timed.end_time - timed.start_time == pytest.approx(5e8)
@@ -75,8 +74,7 @@ def test_off_it_makes_no_span_and_costs_less_than_two_microseconds():
     assert not telemetry.is_tracing()
     assert telemetry.find_exemplar() is None
     with telemetry.span("nothing", {"a": 1}, parent=PARENT) as span:
-        assert span.traceparent == ""
-        assert telemetry.context().traceparent == ""
+        assert (span.traceparent, telemetry.context().traceparent) == ("", "")
 
     def time_one():
         begun = time.thread_time()

@@ -247,13 +247,11 @@ def test_plans_from_evidence_and_from_published_tables(study, tiny):
     table = "0.1\t0.9\n0.5\t0.4\n1.0\t0.0\n"
     assert plan_of(made(study, kind="table", table=table)).roles == [[0, 1], [1, 0], [1, 0]]
     for options, error in (
-        ({"kind": "retrieval"}, InvalidOption),
-        ({"kind": "retrieval", "report": "0" * 64}, NotFound),
-        ({"kind": "table"}, InvalidOption),
+        ({"kind": "retrieval"}, InvalidOption), ({"kind": "retrieval", "report": "0" * 64}, NotFound),
+        ({"kind": "table"}, InvalidOption), ({"kind": "act", "relative_threshold": np.inf}, ValueError),
         *(({"kind": "table", "table": bad}, FoveaError) for bad in ("a\tb", "1\t2\n3", "1\n2", "1 nan\n" * 3)),
         ({"kind": "retrieval", "report": evidence | {"scores": [[None] * 4] * 3}}, FoveaError),
-        ({"kind": "act", "relative_threshold": np.inf}, ValueError),
         ({"kind": "razor", "period": 9999}, FoveaError),
-    ):
+    ):  # fmt: skip
         with pytest.raises(error):
             made(study, **options)

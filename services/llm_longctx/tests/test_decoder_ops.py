@@ -21,18 +21,13 @@ from shared.lm.rope import rotation
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
-pytestmark = [native, pytest.mark.usefixtures("inference")]
-
-
-@pytest.fixture
-def inference():
-    with torch.inference_mode():
-        yield
+pytestmark = native
 
 
 @pytest.fixture
 def ops(native_level):
-    return NativeOps()
+    with torch.inference_mode():
+        yield NativeOps()
 
 
 def alike(K, widths, dtype):

@@ -124,14 +124,10 @@ def test_a_step_that_does_not_fit_changes_nothing(tiny):
     engine.batch({sequences[1]: 3})
 
 
-class Circle:
-    """Holds itself, as an engine with recorded steps does."""
-
-
 def test_a_host_has_what_it_always_had_and_a_gpu_gives_pages_what_is_free(monkeypatch):
     assert choose_room("cpu", 16) == choose_room("cpu", 4) == (2 * 2**30, 8)
-    closed = Circle()
-    seen, closed.itself = weakref.ref(closed), closed
+    closed = torch.nn.Module()
+    seen, closed.itself = weakref.ref(closed), closed  # as an engine with recorded steps holds itself
     del closed
     cached = [20 * 2**30]
 
@@ -144,8 +140,7 @@ def test_a_host_has_what_it_always_had_and_a_gpu_gives_pages_what_is_free(monkey
 
     monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
     monkeypatch.setattr(torch.cuda, "mem_get_info", free)
-    assert choose_room("cuda:1", 16) == (40 * 2**30, 64)
-    assert choose_room("cuda:1", 4) == (20 * 2**30, 64)
+    assert (choose_room("cuda:1", 16), choose_room("cuda:1", 4)) == ((40 * 2**30, 64), (20 * 2**30, 64))
 
 
 @pytest.mark.parametrize(("how", "chunks", "held"), [

@@ -129,8 +129,7 @@ def test_a_fork_shares_whole_pages_and_copies_the_rest(n):
     cut(memory, 1, 0, 1, 2)
     before = memory.pool.held
     twin = memory.fork()
-    shared = (L * G - 1) * (n // P)
-    assert memory.pool.held == before * 2 - shared
+    assert memory.pool.held == before * 2 - (L * G - 1) * (n // P), "whole pages are shared"
     for _ in range(6):
         step(memory)
     feed(twin, 1)

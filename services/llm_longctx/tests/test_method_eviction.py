@@ -42,9 +42,7 @@ def drawn(name, *shape):
 
 def inputs(layer, n):
     """Q [4,n,16], rotated; k and v [2,n,16] of one layer."""
-    hidden = 0.8 * drawn(f"qmean/{layer}", 1, 64) + 1.2 * drawn(f"q/{layer}/{n}", n, 64)
-    turn = rotation(1 / 10000.0 ** (torch.arange(0, 16, 2).float() / 16), torch.arange(n), torch.float64)
-    q = rotate(hidden.view(1, n, 4, 16), turn)[0].transpose(0, 1)
+    q = turned(0.8 * drawn(f"qmean/{layer}", 1, 64) + 1.2 * drawn(f"q/{layer}/{n}", n, 64), 0)
     spread = (1.2 + 0.8 * drawn(f"kscale/{layer}/{n}", 2, n, 1)) * torch.tensor([1.0, 1.6]).double()[:, None, None]
     k = (0.9 * drawn(f"kmean/{layer}", 2, 1, 16) + 1.2 * drawn(f"k/{layer}/{n}", 2, n, 16)) * spread
     return q, k, drawn(f"v/{layer}/{n}", 2, n, 16) * (1.1 + 0.9 * drawn(f"vscale/{layer}/{n}", 2, n, 1))
@@ -196,8 +194,7 @@ def test_counts_add_up_and_smaller_shares_are_subsets(data):
         safeguard = data.draw(st.floats(0, 1))
         how = KNorm(ratio=small, allocation="layer", safeguard=safeguard, safeguard_rule=rule)
         assert how.keep(scores).sum((1, 2)).tolist() == [3 * how.counts(n, 2)[0]] * 2
-        least = int(how.counts(n, 2)[0] * safeguard)
-        assert (how.keep(scores).sum(2) >= least).all()
+        assert (how.keep(scores).sum(2) >= int(how.counts(n, 2)[0] * safeguard)).all()
     assert KNorm(ratio=1).keep(scores).all()
 
 
@@ -286,15 +283,12 @@ def test_scores_are_the_mean_logits_of_the_centre_over_distances_and_what_the_sp
     torch.testing.assert_close(found.double(), best, atol=2e-3, rtol=0)
 
 
-def normed_decoder():
-    """A Qwen 3, whose queries have a norm per head before they are rotated."""
-    sizes = {"vocab": 272, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 48, "positions": 192}
-    return random_decoder(lambda: llama(**sizes, qk_norm=True))
-
-
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_calibration_averages_queries_before_their_rotation(qk_norm):
-    config, seen = (net := normed_decoder() if qk_norm else tiny_decoder()).config, {}
+    """In a Qwen 3 queries have a norm per head before they are rotated."""
+    sizes = {"vocab": 272, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 48, "positions": 192}
+    net, seen = random_decoder(lambda: llama(**sizes, qk_norm=qk_norm)), {}
+    config = net.config
     texts = [[(7 * i + 3) % config.vocab for i in range(40)], [(5 * i + 1) % config.vocab for i in range(23)]]
 
     def attend(layer, q, k, v, _offset):
@@ -334,8 +328,7 @@ def test_decoding_keeps_the_prompt_the_newest_and_the_budget_and_frees_pages(dec
         s.step((5 * i) % config.vocab)
         most = max(most, s.kv_bytes())
     held = s.state.cache.entries(1, 0).positions.sort().values.tolist()
-    assert held[:20] == list(range(20))
-    assert held[-6:] == list(range(78, 84))
+    assert (held[:20], held[-6:]) == (list(range(20)), list(range(78, 84)))
     assert len(held) == 20 + 16
     assert most <= s.state.policy.nbytes(20, 64, engine.pool) < engine.dense_bytes(84)
     assert "centres" not in s.state.policy.method.model_dump_json()

@@ -121,8 +121,7 @@ def test_dhsa_finds_the_published_boundaries_in_attention():
 @pytest.mark.parametrize("density", ["0.25", "0.125"])
 @pytest.mark.parametrize("variant", ["topk", "a", "vs", "vsb"])
 def test_dhsa_keeps_the_published_blocks_outside_ties(variant, density):
-    dhsa = method("dhsa", variant=variant, block=32, key_block=8, density=float(density))
-    answer = dhsa.reference(Q, K, V)
+    answer = method("dhsa", variant=variant, block=32, key_block=8, density=float(density)).reference(Q, K, V)
     kept, told = answer.extras["block_mask"], golden(f"dhsa_{variant}_d{density}_mask")
     assert not ((kept != told) & ~golden(f"dhsa_{variant}_d{density}_tied")).any()
     assert torch.equal(kept.sum(-1), told.sum(-1))

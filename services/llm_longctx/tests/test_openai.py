@@ -126,8 +126,7 @@ def test_tokens_and_text_go_there_and_back_conversations_under_their_template(se
     texts = server.http.post("/tokenize", json={"prompt": "Hi!", "return_token_strs": True}).json()
     assert texts["token_strs"] == ["H", "i", "!"]
     for generate, end in ((True, "<assistant>"), (False, "")):
-        body = {"messages": HELLO, "add_generation_prompt": generate}
-        told = server.http.post("/tokenize", json=body).json()
+        told = server.http.post("/tokenize", json={"messages": HELLO, "add_generation_prompt": generate}).json()
         assert (told["prompt"], told["count"]) == (f"<user>Hello, who are you?\n{end}", len(told["prompt"]))
 
 

@@ -135,8 +135,7 @@ def test_a_final_message_is_gone_on_with(client):
 def test_long_prompts_are_cut_where_a_request_says_so(client):
     long = "0123456789" * 30
     for size, side, kept in ((7, "left", long[-7:]), (7, "right", long[:7]), (-1, "left", long[-180:])):
-        extra = {"truncate_prompt_tokens": size, "truncation_side": side}
-        found = go_on(client, long, extra_body=extra)
+        found = go_on(client, long, extra_body={"truncate_prompt_tokens": size, "truncation_side": side})
         assert (found.choices, found.usage.prompt_tokens) == (go_on(client, kept).choices, len(kept))
 
 

@@ -39,11 +39,9 @@ def free_addresses(runs):
 
 def test_runs_are_reserved_side_by_side_and_once():
     runs = open_runs(entries=[[5, 0, 4], [9, 1, 0]])
-    assert runs.start.tolist() == [[0, 8, 8], [12, 24, 28]]
-    assert free_addresses(runs) == 120 - 7
+    assert (runs.start.tolist(), free_addresses(runs)) == ([[0, 8, 8], [12, 24, 28]], 120 - 7)
     runs.reserve(np.full((2, 3), 4))
-    assert runs.start.tolist() == [[0, 28, 8], [12, 24, 32]]
-    assert free_addresses(runs) == 120 - 9
+    assert (runs.start.tolist(), free_addresses(runs)) == ([[0, 28, 8], [12, 24, 32]], 120 - 9)
     assert (runs.held, runs.pool.held) == (0, 0)
 
 
@@ -53,8 +51,7 @@ def test_entries_are_counted_where_they_are_added():
     runs.extend(1, (1,), 5)
     assert runs.n.tolist() == [[3, 0, 3], [0, 5, 0]]
     assert (runs.held, runs.pool.held, runs.pool.budget.held) == (4, 4, 4 * P * 16)
-    assert runs.pages().tolist() == [0, 4, 8, 9]
-    assert runs.pages(1, 1).tolist() == [8, 9]
+    assert (runs.pages().tolist(), runs.pages(1, 1).tolist()) == ([0, 4, 8, 9], [8, 9])
     assert runs.pages(0, 1).tolist() == []
 
 
@@ -65,8 +62,7 @@ def test_a_run_that_outgrows_its_addresses_moves_with_its_entries_to_twice_the_r
     assert runs.start[0, 0] == 0
     runs.extend(0, (0,), 1)
     assert (runs.start[0, 0], runs.n[0, 0]) == (16, 9)
-    assert read(runs, 0, 0)[:8] == list(range(8))
-    assert runs.pages(0, 0).tolist() == [4, 5, 6]
+    assert (read(runs, 0, 0)[:8], runs.pages(0, 0).tolist()) == (list(range(8)), [4, 5, 6])
     assert (runs.held, runs.pool.held) == (5, 5)
     assert free_addresses(runs) == 120 - 2 - 4
     runs.extend(0, (0,), 7)

@@ -42,15 +42,6 @@ def grammar_of(parser, compiler) -> CallGrammar:
     return CallGrammar(compiler.compile(use.grammar_source(), "tools"), parser, frozenset(SCHEMAS), compiler)
 
 
-def draw(grammar, generator) -> int:
-    """Any token that may come, each as likely as another: no model is less sensible."""
-    mask = grammar.mask()
-    allowed = torch.arange(256) if mask is None else mask.nonzero()[:, 0]
-    token = int(allowed[torch.randint(len(allowed), (1,), generator=generator)])
-    grammar.advance(token)
-    return token
-
-
 @pytest.mark.parametrize(("parser", "opening"), CASES, ids=[f"{p.name}-{o[:12]!r}" for p, o in CASES])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_call_that_has_begun_ends_as_a_valid_one(compiler, codec, parser, opening, seed):
@@ -63,8 +54,10 @@ def test_a_call_that_has_begun_ends_as_a_valid_one(compiler, codec, parser, open
     if opening == "<|python_tag|>":  # a call may follow, or a program
         assert grammar.mask() is None
         return
-    while grammar.mask() is not None and len(tokens) < 3000:
-        tokens.append(draw(grammar, generator))
+    while (mask := grammar.mask()) is not None and len(tokens) < 3000:  # any that may come: no model is less sensible
+        allowed = mask.nonzero()[:, 0]
+        tokens.append(int(allowed[torch.randint(len(allowed), (1,), generator=generator)]))
+        grammar.advance(tokens[-1])
     reader = parser(FUNCTIONS)
     updates = [*reader.feed(codec.decode(tokens))[1], *reader.end()[1]]
     (name,) = [one.name for one in updates if one.name]

@@ -89,12 +89,10 @@ def run_triton(place: Path, repository: Path, work: Path) -> Iterator[tuple[str,
     """A server of a model repository: its addresses for HTTP and gRPC."""
     backends = work / "backends"
     shutil.copytree(place / "pytriton/tritonserver/backends/python", backends / "python")
-    runner = Path(shutil.copy(find_stub(place), backends / "python"))
-    runner.chmod(0o755)
+    Path(shutil.copy(find_stub(place), backends / "python")).chmod(0o755)
     (backends / "onnxruntime").mkdir()
     (backends / "onnxruntime" / "model.py").write_text(BACKEND.format(path=PATH), "utf-8")
-    server = work / "tritonserver"
-    shutil.copy(place / "pytriton/tritonserver/bin/tritonserver", server)
+    server = Path(shutil.copy(place / "pytriton/tritonserver/bin/tritonserver", work))
     server.chmod(0o755)
     before = os.environ.get("LD_LIBRARY_PATH", "")
     libraries = [str(place / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR"), before]

@@ -28,8 +28,7 @@ def test_a_plan_is_read_and_written_without_loss(tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(PLAN))
     plan = HeadPlan.read(path)
-    assert plan.facts() == PLAN | {"heads": [[2, 3]]}
-    assert plan.heads == [(2, 3)]
+    assert (plan.facts(), plan.heads) == (PLAN | {"heads": [[2, 3]]}, [(2, 3)])
     assert HeadPlan.parse(plan.facts()) == plan == HeadPlan.parse(plan)
 
 
@@ -96,8 +95,7 @@ def test_the_top_share_is_the_highest_scores_and_ties_go_to_lower_heads(scores, 
 
 def test_another_share_of_the_same_evidence():
     plan = HeadPlan.parse(PLAN)
-    assert plan.with_share(1 / 3).roles == [[1, 0], [1, 0], [0, 0]]
-    assert plan.with_share(1 / 3).heads == [(2, 3)]
+    assert (plan.with_share(1 / 3).roles, plan.with_share(1 / 3).heads) == ([[1, 0], [1, 0], [0, 0]], [(2, 3)])
     assert plan.with_share(0).roles == [[0, 0]] * 3
     centres = QueryCentres(real=[[[1.0]]], imag=[[[0.0]]], size=[[[1.0]]])
     assert plan.model_copy(update={"centres": centres}).with_share(0).centres == centres

@@ -1,7 +1,6 @@
 """Taps of a decoder: properties on any model, numbers of an independent implementation, and names of hooks."""
 
 import copy
-import operator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,10 +48,10 @@ def test_a_site_has_the_stated_shape_and_replaced_by_its_own_capture_changes_not
     torch.testing.assert_close(again.logits, plain.logits, atol=1e-5, rtol=0)
 
 
-@given(
-    position=st.integers(1, T - 1),
-    site=st.sampled_from([s for s in ALL_SITES if s.partition(".")[0] not in {"scores", "pattern"}]),
-)
+FUSED = [site for site in ALL_SITES if site.partition(".")[0] not in {"scores", "pattern"}]
+
+
+@given(position=st.integers(1, T - 1), site=st.sampled_from(FUSED))
 def test_an_edit_moves_no_logit_before_its_position(llama_golden, position, site):
     plain = trace(llama_golden.model, llama_golden.clean).logits
     other = Replace(site, torch.linspace(-1, 1, 32 if "D" in SITES[site.partition(".")[0]] else 8), positions=position)
@@ -109,8 +108,7 @@ def test_rows_of_a_sweep_equal_one_forward_each(golden):
 
 
 def test_edits_of_a_site_apply_in_order_before_its_capture(golden):
-    one = torch.ones(())
-    edits = [Replace("z.0", one), Scale("z.0", 3.0, heads=1)]
+    edits = [Replace("z.0", torch.ones(())), Scale("z.0", 3.0, heads=1)]
     z = trace(golden.model, golden.clean, edits=edits, capture=["z.0"])["z.0"]
     assert z[:, :, 1].eq(3).all()
     assert z[:, :, [0, 2, 3]].eq(1).all()
@@ -205,9 +203,6 @@ def test_a_seam_of_ones_own_replaces_attention_and_keeps_the_taps(llama_golden):
     assert offsets == [0, 0, 0]
     with pytest.raises(ValueError, match="attend of one's own"):
         trace(llama_golden.model, llama_golden.clean, attend=first_value, capture=["pattern.1"])
-
-
-FUSED = [site for site in ALL_SITES if site.partition(".")[0] not in {"scores", "pattern"}]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -309,8 +304,7 @@ def test_activations_under_module_paths_are_those_of_transformers(family):
         return hook
 
     for path in wanted:
-        module = operator.attrgetter(path.rpartition(".")[0])(twin)
-        module.register_forward_hook(keep(path), with_kwargs=True)
+        twin.get_submodule(path.rpartition(".")[0]).register_forward_hook(keep(path), with_kwargs=True)
     with torch.no_grad():
         twin(text)
     found = trace(model, text, capture=wanted.values())

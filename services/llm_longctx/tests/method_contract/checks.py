@@ -200,19 +200,16 @@ def check_estimate(cls: type[AttentionMethod]) -> None:
     config = model().config
     for how in (*trials(cls), *default(cls)):
         footprint = how.estimate(config, how.head_plan(config, parse(usual_plan(how))), 31, NEW)
-        runs = config.layers * config.kv_heads * (2 if footprint.compact is not None else 1)
+        heads = config.layers * config.kv_heads
+        runs = heads * (2 if footprint.compact is not None else 1)
         for n in (1, 2, 9, 13, 31) if how in trials(cls) else (1, 31):
             fed = NEW if n < 14 else 13
             played = play(how, tokens(n, n), MINE[:fed])
             for new, (held, foreseen) in enumerate(zip(played.pages, played.foreseen, strict=True)):
                 where = f"{how.name} {how.model_dump_json()}, {n} tokens and {new} more"
                 assert held <= foreseen, f"{where}: {held} pages are held, and {foreseen} were foreseen"
-                most = runs + (2 * _pages(n + new) if footprint.is_bound else held)
+                most = runs + (2 * heads * -(-(n + new) // 4) if footprint.is_bound else held)
                 assert foreseen <= most, f"{where}: {foreseen} pages were foreseen, and {held} are held"
-
-
-def _pages(entries: int, page: int = 4) -> int:
-    return model().config.layers * model().config.kv_heads * -(-entries // page)
 
 
 def check_fit(cls: type[AttentionMethod]) -> None:

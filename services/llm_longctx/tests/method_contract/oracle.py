@@ -51,7 +51,7 @@ def short_model():
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:
-    rng = random.Random(1000 * seed + 7)  # test data
+    rng = random.Random(1000 * seed + 7)
     return [rng.randrange(250) for _ in range(n)]
 
 
@@ -131,17 +131,7 @@ class Played:
         return [[[sorted(e.positions.tolist()) for e in row] for row in time] for time in self.held]
 
 
-def play(  # ways of reading the same prompt
-    how: AttentionMethod,
-    ids: Sequence[int],
-    fed: Sequence[int] = (),
-    *,
-    chunks: Sequence[int] | None = None,
-    boundaries: Sequence[int] | None = None,
-    page: int = 4,
-    plan: Mapping | None = None,
-    fresh: bool = False,
-) -> Played:
+def play(how: AttentionMethod, ids, fed=(), *, chunks=None, boundaries=None, page=4, plan=None, fresh=False) -> Played:
     """Read a prompt and feed tokens, on an engine of its own; what was played before is remembered, unless `fresh`."""
     plan = usual_plan(how) if plan is None else plan
     key = (type(how), repr(dict(how)), *map(tuple, (ids, fed, chunks or (), boundaries or ())), page, repr(plan))
@@ -215,9 +205,7 @@ class Expected:
     weight: Tensor  # log-weights of pairs [H,N+T,N+T]
 
 
-def expected(
-    how: AttentionMethod, q: Tensor, k: Tensor, v: Tensor, prompt: int, chunks: Sequence[int] | None = None, **inputs
-) -> Expected:
+def expected(how: AttentionMethod, q: Tensor, k: Tensor, v: Tensor, prompt: int, chunks=None, **inputs) -> Expected:
     """The reference's prompt and answer: each phase as the method acts in it, dense where it does not.
 
     A reference that takes decode steps (`q_new`, `k_new`, `v_new`) answers for those; any other one is asked about
