@@ -47,8 +47,7 @@ def draw_heat_map(data: HeatMap, link: Link | None = None) -> Drawing:
     cell_h = max(min(420 / max(rows, 1), 24), 2)
     # Long ticks (tokens) stand upright below; short ones (numbers) lie.
     turned = max((len(tick) for tick in data.columns.ticks), default=0) > 4
-    foot = 84 if turned else 30
-    height = max(rows * cell_h + foot, COLOUR_BAR_HEIGHT + 14)
+    height = max(rows * cell_h + (84 if turned else 30), COLOUR_BAR_HEIGHT + 14)
     bar_x = MARGIN_LEFT + columns * cell_w + 18
     drawing = _start_drawing(data.name, data.caption, MARGIN_TOP + height, data.alt, max(WIDTH, bar_x + 72))
     largest = max((abs(v) for row in data.values for v in row if v is not None), default=0.0) or 1.0
@@ -106,6 +105,7 @@ def draw_bars(data: Bars) -> Drawing:
     def y(value: float) -> float:
         return MARGIN_TOP + height * (1 - (value - low) / span)
 
+    labels = _fit([bar.label for bar in data.bars], max(int(step / 5), 3))
     listed = ", ".join(f"{bar.label} {format_number(bar.value)}" for bar in data.bars[:6])
     drawing = _start_drawing(data.name, data.caption, MARGIN_TOP + height + 36, f"{data.name}: {listed}.")
     for value in (low, high) if low < 0 else (0.0, high / 2, high):
@@ -121,8 +121,7 @@ def draw_bars(data: Bars) -> Drawing:
         if bar.low is not None and bar.high is not None:
             drawing.add(Line(x + step / 2, y(bar.low), x + step / 2, y(bar.high), INK, 1.6))
         if count <= MAX_LABELLED_TICKS or i % (count // MAX_LABELLED_TICKS + 1) == 0:
-            label = bar.label[: max(int(step / 5), 3)]
-            drawing.add(Text(x + step / 2, MARGIN_TOP + height + 16, label, 10, INK, "middle"))
+            drawing.add(Text(x + step / 2, MARGIN_TOP + height + 16, labels[i], 10, INK, "middle"))
         if step > 40 and bar.value is not None:
             beside = bar.high is not None  # the interval's line stands in the middle
             label_x, anchor = (x + step / 2 + 4, "start") if beside else (x + step / 2, "middle")
@@ -191,38 +190,38 @@ def draw_graph(data: Graph) -> Drawing:
 
 
 def _start_drawing(name: str, caption: str, height: float, alt: str, width: float = WIDTH) -> Drawing:
-    drawing = Drawing(width, height + 16 * len(_wrap(caption)) + 8, f"{alt} {caption}")
+    drawing = Drawing(width, height + 16 * len(textwrap.wrap(caption, 112)) + 8, f"{alt} {caption}")
     drawing.add(Text(12, 24, name.replace("_", " "), 15))
     return drawing
 
 
 def _add_caption(drawing: Drawing, caption: str) -> Drawing:
-    lines = _wrap(caption)
+    lines = textwrap.wrap(caption, 112)
     for i, line in enumerate(lines):
         drawing.add(Text(12, drawing.height - 16 * (len(lines) - i) + 6, line, 11, GREY))
     return drawing
 
 
-def _wrap(caption: str) -> list[str]:
-    return textwrap.wrap(caption, 112)
+def _fit(texts: list[str], room: int) -> list[str]:
+    """Cut texts to so many characters where most of them stay apart: names of layers begin and end alike."""
+    heads = (room // 2, *range(room))
+    cuts = ([t if len(t) <= room else f"{t[:head]}…{t[len(t) - room + head + 1 :]}" for t in texts] for head in heads)
+    return max(cuts, key=lambda cut: len(set(cut)))
 
 
 def _add_row_ticks(drawing: Drawing, data: HeatMap, cell_h: float) -> None:
     every = max(len(data.rows.ticks) // MAX_LABELLED_TICKS + 1, round(11 / max(cell_h, 1)))
-    for r, tick in enumerate(data.rows.ticks):
-        if r % every == 0:
-            drawing.add(Text(MARGIN_LEFT - 6, MARGIN_TOP + (r + 0.5) * cell_h + 4, tick[:13], 10, INK, "end"))
+    for r, tick in list(enumerate(_fit(data.rows.ticks, 13)))[::every]:
+        drawing.add(Text(MARGIN_LEFT - 6, MARGIN_TOP + (r + 0.5) * cell_h + 4, tick, 10, INK, "end"))
     drawing.add(Text(12, MARGIN_TOP - 8, data.rows.label, 10, GREY))
 
 
 def _add_column_ticks(drawing: Drawing, data: HeatMap, cell_w: float, bottom: float, *, turned: bool) -> None:
     every = max(round((11 if turned else 22) / max(cell_w, 1)), 1)
-    for c, tick in enumerate(data.columns.ticks):
-        x = MARGIN_LEFT + (c + 0.5) * cell_w
-        if c % every == 0:
-            shown = tick[:12].replace("\n", "⏎")
-            upright = Text(x + 4, bottom + 6, shown, 10, INK, "end", turned=True)
-            drawing.add(upright if turned else Text(x, bottom + 14, shown, 10, INK, "middle"))
+    for c, tick in list(enumerate(_fit(data.columns.ticks, 12)))[::every]:
+        x, shown = MARGIN_LEFT + (c + 0.5) * cell_w, tick.replace("\n", "⏎")
+        upright = Text(x + 4, bottom + 6, shown, 10, INK, "end", turned=True)
+        drawing.add(upright if turned else Text(x, bottom + 14, shown, 10, INK, "middle"))
     drawing.add(Text(MARGIN_LEFT, bottom + (78 if turned else 28), data.columns.label, 10, GREY))
 
 

@@ -140,6 +140,15 @@ def test_empty_extreme_and_long_data_are_drawn_within_their_pictures():
         assert plots.draw_heat_map(grid).svg()
     assert plots.draw_bars(reports.Bars(name="b", bars=[], caption="C.")).svg()
     assert plots.draw_bars(reports.Bars(name="b", bars=[reports.Bar(label="x", value=None)], caption="C.")).svg()
+    names = [f"backbone.layer{number}.0.conv{end}" for number in range(4) for end in (1, 2)]
+    bars = [reports.Bar(label=name, value=1.0) for name in names]
+    grid = reports.heat_map("g", np.eye(8), ("a", names), ("b", names), "C.")
+    for drawing, count in (
+        (plots.draw_bars(reports.Bars(name="b", bars=bars, caption="C.")), 8),
+        (plots.draw_heat_map(grid), 16),
+    ):
+        labels = [shape.text for shape in drawing.shapes if isinstance(shape, Text) and "…" in shape.text]
+        assert (len(labels), len(set(labels))) == (count, count)
     assert plots.draw_strip(reports.Strip(name="s", tokens=[], values=[], caption="C.")).svg()
     assert plots.draw_graph(reports.Graph(name="g", nodes=[], edges=[], caption="C.")).svg()
     tall = Drawing(100, 60_000, "x", [Rect(0, 0, 10, 10, BLUE), Text(5, 5, "x", turned=True)])

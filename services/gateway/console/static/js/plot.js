@@ -72,9 +72,14 @@ function createWhisker(part, row, index, place) {
   dot.setAttribute("cx", place(row.value));
   dot.setAttribute("cy", y);
   text.setAttribute("y", y + 4);
-  text.textContent = row.label.length > 18 ? `${row.label.slice(0, 17)}…` : row.label;
+  const names = row.label.split(" − ");
+  text.textContent = row.label.length > 18 ? names.map((one) => cutMiddle(one, names.length > 1 ? 7 : 17)).join(" − ") : row.label;
+  group.append(createSvg("title", {}, row.label));
   return group;
 }
+
+/** Names that begin alike differ at their ends. */
+const cutMiddle = (text, room) => (text.length > room ? `${text.slice(0, Math.ceil(room / 2) - 1)}…${text.slice(-Math.floor(room / 2))}` : text);
 
 const COLUMNS = { width: 640, height: 120, most: 48 };
 
