@@ -234,6 +234,11 @@ def test_usage_is_a_chart_with_sums_that_follow_the_search(admin, see):
     see(part.locator("[data-part=requests]")).to_have_text("8")
     assert kept(admin, "CSV", "usage.csv").decode().splitlines()[1].startswith("2026-11-02,lab,disc,5")
     check_page(admin)
+    admin.set_viewport_size({"width": 360, "height": 800})
+    part.get_by_label("Search").fill("")
+    see(part.locator("[data-part=requests]")).to_have_text("48")
+    scale = "svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+    assert part.locator("[data-part=chart] svg").evaluate(scale) > 0.95
 
 
 AT = 1_800_000_000  # a time, seconds

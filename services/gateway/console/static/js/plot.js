@@ -86,7 +86,8 @@ const COLUMNS = { width: 640, height: 120, most: 48 };
 /** Draw columns `{label, value}` into a figure, each with its value in words; `format` writes a value. */
 export function drawColumns(figure, columns, format) {
   const most = Math.max(...columns.map(({ value }) => value), 0) || 1;
-  const wide = Math.min(COLUMNS.width / Math.max(columns.length, 1), COLUMNS.most);
+  const width = Math.min(figure.clientWidth || COLUMNS.width, COLUMNS.width); // texts keep their size on a phone
+  const wide = Math.min(width / Math.max(columns.length, 1), COLUMNS.most);
   const bars = columns.map(({ label, value }, at) => {
     const high = (value / most) * COLUMNS.height;
     const bar = createSvg("rect", { x: at * wide + 1, y: COLUMNS.height - high + 14, width: Math.max(wide - 2, 1), height: Math.max(high, 1), rx: 2 });
@@ -96,7 +97,7 @@ export function drawColumns(figure, columns, format) {
   const texts = columns.length
     ? [createSvg("text", { x: 0, y: 9 }, `most ${format(most)}`), createSvg("text", { x: 0, y: COLUMNS.height + 30 }, columns[0].label), createSvg("text", { x: columns.length * wide, y: COLUMNS.height + 30, "text-anchor": "end" }, columns.length > 3 ? columns.at(-1).label : "")]
     : [];
-  const svg = createSvg("svg", { viewBox: `0 0 ${COLUMNS.width} ${COLUMNS.height + 36}`, role: "img", "aria-label": `${columns.length} columns, at most ${format(most)}` });
+  const svg = createSvg("svg", { viewBox: `0 0 ${width} ${COLUMNS.height + 36}`, role: "img", "aria-label": `${columns.length} columns, at most ${format(most)}` });
   svg.append(...bars, ...texts);
   figure.replaceChildren(svg);
 }
