@@ -19,6 +19,7 @@ from shared.sparsity import Finding, SparsityClaim, lint
 
 router = APIRouter()
 
+CARD_WAIT_S = 2.0  # for a model to be loaded; the console waits for 4 s, and shows what is known by then
 Name = Annotated[str, Path(description="Name of the model, as in `GET /v1/models`.")]
 
 
@@ -75,8 +76,7 @@ async def models(request: Request, host: HostOf, task: str | None = None) -> Mod
 async def example(name: Name, host: HostOf) -> dict[str, Any]:
     """A request that can be sent as it is; its pictures are base64."""
     await host.wake(name)
-    request = host.servable(name).example().model_dump(mode="json")
-    return {**request, "model": host.resolve(name)}  # requests have a field of that name, which is empty
+    return {**host.servable(name).example().model_dump(mode="json"), "model": host.resolve(name)}  # theirs is empty
 
 
 class LintedClaim(BaseModel):
@@ -101,5 +101,5 @@ async def model(request: Request, name: Name, host: HostOf) -> dict[str, Any]:
     variants = await asyncio.to_thread(host.list_variants, get_tenant(request))
     if found := [variant.model_dump(mode="json") for variant in variants if variant.id == name]:
         return found[0]
-    await host.wake(name)
+    await asyncio.wait([asyncio.create_task(host.wake(host.resolve(name)))], timeout=CARD_WAIT_S)  # it is not cancelled
     return host.card(name)

@@ -17,6 +17,7 @@ from fovea.errors import Cancelled, DeadlineExceeded, InvalidOption, NotFound, N
 from shared import telemetry
 from shared.registry import CallContext, LoadContext
 from shared.serving.host import Host
+from shared.serving.http import system_routes
 from shared.serving.tests import toys
 from shared.serving.tests.toys import TOYS, Echo, Eye, Text
 from shared.settings import Settings
@@ -277,6 +278,15 @@ async def test_models_wait_for_their_first_request_which_all_that_come_meanwhile
     assert host.settled, "other models go on being served"
     said = await asking
     assert ({answer.text for answer in said}, kinds["one"].loads, kinds["two"].loads) == ({"x"}, 1, 1)
+
+
+async def test_a_card_does_not_wait_long_for_its_model_whose_loading_goes_on(start_client, monkeypatch):
+    monkeypatch.setattr(system_routes, "CARD_WAIT_S", 0.01)
+    client = await start_client({name: named(Lazy, name) for name in ("one", "two")}, preload="default")
+    card = (await client.get("/v1/models/two")).json()
+    assert (card["id"], "text" in card["schema"]["properties"]) == ("two", True)
+    assert client.app.state.host.slot("two").servable is None
+    await until(lambda: client.app.state.host.slot("two").servable is not None)
 
 
 async def test_beyond_the_budget_the_longest_unused_model_is_unloaded_and_comes_back(start):
