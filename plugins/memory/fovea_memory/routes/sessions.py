@@ -80,10 +80,10 @@ async def export(session_id: SessionId, sessions: SessionsDep) -> Response:
 @router.post("/{session_id}/import", openapi_extra=EFFECTFUL_OPENAI)
 async def load(
     session_id: SessionId,
-    state: Annotated[bytes, Body(media_type="application/octet-stream", description="What `export` gave.")],
     request: Request,
     host: HostDep,
     sessions: SessionsDep,
+    state: Annotated[bytes, Body(media_type="application/octet-stream", description="What `export` gave.")] = b"",
 ) -> Session:
     """Write an exported state as the session's next version."""
     record = await sessions.get_record(session_id)

@@ -13,7 +13,7 @@ import struct
 from dataclasses import asdict, astuple, dataclass
 
 from fovea.api.sessions import LearntToken, Session, SessionList, SurpriseTrace
-from fovea.errors import Conflict, InvalidOption, NotFound
+from fovea.errors import Conflict, InvalidOption, Malformed, NotFound
 from fovea_memory import metrics
 from fovea_memory.adapters.titans import TitansAdapter
 from fovea_memory.request_state import SessionTransaction, TokenUpdate
@@ -99,9 +99,11 @@ class SessionService:
         """Write an exported state as the session's next version.
 
         Raises:
-            Malformed: The bytes are no state.
+            Malformed: There are no bytes, or they are no state.
             Conflict: They are of other weights, or another request has written.
         """
+        if not data:
+            raise Malformed("The state is empty.", hint="Send the file that `export` wrote.", field="state")
         record = await self.get_record(name)
         session = await asyncio.to_thread(adapter.import_state, data)
         state = await asyncio.to_thread(adapter.serialize, session, record.version + 1)
