@@ -165,13 +165,11 @@ def calibrate(
     if screen.wrote(found):
         return
     cuts = found["calibration"]
-    facts = {
-        "calibration": found["called"],
-        "cuts": ", ".join(f"{cut:.4f}" for cut in cuts["cuts"]),
+    screen.facts({
+        "calibration": found["called"], "cuts": ", ".join(f"{cut:.4f}" for cut in cuts["cuts"]),
         "fitted on": f"{cuts['pairs']} pairs of {cuts['queries']} queries",
         **{name: format_figure(value) for name, value in cuts["metrics"].items()},
-    }
-    screen.facts(facts)
+    })  # fmt: skip
     for warning in cuts["warnings"]:
         screen.note(f"[yellow]{escape(warning)}[/]")
 
@@ -205,37 +203,25 @@ def _build_training(lines: str, qrels: str) -> dict[str, Any]:
 def _print_verdict(screen: Screen, judge: str, verdict: dict[str, Any]) -> None:
     grade = "no grade" if verdict["grade"] is None else f"grade {verdict['grade']}"
     screen.out.print(f"[bold]{grade}[/]  {escape(judge)}")
-    facts = {
+    screen.facts({
         **{name: verdict[name] for name in ("reason", "signal", "expected", "votes", "template")},
-        "language model": verdict["llm"],
-        "calibration": verdict["calibration"],
-        "tokens": verdict["tokens"] or None,
-        "flags": ", ".join(verdict["flags"]),
-        "answer": verdict["answer"],
-    }
-    screen.facts(facts)
+        "language model": verdict["llm"], "calibration": verdict["calibration"], "tokens": verdict["tokens"] or None,
+        "flags": ", ".join(verdict["flags"]), "answer": verdict["answer"],
+    })  # fmt: skip
     for text in verdict["rationale"] or ():
         screen.text(text)
 
 
 def _print_summary(screen: Screen, done: dict[str, Any], output: Path | None) -> None:
     counts = ", ".join(f"{count} × {grade}" for grade, count in enumerate(done["counts"]))
-    facts = {
-        "batch": done["id"],
-        "judge": done["judge"],
-        "language model": ", ".join(done["answered_by"]),
-        "pairs": f"{done['pairs']}, {done['graded']} graded ({counts})",
-        "invalid": done["invalid"] or None,
+    screen.facts({
+        "batch": done["id"], "judge": done["judge"], "language model": ", ".join(done["answered_by"]),
+        "pairs": f"{done['pairs']}, {done['graded']} graded ({counts})", "invalid": done["invalid"] or None,
         "not calibrated": f"{done['uncalibrated']} with a signal and no grade" if done["uncalibrated"] else None,
-        "failed": done["failed"] or None,
-        "left": done["left"] or None,
-        "stopped": done["stopped"],
-        "labelled before": done["reused"] or None,
-        "tokens": done["tokens"] or None,
-        "cost": done["cost"],
+        "failed": done["failed"] or None, "left": done["left"] or None, "stopped": done["stopped"],
+        "labelled before": done["reused"] or None, "tokens": done["tokens"] or None, "cost": done["cost"],
         "written": output,
-    }
-    screen.facts(facts)
+    })  # fmt: skip
     for detail, count in done["errors"].items():
         screen.note(f"[red]{count} ×[/] {escape(detail)}")
     for note in done["notes"]:
