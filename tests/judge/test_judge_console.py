@@ -265,6 +265,8 @@ def test_what_is_missing_is_named_and_significance_has_a_row_and_a_sentence_for_
     pairs = rows(part, "pairs")
     assert len(pairs) == 6  # of four runs
     assert all(float(row[3]) <= float(row[4]) for row in pairs)
+    labels = part.locator("[data-part=differences-rows] text").all_text_contents()
+    assert len({label for label in labels if len(label) <= 18}) == 6
     sentences = part.locator("[data-part=statements] li").all_inner_texts()
     assert len(sentences) == 6
     assert all("permutation p" in sentence for sentence in sentences)
