@@ -106,6 +106,8 @@ def test_up_refuses_a_service_that_there_is_not_and_takes_a_model_and_adapters_f
     assert launch._Product(same)._gateway == "http://[::1]:8"
     with pytest.raises(NotReady, match="are both 8"):
         launch._Product(same)._check()
+    with pytest.raises(NotReady, match="is open to others: set FOVEA_AUTH=keys"):
+        launch._Product(Settings(data_dir=tmp_path, host="0.0.0.0"))._check()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert asyncio.run(launch._Product(same).run(once=True)) == 1
     assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN, "it outlives its terminal under nohup"

@@ -20,6 +20,7 @@ from rich.markup import escape
 from fovea.errors import FoveaError, NotFound, NotReady
 from shared import telemetry
 from shared.jobs.redis_server import RedisServer, free_port
+from shared.local_names import is_loopback
 from shared.registry.discovery import SERVICES, services_with_models
 from shared.serving.up import forked_replicas
 from shared.serving.up.processes import ProcessDied, ProcessGroup
@@ -68,6 +69,8 @@ def _require_path(path: Path) -> Path:
 
 def find_port_trouble(config: Settings) -> list[str]:
     """Find what keeps the gateway from its ports, a sentence each; nothing when they are free."""
+    if config.auth == "insecure-local" and not is_loopback(config.host):
+        return [f"FOVEA_HOST={config.host} is open to others: set FOVEA_AUTH=keys, or FOVEA_HOST=127.0.0.1."]
     if config.http_port == config.grpc_port != 0:
         return [f"FOVEA_HTTP_PORT and FOVEA_GRPC_PORT are both {config.http_port}. Set one to another port."]
     ports = ((config.http_port, "FOVEA_HTTP_PORT"), (config.grpc_port, "FOVEA_GRPC_PORT"))
@@ -75,8 +78,7 @@ def find_port_trouble(config: Settings) -> list[str]:
 
 
 def _try_port(host: str, port: int, variable: str) -> str | None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -106,8 +108,7 @@ class _Product:
         make_files_private(self._settings.data_dir)
         try:
             self._check()
-            server = RedisServer(self._settings)
-            await asyncio.to_thread(server.start)
+            server = await asyncio.to_thread(RedisServer(self._settings).start)
         except FoveaError as error:
             told = f"{error.detail} {error.hint or ''}".rstrip()
             self._say(f"[red]Can't start.[/] {escape(told)}")
@@ -133,8 +134,7 @@ class _Product:
             for task in done:
                 task.result()
         except (ProcessDied, FoveaError) as error:
-            self._failures += 1
-            self._gave_up = True
+            self._failures, self._gave_up = self._failures + 1, True
             self._say(f"[red]Giving up.[/] {escape(str(error))}")
         finally:
             self._say(f"Stopping{f' ({stop_signal.result()})' if stop_signal.done() else ''} …")
