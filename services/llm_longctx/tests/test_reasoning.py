@@ -11,8 +11,8 @@ from services.llm_longctx.serving.reasoning.think_tags import ThinkTagParser
 from services.llm_longctx.tests.conftest import HELLO, Server, app_of, say, write_folder
 
 QWEN = (
-    "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
-    "{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>"
+    "{% for m in messages %}<{{ m.role }}{{ m.name }}>{% if m.reasoning_content %}({{ m.reasoning_content }})"
+    "{% endif %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
     "{% if opens %}<think>\n{% endif %}{% endif %}"
 )
@@ -82,7 +82,7 @@ def test_what_a_form_demands_is_no_thought_where_the_prompt_begins_one(thinker, 
     assert json.loads(said).keys() == {"a"}
 
 
-def test_thinking_can_be_turned_off_and_earlier_thoughts_reach_the_template(thinker):
+def test_thinking_can_be_turned_off_and_earlier_thoughts_and_names_reach_the_template(thinker):
     def prompt_of(**more):
         body = {"prompt_logprobs": 0, **more.pop("extra", {})}
         scored = say(thinker, max_tokens=1, extra_body=body, **more).prompt_logprobs[1:]
@@ -93,3 +93,4 @@ def test_thinking_can_be_turned_off_and_earlier_thoughts_reach_the_template(thin
     assert prompt_of(extra={"reasoning_effort": "high"}).endswith("<assistant>")
     turns = [*HELLO, {"role": "assistant", "content": "b", "reasoning_content": "hm"}, *HELLO]
     assert "<assistant>(hm)b\n" in prompt_of(messages=turns)
+    assert "<userAnn>Hello" in prompt_of(messages=[{**HELLO[0], "name": "Ann"}])

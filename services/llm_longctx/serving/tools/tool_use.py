@@ -100,8 +100,8 @@ def spell_message(message: Mapping[str, Any], parser: type[ToolParser] = HermesP
         parser.write_call(call["function"]["name"], json.dumps(call["function"]["arguments"], ensure_ascii=False))
         for call in message.get("tool_calls") or ()
     ]
-    thoughts = {"reasoning_content": message["reasoning_content"]} if message.get("reasoning_content") else {}
-    return {"role": role, "content": "\n".join([*([content] if content else []), *calls]), **thoughts}
+    kept = {name: message[name] for name in ("name", "reasoning_content") if name in message}
+    return {"role": role, "content": "\n".join([*([content] if content else []), *calls]), **kept}
 
 
 def read_tool_use(request: ChatRequest, template: str | None) -> ToolUse | None:
@@ -176,8 +176,7 @@ def to_plain(message: ChatMessage, content: str) -> dict[str, Any]:
             }
             for c in message.tool_calls
         ]
-    if message.reasoning_content:
-        plain["reasoning_content"] = message.reasoning_content
+    plain |= {name: value for name in ("name", "reasoning_content") if (value := getattr(message, name))}
     if message.role == "tool":
         plain |= {"tool_call_id": message.tool_call_id or "", "name": message.name or ""}
     return plain
