@@ -249,6 +249,19 @@ def test_a_function_takes_the_parameters_that_it_has_and_one_may_be_anything(par
     assert grammar.accepts(list(parser.write_call("ping", '{"it": 3}').encode())) is bool(properties)
 
 
+@pytest.mark.parametrize(("bound", "is_strict"), [
+    ({"const": "aa"}, None), ({"enum": ["aa", "b"]}, None), ({"pattern": "^a+$"}, True), ({"maxLength": 2}, True),
+])  # fmt: skip
+def test_bounds_of_a_text_hold_in_qwens_form_too(bound, is_strict):
+    parameters = {"type": "object", "properties": {"x": {"type": "string", **bound}}}
+    ping = FunctionDefinition(name="ping", parameters=parameters, strict=is_strict)
+    grammar = forced_grammar(QwenParser, ping)
+    for text, is_valid in (('"aa"', True), ('"bbb"', False), ("bbb", False)):
+        written = QwenParser.write_call("ping", json.dumps({"x": text}))
+        assert grammar.accepts(list(written.encode())) is is_valid
+        assert not is_valid or read(QwenParser, [written], [ping])[1] == [("ping", '{"x": "aa"}')]
+
+
 @pytest.mark.parametrize("parser", PARSERS)
 @given(places=st.lists(st.integers(0, 500), max_size=30), count=st.integers(1, 3))
 def test_calls_are_read_however_the_answer_is_cut(parser, places, count):

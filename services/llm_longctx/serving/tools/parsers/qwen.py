@@ -9,6 +9,7 @@ from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRul
 
 _OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 _LINE = "\n"
+_VALUES, _BOUNDS = {"const", "enum"}, {"format", "maxLength", "minLength", "pattern"}
 _TEXT_RULE = "parameter_text"
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>(?=\s*(?:<parameter=|\Z))", re.DOTALL)
@@ -37,7 +38,7 @@ class QwenParser(TaggedParser[str]):
         for name, part in schema.get("properties", {}).items():
             whole = part if isinstance(part, bool) else {**part, "$defs": schema.get("$defs", {})}
             value = to_rule(whole) + ' "\\n</parameter>\\n"'
-            rule = f"{json.dumps(f'<parameter={name}>{_LINE}')} {_TEXT_RULE if _is_text(part) else value}"
+            rule = f"{json.dumps(f'<parameter={name}>{_LINE}')} {_TEXT_RULE if _is_text(part, function) else value}"
             parts.append(rule if name in schema.get("required", ()) else f"({rule})?")
         return " ".join([*parts, json.dumps(f"</function>\n{_CLOSE}")])
 
@@ -68,8 +69,7 @@ class QwenParser(TaggedParser[str]):
     def _read(self, function: str, name: str, value: str) -> Any:
         """A value by its type in the schema: text as it is, everything else as JSON where it is JSON."""
         known = self.functions.get(function)
-        schema = (known.parameters or {}).get("properties", {}).get(name, {}) if known else {}
-        if _is_text(schema):
+        if known and _is_text((known.parameters or {}).get("properties", {}).get(name, {}), known):
             return value
         try:
             return json.loads(value)
@@ -77,5 +77,7 @@ class QwenParser(TaggedParser[str]):
             return value
 
 
-def _is_text(schema: Any) -> bool:
-    return isinstance(schema, dict) and schema.get("type") == "string" and "enum" not in schema
+def _is_text(schema: Any, function: FunctionDefinition) -> bool:
+    """Whether a value stands as it is; as JSON where only so its keywords hold, by themselves or under `strict`."""
+    bounds = _VALUES | _BOUNDS if function.strict else _VALUES
+    return isinstance(schema, dict) and schema.get("type") == "string" and bounds.isdisjoint(schema)
