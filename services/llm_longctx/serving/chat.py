@@ -30,7 +30,7 @@ from services.llm_longctx.serving.adapters.base import RequestState, TextModelAd
 from services.llm_longctx.serving.answer_text import OutputChunk
 from services.llm_longctx.serving.chat_template import read_template_options
 from services.llm_longctx.serving.generation import Generation
-from services.llm_longctx.serving.grammars.formats import asks_for_json, find_unenforced_keywords
+from services.llm_longctx.serving.grammars.formats import asks_for_form, find_unenforced_keywords
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, join_captured, to_prompt_logprobs
 from services.llm_longctx.serving.reasoning.reasoning_parser import find_reasoning_parser
@@ -69,12 +69,12 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         engine_request = adapter.build_request(ids, request.longest, request, "messages", text=text, state=state)
         generation.extend(engine_request)
         engine_request.top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        is_forced, is_json = tools is not None and tools.is_forced, asks_for_json(request)
-        if tools is not None and (is_forced or not is_json):
+        is_forced, is_formed = tools is not None and tools.is_forced, asks_for_form(request)
+        if tools is not None and (is_forced or not is_formed):
             generation.use_parser(partial(tools.parser, tools.functions), is_forced=is_forced)
         generation.unenforced += [] if tools is None else tools.unenforced
         generation.unenforced += () if is_forced else find_unenforced_keywords(request)
-        if (reasoner := find_reasoning_parser(template)) is not None and not (is_forced or is_json):
+        if (reasoner := find_reasoning_parser(template)) is not None and not (is_forced or is_formed):
             generation.use_reasoner(partial(reasoner, text), is_shown=request.include_reasoning)
         options = build_text_options(request, prompt_logprobs=request.prompt_logprobs)
         generation.begin(engine_request, options, grammar)

@@ -36,11 +36,11 @@ def find_grammar_source(options: GenerationOptions) -> GrammarSource | None:
     return None if source is None else (source, "response_format")
 
 
-def asks_for_json(options: GenerationOptions) -> bool:
-    """Whether the answer is JSON from its first character, so that it holds neither thoughts nor calls."""
-    if (given := options.structured_outputs) is not None and (given.json_ is not None or given.json_object):
-        return True
-    return options.response_format is not None and options.response_format.type.startswith("json_")
+def asks_for_form(options: GenerationOptions) -> bool:
+    """Whether the answer is JSON or one of several texts, so that it holds neither thoughts nor calls."""
+    if (given := options.structured_outputs) is not None:
+        return given.json_ is not None or bool(given.json_object or given.choice)
+    return options.response_format is not None and options.response_format.type.startswith(("json_", "choice"))
 
 
 def find_unenforced_keywords(options: GenerationOptions) -> tuple[str, ...]:
