@@ -136,15 +136,14 @@ class Tokenizer:
         if compiled is None:
             detail = "This model has no chat template."
             raise InvalidOption(detail, hint="Use /v1/completions, or another model.", field="messages")
-        messages = [self._shield(dict(message)) for message in messages]
         try:
             return compiled.render(
                 self.names | self._shield(dict(names)),
-                messages=[dict(m) for m in messages],
+                messages=self._shield(messages),
                 add_generation_prompt=add_generation_prompt,
                 tools=None if tools is None else self._shield(tools),
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             detail = f"The model's chat template refuses these messages: {error}."
             raise InvalidOption(detail, field="messages") from error
 
@@ -268,5 +267,5 @@ def compile_template(source: str) -> jinja2.Template:
     sandbox.globals |= {"raise_exception": refuse, "strftime_now": now}
     try:
         return sandbox.from_string(source)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, SyntaxError) as error:
         raise Malformed(f"The chat template can't be read: {error}.") from error

@@ -118,6 +118,17 @@ def test_templates_have_what_official_ones_use():
     assert byte_level(chat_template=source).chat([{"role": "ü"}, {}]) == '{"role": "ü"}20'
 
 
+def test_a_template_that_fails_and_messages_that_are_too_deep_are_refused():
+    deep = list[object]()
+    for _ in range(2000):
+        deep = [deep]
+    for source, content in (("{{ 1 / 0 }}", "a"), ("{{ 'a'.encode('utf-9') }}", "a"), ("{{ 1 }}", deep)):
+        with pytest.raises(InvalidOption, match="refuses these messages"):
+            byte_level(chat_template=source).chat([{"role": "user", "content": content}])
+    with pytest.raises(Malformed, match="template"):
+        byte_level(chat_template="{% break %}")
+
+
 @given(st.text(st.sampled_from("<|im_end> a\ufdd0the"), max_size=20))
 def test_names_of_special_tokens_in_a_message_stay_text(around):
     tokenizer = byte_level(chat_template=CHAT, names={"eos_token": "<|im_end|>"})
