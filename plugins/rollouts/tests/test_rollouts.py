@@ -148,6 +148,11 @@ def test_a_plan_that_makes_no_sense_is_refused(plan):
         TrafficPlan.model_validate(plan)
 
 
+@pytest.mark.parametrize("shares", [(93.2, 1.9, 4.9), (0.1, 64.1, 35.8)])
+def test_percents_that_are_a_hundred_together_leave_nothing_whatever_their_floats_add_up_to(shares):
+    assert TrafficPlan(percent=dict(zip("abc", shares, strict=True))).percent_of("") == 0
+
+
 async def versions(planned: Any, toy: Any, plan: dict[str, Any], *names: str, **changed: Any) -> Any:
     scene = await planned(traffic=json.dumps({"svc": plan}) if plan else "", **changed)
     for name in ("", *names):
