@@ -54,7 +54,8 @@ def make_vector(
     """
     model, config = adapter.engine.model, adapter.engine.model.config
     middle = range(config.layers // 3, max(2 * config.layers // 3, config.layers // 3 + 1))
-    layers = sorted({parse_layer(layer, config, f"layer {layer}") for layer in body.layers or middle})
+    with in_field("layers"):
+        layers = sorted({parse_layer(layer, config, f"layer {layer}") for layer in body.layers or middle})
     positive, negative = (
         [read_prompt(adapter, prompt, f"{side}[{i}]") for i, prompt in enumerate(getattr(body, side))]
         for side in ("positive", "negative")

@@ -254,6 +254,7 @@ def test_a_vector_comes_with_a_layer_a_strength_and_its_side_effects(client, ser
     assert made["strength"] == max(fits, default=STRENGTHS[0])
     assert text_of(client, extra_body={"interventions": [{"vector": "both", "site": "resid_post"}]})
     assert "no direction" in vector_of(server, positive=["calm"], negative=["calm"]).text
+    assert vector_of(server, layers=[9]).json()["error"]["param"] == "layers"
     for fields, what in (
         ({"vector": "both", "scale": 1, "strength": 1}, "either scale or strength"),
         ({"vector": ONES, "site": "embed", "strength": 1}, "Numbers have no strength"),
