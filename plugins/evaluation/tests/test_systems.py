@@ -69,11 +69,11 @@ def test_a_query_without_a_relevant_passage_scores_zero_and_one_without_a_run_or
     labels = {("q1", "a"): 0, ("q2", "a"): 3}
     found = evaluate({"q1": {"a": 1.0}}, labels, measures=["ndcg", "map", "recall_5"])
     assert found == {"q1": {"ndcg": 0.0, "map": 0.0, "recall_5": 0.0}}
-    assert system_scores({"s": {"q9": {"a": 1.0}}}, labels, missing="skip") == {}
+    assert system_scores({"s": {"q9": {"a": 1.0}}}, labels) == {}
     runs = {"whole": {"q1": {"a": 1.0}, "q2": {"a": 1.0}}, "part": {"q2": {"a": 1.0}}}
-    assert system_scores(runs, labels, measure="P_1", missing="skip") == {"whole": 0.5, "part": 1.0}
-    assert system_scores(runs, labels, measure="P_1") == {"whole": 0.5, "part": 0.5}
-    assert system_scores({"none": {"9": {"a": 1.0}}}, labels) == {"none": 0.0}
+    assert system_scores(runs, labels, measure="P_1") == {"whole": 0.5, "part": 1.0}
+    assert system_scores(runs, labels, measure="P_1", missing="zero") == {"whole": 0.5, "part": 0.5}
+    assert system_scores({"none": {"9": {"a": 1.0}}}, labels, missing="zero") == {"none": 0.0}
     run = {"q": {"new": 3.0, "a": 2.0, "other": 1.0}}
     found = evaluate(run, {("q", "a"): 0}, measures=["map", "recall_3", "recip_rank", "P_1"], relevance_level=0)
     assert found == {"q": {"map": 0.5, "recall_3": 1.0, "recip_rank": 0.5, "P_1": 0.0}}
@@ -95,7 +95,7 @@ IDEAL = "".join(f"{q} Q0 {p} 0 {grade} ideal\n" for (q, p), grade in MINI.labels
 
 def test_systems_are_compared_with_a_sentence_each_that_names_the_interval_asked_for(client):
     found = post(client, "significance", {"labels": FIRST, "runs": RUNS, "draws": 1000})
-    assert found["systems"] == pytest.approx(system_scores(parse_runs(RUNS), MINI.labels))
+    assert found["systems"] == pytest.approx(system_scores(parse_runs(RUNS), MINI.labels, missing="zero"))
     assert len(found["comparisons"]) == 3
     for row in found["comparisons"]:
         assert row["is_significant"] == (row["p_corrected"] <= 0.05)

@@ -7,6 +7,7 @@ not shown, because nobody could tell it from its neighbours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -95,7 +96,8 @@ def build_leaderboard(
     `runs` are the systems to rank; without any tau and rho are null. `relevance_level` is the lowest grade that counts
     as relevant. Intervals come from `draws` samples of queries. Raises InvalidOption for an unknown measure.
     """
-    truth = rankings.system_scores(runs, reference, measure=measure, relevance_level=relevance_level)
+    score = partial(rankings.system_scores, runs, measure=measure, relevance_level=relevance_level, missing="zero")
+    truth = score(reference)
     rows, left_out = [], []
     for entry in entries:
         interval = kappa_interval(reference, entry.labels.labels, draws=draws, seed=seed)
@@ -105,8 +107,7 @@ def build_leaderboard(
                 reason = f"It has signals ({entry.labels.uncalibrated:,} pairs) and no grade: fit cuts of the judge."
             left_out.append(ExcludedJudge(judge=entry.judge, reason=reason))
             continue
-        scores = rankings.system_scores(runs, entry.labels.labels, measure=measure, relevance_level=relevance_level)
-        rows.append(_row(reference, entry, interval, rankings.compare(truth, scores)))
+        rows.append(_row(reference, entry, interval, rankings.compare(truth, score(entry.labels.labels))))
     both = [(row.kappa, row.tau_b) for row in rows if row.kappa is not None and row.tau_b is not None]
     return Leaderboard(
         queries=len({qid for qid, _ in reference}),

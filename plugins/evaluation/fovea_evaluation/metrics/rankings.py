@@ -45,11 +45,12 @@ def system_scores(
     *,
     measure: str = "ndcg_cut_10",
     relevance_level: int = 1,
-    missing: Missing = "zero",
+    missing: Missing = "skip",
 ) -> dict[str, float]:
     """Mean over queries of one measure per system: {tag: mean}; none where no query counts.
 
-    Labelled queries that a run lacks count 0 (`zero`, as `trec_eval -c`) or are left out (`skip`); see `evaluate`.
+    Labelled queries that a run lacks are left out (`skip`, as trec_eval does) or count 0 (`zero`, as `trec_eval -c`);
+    see `evaluate`.
     """
     scores: dict[str, float] = {}
     labelled = len({query for query, _ in qrels})
