@@ -53,27 +53,30 @@ def build_chat(request: ResponsesRequest, earlier: Sequence[InputItem] = ()) -> 
 
 
 def _build_messages(request: ResponsesRequest, earlier: Sequence[InputItem]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    found, thought = list[dict[str, Any]](), ""
     if request.instructions:
         found.append({"role": "system", "content": request.instructions})
     # Items before this request's own have indices below 0, which no error ever names: they were answered before.
     for index, item in enumerate((*earlier, *list_input(request)), -len(earlier)):
-        if (message := _build_message(item, index)) is None:
+        if item.type == "reasoning":
+            thought = "".join(part if isinstance(part, str) else part.text or "" for part in item.content or ())
             continue
+        message = _build_message(item, index)
         if item.type == "function_call" and found and found[-1]["role"] == "assistant":  # of the same turn
             found[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
         else:
             found.append(message)
+        if thought and found[-1]["role"] == "assistant":
+            found[-1]["reasoning_content"] = found[-1].get("reasoning_content", "") + thought
+        thought = ""
     if not any(message["role"] not in {"system", "developer"} for message in found):
         raise InvalidOption("input holds no message.", field="input")
     return found
 
 
-def _build_message(item: InputItem, index: int) -> dict[str, Any] | None:
+def _build_message(item: InputItem, index: int) -> dict[str, Any]:
     field = f"input[{index}]"
     match item.type:
-        case "reasoning":
-            return None
         case "function_call":
             function = {"name": item.name or "", "arguments": item.arguments or "{}"}
             call = {"id": item.call_id or "", "type": "function", "function": function}

@@ -10,6 +10,7 @@ from fovea.api.text import ChatChunk
 from fovea.api.usage import UsageScanner
 from fovea.errors import NotReady
 from fovea_responses import response_store, routes
+from fovea_responses.build_chat import build_chat
 from fovea_responses.response_builder import ResponseBuilder
 from fovea_responses.wire import ResponsesRequest
 from plugins.steering.tests.test_steering import UP, check_scopes
@@ -266,3 +267,14 @@ def test_the_first_event_names_the_model_that_answers_where_none_was_asked_for_a
     last = builder.fail(NotReady("Gone."))
     assert [event["sequence_number"] for event in (first, second, last)] == [0, 1, 2]
     assert (last["type"], last["code"], last["message"], last["param"]) == ("error", "not_ready", "Gone.", None)
+
+
+def test_thoughts_that_are_sent_back_reach_the_template():
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]}
+    call = {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "1", "output": "x"}
+    items = [*HELLO, thought, {"role": "assistant", "content": "b"}, call, result, thought, call, thought, *HELLO]
+    told = build_chat(ResponsesRequest(input=items)).messages
+    assert [(one.role, one.reasoning_content, len(one.tool_calls or ())) for one in told] == [
+        ("user", None, 0), ("assistant", "hm", 1), ("tool", None, 0), ("assistant", "hm", 1), ("user", None, 0),
+    ]  # fmt: skip
