@@ -55,7 +55,7 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
     def begin(
         self, generation: Generation, adapter: TextModelAdapter, request: ChatRequest, state: RequestState | None
     ) -> None:
-        if request.top_logprobs is not None and not request.logprobs:
+        if request.top_logprobs and not request.logprobs:
             raise InvalidOption("top_logprobs needs logprobs to be true.", field="top_logprobs")
         own = adapter.tokenizer.chat_template
         form = read_template_options(request, own, may_bring=adapter.takes_templates)

@@ -72,7 +72,7 @@ def test_log_probabilities_belong_to_the_shown_text(client):
         assert len(token.top_logprobs) == 4
         assert token.top_logprobs[0].logprob >= token.logprob
         assert sum(math.exp(t.logprob) for t in token.top_logprobs) <= 1 + 1e-5
-    assert say(client).choices[0].logprobs is None
+    assert say(client).choices[0].logprobs is say(client, top_logprobs=0).choices[0].logprobs is None
     assert say(client, logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
 
 
