@@ -63,12 +63,12 @@ def label(request: Request, body: BatchIn, form: Form = None) -> Any:
     if not pairs:
         raise InvalidOption("No pair is left to judge.", hint="Give pairs; or topics, passages and perhaps runs.")
     plan = batch_runner.plan_batch(judge, options, pairs, options.llm or _default_model(judge, run))
-    options = options.model_copy(update={"llm": plan.llm})
+    options, limits = options.model_copy(update={"llm": plan.llm}), _limits(body, options)
     store = _open_store(request)
     store.save(plan, time.time())
     with open_label_log(store.label_log(plan.settings), run) as log:
         reused = sum(log.has_verdict(key) for key in plan.keys)
-        stopped = batch_runner.run_batch(plan, judge, options, log, _limits(body, options), run)
+        stopped = batch_runner.run_batch(plan, judge, options, log, limits, run)
     return _answer(store, plan.id, answer_form, reused=reused, stopped=stopped)
 
 
