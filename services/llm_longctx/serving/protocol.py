@@ -203,8 +203,7 @@ def to_prompt_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> P
     """The prompt's log-probabilities as vLLM writes them, the token's own first; null where there is none."""
 
     def entry(token: int, logprob: float, rank: int | None) -> PromptLogprob:
-        text = tokenizer.token_text(token)
-        return PromptLogprob(logprob=max(logprob, MIN_LOGPROB), rank=rank, decoded_token=text)
+        return PromptLogprob(logprob=max(logprob, MIN_LOGPROB), rank=rank, decoded_token=tokenizer.token_text(token))
 
     found: PromptLogprobs = []
     for one in tokens:

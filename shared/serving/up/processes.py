@@ -18,7 +18,7 @@ _MAX_DEATHS = 5
 _DEATH_WINDOW_S = 60.0  # after so many deaths in so many seconds a process is not started again
 _FIRST_RESTART_PAUSE_S = 0.5
 _LOG_TAIL_LINES = 15
-_WRONG_SETTING = 2  # exit code of a process that would end again for the same reason
+_WRONG_SETTING = 2  # exit code of a first start that would end so again; later ones may find their port still taken
 
 
 class ProcessDied(Exception):
@@ -116,8 +116,8 @@ class ProcessGroup:
             deaths = [*(death for death in deaths if now - death < _DEATH_WINDOW_S), now]
             await asyncio.to_thread(orphan_cleanup.end_sessions, [pid], 0.0)
             self.watch(pid, gone=True)
-            if code == _WRONG_SETTING or len(deaths) >= _MAX_DEATHS:
-                why = "can't start" if code == _WRONG_SETTING else f"ended {_MAX_DEATHS} times in a minute"
+            if (cant_start := code == _WRONG_SETTING and len(deaths) == 1) or len(deaths) >= _MAX_DEATHS:
+                why = "can't start" if cant_start else f"ended {_MAX_DEATHS} times in a minute"
                 if not self.failed.done():
                     self.failed.set_exception(ProcessDied(f"{child.name} {why}. Its last lines:\n{child.log_tail()}"))
                 return
