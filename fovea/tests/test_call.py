@@ -50,10 +50,9 @@ def answer(status: int, body: Any = None, **headers: str) -> httpx2.Response:
 def test_unset_options_stay_behind_turns_of_a_chat_may_be_mixed_and_a_text_alone_is_one_entry_and_not_its_letters():
     request = sent(endpoints.chat_stream("Hi", system="Be brief.", temperature=0, seed=None).call)
     assert request.url.path == "/v1/chat/completions"
-    assert json.loads(request.content) == {
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], "temperature": 0,
-        "stream": True, "stream_options": {"include_usage": True},
-    }  # fmt: skip
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    assert json.loads(request.content) == {"messages": turns, "temperature": 0, **stream}
     turns = [ChatMessage(role="user", content="a"), {"role": "assistant", "content": "b"}]
     assert build_messages(turns) == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     events = httpx2.Response(200, content=b"data: {}\n\n")
@@ -63,14 +62,10 @@ def test_unset_options_stay_behind_turns_of_a_chat_may_be_mixed_and_a_text_alone
     assert (made["positive"], made["negative"]) == (["a quiet text"], ["a", "b"])
 
 
-@pytest.mark.parametrize(
-    ("options", "request_type", "own"),
-    [
-        (SegmentOptions, SegmentIn, {"image", "model"}),
-        (SweepOptions, SweepRequest, {"prompt", "tokens"}),
-        (ChatOptions, ChatRequest, {"messages", "model", "stream", "stream_options"}),
-    ],
-)
+@pytest.mark.parametrize(("options", "request_type", "own"), [
+    (SegmentOptions, SegmentIn, {"image", "model"}), (SweepOptions, SweepRequest, {"prompt", "tokens"}),
+    (ChatOptions, ChatRequest, {"messages", "model", "stream", "stream_options"}),
+])  # fmt: skip
 def test_the_options_of_a_method_are_those_of_its_request(options, request_type, own):
     assert options.__annotations__.keys() == request_type.model_fields.keys() - own
 
@@ -121,14 +116,13 @@ def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_one_that_i
         b"RIFF....WAVE": "application/octet-stream", b"": "application/octet-stream",
     }  # fmt: skip
     assert {start: detect_media_type(start) for start in kinds} == kinds
-    with pytest.raises(errors.NotFound, match="no file"):
-        read_picture(tmp_path / "none.png")
-    with pytest.raises(errors.NotFound, match="can't be read"):
-        read_picture(tmp_path)
-    with pytest.raises(errors.UnsupportedMedia, match="it is 'str'"):
-        read_picture(io.StringIO("x"))  # type: ignore[arg-type]
-    with pytest.raises(errors.UnsupportedMedia, match="it is 'ndarray'"):
-        read_picture(np.zeros((8, 8, 3), np.uint8))  # type: ignore[arg-type]
+    for source, kind, told in (
+        (tmp_path / "none.png", errors.NotFound, "no file"), (tmp_path, errors.NotFound, "can't be read"),
+        (io.StringIO("x"), errors.UnsupportedMedia, "it is 'str'"),
+        (np.zeros((8, 8, 3), np.uint8), errors.UnsupportedMedia, "it is 'ndarray'"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=told):
+            read_picture(source)  # type: ignore[arg-type]
     (tmp_path / "adapter_config.json").write_text("{")
     for path in (tmp_path, tmp_path / "none", tmp_path / "adapter_config.json"):
         with pytest.raises(errors.NotFound, match="no folder of an adapter"):
@@ -159,10 +153,9 @@ def test_each_class_has_a_status_and_a_code_of_grpc_and_is_read_again_from_a_pro
         error = parse_error(answer(kind.status, problem(kind("why", hint="try", field="threshold")).model_dump()))
         assert (error.status, error.detail, error.hint, error.field) == (kind.status, "why", "try", "threshold")
     told = errors.NotFound("no such model", field="model")
-    openai = parse_error(answer(404, openai_error(told)))
-    oip = parse_error(answer(404, oip_error(told)))
-    assert [type(openai), type(oip)] == [errors.NotFound, errors.NotFound]
-    assert (openai.detail, openai.field, oip.detail) == ("no such model", "model", "no such model")
+    openai, oip = (parse_error(answer(404, form(told))) for form in (openai_error, oip_error))
+    assert (type(openai), openai.detail, openai.field) == (errors.NotFound, "no such model", "model")
+    assert (type(oip), oip.detail) == (errors.NotFound, "no such model")
     for body in (b"", b"<html>", b"[]", b'{"error": 3}', b"\xff\xfe", b'{"detail": {"a": 1}}'):
         error = parse_error(answer(502, body))
         assert (type(error), "502" in error.detail) == (errors.Fault, True), body
@@ -170,20 +163,17 @@ def test_each_class_has_a_status_and_a_code_of_grpc_and_is_read_again_from_a_pro
         assert (400 <= cls.status < 600, cls.grpc in grpc.StatusCode.__members__) == (True, True), cls
     body = openai_error(InvalidOption("top_p is 3.", hint="Use 0 to 1.", field="top_p"), "r1")["error"]
     assert (body["param"], body["message"]) == ("top_p", "top_p is 3. Use 0 to 1.")
-    assert body["type"] == "invalid_request_error"
-    assert oip_error(InvalidOption("bad shape.")) == {"error": "bad shape."}
-    assert by_status(418).status == 400
-    assert by_status(599).status == 500
+    assert (body["type"], oip_error(InvalidOption("bad shape."))) == ("invalid_request_error", {"error": "bad shape."})
+    assert (by_status(418).status, by_status(599).status) == (400, 500)
 
 
 def test_nonsense_is_a_fault_a_gateway_that_moved_names_its_address_and_unnamed_facts_ride_along():
     with pytest.raises(errors.BadInput, match="308") as caught:
         endpoints.report("k", "svg").parse(answer(308, b"", location="https://gateway/v1"))
     assert "https://gateway/v1" in str(caught.value.hint)
-    with pytest.raises(errors.Fault, match="can't be read"):
-        endpoints.models().parse(answer(200, {"data": "x"}))
-    with pytest.raises(errors.Fault, match="can't be read"):
-        Call("GET", "/", read_json).parse(answer(200, b"<html>"))
+    for call, body in ((endpoints.models(), {"data": "x"}), (Call("GET", "/", read_json), b"<html>")):
+        with pytest.raises(errors.Fault, match="can't be read"):
+            call.parse(answer(200, body))
     facts = {"id": "m", "created": 1, "task": "t", "service": "s", "ready": True, "paper": {"year": 2020}}
     card = ModelCard.model_validate({**facts, "schema": {"a": 1}})
     assert (card.request_schema, card.model_extra) == ({"a": 1}, {"paper": {"year": 2020}})
@@ -218,8 +208,7 @@ def test_an_event_that_says_the_answer_broke_off_is_raised_and_a_failed_job_is_o
     assert parse_stream_error(json.loads(job.model_dump_json())) is None
     assert StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(job.model_dump_json())) == job
     found = endpoints.result("1").parse(answer(200, {"id": "x"}, content_type="application/json"))
-    assert isinstance(found, JobResult)
-    assert (found.content_type, found.json()) == ("application/json", {"id": "x"})
+    assert (type(found), found.content_type, found.json()) == (JobResult, "application/json", {"id": "x"})
     with pytest.raises(ValueError, match="model"):
         found.parse(SegmentOut)
     assert "newer" in Job.model_validate({**job.model_dump(), "newer": 1}).model_dump()
@@ -233,10 +222,8 @@ def test_only_busy_and_not_ready_are_waited_for_as_seconds_or_a_date_say_and_giv
     assert read_retry_after(answer(429, retry_after="2.5")) == 2.5
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     assert read_retry_after(answer(429, retry_after=soon)) == pytest.approx(60, abs=2)
-    assert read_retry_after(answer(429, retry_after="soon")) is None
-    assert read_retry_after(answer(429)) is None
-    assert read_retry_after(answer(429, retry_after="-3")) == 0
-    assert next(iterate_pauses(None)) == 0.05
+    assert (read_retry_after(answer(429, retry_after="soon")), read_retry_after(answer(429))) == (None, None)
+    assert (read_retry_after(answer(429, retry_after="-3")), next(iterate_pauses(None))) == (0, 0.05)
     with pytest.raises(errors.DeadlineExceeded, match="0 s"):
         next(iterate_pauses(0))
     others = (200, 400, 401, 404, 409, 422, 500, 502, 504)
@@ -300,10 +287,10 @@ def test_the_default_of_a_task_is_the_first_that_is_ready_or_loading():
         "d": "detect loading",
         "e": "detect ready",
     }
-    entries = [
-        ModelEntry(id=name, created=1, task=task, service="s", ready=state == "ready", state=state)
-        for name, (task, state) in ((name, text.split()) for name, text in served.items())
-    ]
+    entries = []
+    for name, (task, state) in ((name, text.split()) for name, text in served.items()):
+        facts = {"task": task, "ready": state == "ready", "state": state}
+        entries.append(ModelEntry(id=name, created=1, service="s", **facts))
     assert [endpoints.pick_default_model(task, entries) for task in ("segment", "chat", "detect")] == ["b", "c", "d"]
     with pytest.raises(errors.NotFound, match="paint") as caught:
         endpoints.pick_default_model("paint", entries)

@@ -25,11 +25,10 @@ PICTURE = photograph()
 
 
 @pytest.fixture
-def folder(tmp_path):
-    for name in ("a.jpg", "b.jpeg"):
-        (tmp_path / name).write_bytes(PICTURE)
-    (tmp_path / "notes.txt").write_text("not a picture")
-    return tmp_path
+def folder(folder):
+    (folder / "b.jpeg").write_bytes(PICTURE)
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
 
 
 def lines(out):
@@ -38,20 +37,19 @@ def lines(out):
 
 def test_models_are_listed_narrowed_and_read_by_programs_and_a_card_names_facts_and_options(fovea, folder):
     code, out, _ = fovea("models")
-    assert code == 0
     row = next(line for line in out.splitlines() if line.startswith("disc\t"))
+    assert code == 0
     assert row.split("\t") == ["disc", "segment", "stub", "yes", "0.873 synthetic / – dice_at_half"]
     code, out, _ = fovea("models", "--task", "segment", "--json")
-    assert code == 0
-    assert [(entry["id"], entry["ready"]) for entry in lines(out)] == [("disc", True), ("disc-large", False)]
+    told = [(entry["id"], entry["ready"]) for entry in lines(out)]
+    assert (code, told) == (0, [("disc", True), ("disc-large", False)])
     assert '"q:100:3 :smile:"' in fovea("run", "judge", "--prompt", "q:100:3 :smile:")[1]  # no emoji
     code, _, err = fovea("models", "--task", "paint")
     assert (code, "does 'paint'. Tasks: " in err) == (4, True)
     _, out, _ = fovea("models", "disc")
     for words in ("as-released", "Not a medical device.", "0.873 here, 0.912 in the paper", "--min-area", "CVPR 2021"):
         assert words in out
-    _, out, _ = fovea("models", "disc", "--json")
-    assert lines(out)[0]["schema"]["properties"]["threshold"]["default"] == 0.5
+    assert lines(fovea("models", "disc", "--json")[1])[0]["schema"]["properties"]["threshold"]["default"] == 0.5
     listed = list(csv.DictReader(fovea("models", "--format", "csv")[1].splitlines()))
     assert {"model": "disc", "task": "segment"}.items() <= next(row for row in listed if row["model"] == "disc").items()
     rows = list(csv.reader(fovea("models", "disc", "--format", "csv")[1].splitlines()))
@@ -63,26 +61,22 @@ def test_models_are_listed_narrowed_and_read_by_programs_and_a_card_names_facts_
 
 
 def test_an_unknown_model_and_a_gateway_that_is_not_there_are_one_line(fovea):
-    code, out, err = fovea("models", "nope")
-    assert (code, out, len(err.splitlines())) == (4, "", 1)
-    assert "nope" in err
-    assert "disc" in err
-    for form in (["--json"], ["--format", "json"], ["--format=json"]):
-        assert json.loads(fovea("models", "nope", *form)[1])["error"]["code"] == "not_found"
-    code, out, err = fovea("models", "--url", "http://127.0.0.1:9")
-    assert (code, out, len(err.splitlines())) == (6, "", 1)
-    assert "make run" in err
-    assert lines(fovea("models", "--url", "http://127.0.0.1:9", "--json")[1])[0]["error"]["code"] == "not_ready"
+    for words, code, told in (
+        (["nope"], 4, ("nope", "disc")), (["--url", "http://127.0.0.1:9"], 6, ("http://127.0.0.1:9", "make run"))
+    ):  # fmt: skip
+        got, out, err = fovea("models", *words)
+        assert (got, out, len(err.splitlines()), [word in err for word in told]) == (code, "", 1, [True, True])
+        name = "not_found" if code == 4 else "not_ready"
+        for form in (["--json"], ["--format", "json"], ["--format=json"]):
+            assert json.loads(fovea("models", *words, *form)[1])["error"]["code"] == name
 
 
 def test_a_folder_is_segmented_with_options_as_the_schema_types_them_and_everything_is_written(fovea, folder, stage):
-    code, _, _ = fovea("segment", folder, "-o", folder / "out", "--threshold", "0.4")
-    assert code == 0
+    assert fovea("segment", folder, "-o", folder / "out", "--threshold", "0.4")[0] == 0
     written = {f"{stem}.{kind}" for stem in "ab" for kind in ("json", "mask.png", "overlay.jpg")}
     assert {path.name for path in (folder / "out").iterdir()} == written
     told = json.loads((folder / "out/a.json").read_text())
-    assert told["width"] == 320
-    assert told["contours"]
+    assert (told["width"], bool(told["contours"])) == (320, True)
     with Image.open(folder / "out/a.mask.png") as mask:
         assert mask.size == (320, 240)
         assert set(mask.get_flattened_data() if hasattr(mask, "get_flattened_data") else mask.getdata()) == {0, 255}
@@ -94,15 +88,11 @@ def test_a_folder_is_segmented_with_options_as_the_schema_types_them_and_everyth
 def test_one_bad_picture_does_not_stop_the_others_in_words_or_json_lines(fovea, folder):
     (folder / "broken.png").write_bytes(b"nope")
     code, out, err = fovea("segment", folder, folder / "none.png", "-o", folder / "out")
-    assert code == 1
-    assert "2 of 4 failed" in err
-    assert "broken.png: The bytes are not a picture." in err
-    assert "none.png: There is no file" in err
-    assert out.count("10.7 % in 1 region") == 2
-    assert (
-        "a.jpg: [Nothing] is this sure."
-        in fovea("segment", folder / "a.jpg", "-o", folder / "out", "--threshold", "0.99")[2]
-    )
+    assert (code, out.count("10.7 % in 1 region")) == (1, 2)
+    for words in ("2 of 4 failed", "broken.png: The bytes are not a picture.", "none.png: There is no file"):
+        assert words in err
+    unsure = fovea("segment", folder / "a.jpg", "-o", folder / "out", "--threshold", "0.99")[2]
+    assert "a.jpg: [Nothing] is this sure." in unsure
     code, out, err = fovea("segment", folder / "*.*g", "-o", folder / "out", "--json")
     told = {line["file"].rpartition("/")[2]: line for line in lines(out)}
     assert (code, err, told.keys()) == (1, "", {"a.jpg", "b.jpeg", "broken.png"})
@@ -130,8 +120,7 @@ def test_names_may_be_long_or_in_another_encoding_and_signs_that_an_old_one_lack
     assert (code, len(out.splitlines()), len(list((folder / "out").iterdir()))) == (0, 5, 15)
     odd = (folder / "a.jpg").rename(folder / "caf\udce9.jpg")
     code, out, _ = fovea("segment", odd, "-o", folder / "out")
-    assert (code, out.startswith(f"{odd}: ")) == (0, True)
-    assert (folder / "out/caf_.json").exists()
+    assert (code, out.startswith(f"{odd}: "), (folder / "out/caf_.json").exists()) == (0, True, True)
     plain = (folder / "b.jpeg").rename(folder / "coco.jpeg")
     assert fovea("segment", odd, plain, "--coco", "part", "-o", folder / "data")[0] == 0
     held = json.loads((folder / "data/coco.json").read_text())
@@ -147,13 +136,10 @@ def test_a_dash_reads_standard_input_a_url_is_fetched_here_and_one_that_holds_no
     fovea, tmp_path, site, stage
 ):
     code, out, _ = fovea("segment", "-", "-o", tmp_path, stdin=PICTURE)
-    assert (code, "stdin" in out) == (0, True)
-    assert (tmp_path / "stdin.mask.png").exists()
+    assert (code, "stdin" in out, (tmp_path / "stdin.mask.png").exists()) == (0, True, True)
     assert fovea("segment", "-", "-o", tmp_path)[0] == 3  # it is empty
     code, _, _ = fovea("segment", f"{site}/dir/polyp.jpg?x=1", "-o", tmp_path)
-    assert code == 0
-    assert (tmp_path / "polyp.json").exists()
-    assert stage.stub.seen[-1]["bytes"] == len(PICTURE)
+    assert (code, (tmp_path / "polyp.json").exists(), stage.stub.seen[-1]["bytes"]) == (0, True, len(PICTURE))
     code, _, err = fovea("segment", f"{site}/none", "http://127.0.0.1:9/x.png", "-o", tmp_path)
     assert code == 4  # both failed alike
     assert "answered 404" in err
@@ -193,10 +179,9 @@ def test_a_chat_streams_reads_standard_input_and_is_whole_as_json(fovea):
     assert fovea("chat", "one", "two")[:2] == (0, "You said: one two\n")
     assert fovea("chat", stdin=b"from a pipe\n")[1] == "You said: from a pipe\n"
     assert fovea("chat", "Summarise:", "-", stdin=b"a text")[1] == "You said: Summarise: a text\n"
-    code, _, err = fovea("chat")
-    assert (code, "There is no prompt" in err) == (3, True)
-    code, _, err = fovea("chat", stdin=b"caf\xe9")
-    assert (code, "can't be read as text" in err) == (3, True)
+    for stdin, words in (("", "There is no prompt"), (b"caf\xe9", "can't be read as text")):
+        code, _, err = fovea("chat", stdin=stdin)
+        assert (code, words in err) == (3, True)
     told = lines(fovea("chat", "hi", "--json")[1])
     assert (told[0]["choices"][0]["message"]["content"], told[0]["usage"]["completion_tokens"]) == ("You said: hi", 3)
 
@@ -205,41 +190,34 @@ def test_methods_are_listed_and_chat_hands_options_and_knobs_on_and_leaves_the_o
     fovea("chat", "hi", "-s", "Be brief.", "-t", "0", "-n", "2", "--seed", "5", "--model", "parrot")
     sent = stage.stub.seen[-1]
     assert [turn["role"] for turn in sent["messages"]] == ["system", "user"]
-    assert {key: sent[key] for key in ("temperature", "max_tokens", "seed", "model", "stream")} == {
-        "temperature": 0, "max_tokens": 2, "seed": 5, "model": "parrot", "stream": True,
-    }  # fmt: skip
-    assert "top_p" not in sent
+    wanted = {"temperature": 0, "max_tokens": 2, "seed": 5, "model": "parrot", "stream": True}
+    assert {key: sent.get(key) for key in (*wanted, "top_p")} == {**wanted, "top_p": None}
     fovea("chat", "hi", "--method", "nearby", "-K", "near=3", "-K", "echo=true", "-K", "kv_ratio=0.5")
     assert stage.stub.seen[-1]["longctx"] == {"method": "nearby", "near": 3, "echo": True, "kv_ratio": 0.5}
     code, _, err = fovea("chat", "hi", "--method", "nearby", "-K", "neer=3")
-    assert code == 2
-    assert "Did you mean --near?" in err
+    assert (code, "Did you mean --near?" in err) == (2, True)
     fovea("chat", "hi")
     assert "longctx" not in stage.stub.seen[-1]
     fovea("chat", "hi", "-K", "blocks=2", "-K", "offload=cpu")  # of a model with attention of its own
     assert stage.stub.seen[-1]["longctx"] == {"blocks": 2, "offload": "cpu"}
     code, out, _ = fovea("methods")
-    assert code == 0
-    assert "nearby" in out
-    assert "Hears the last words." in out
+    assert (code, "nearby" in out, "Hears the last words." in out) == (0, True, True)
     _, out, _ = fovea("methods", "nearby")
-    assert "-K near=" in out
-    assert "Words that are heard. [8]" in out
+    assert ("-K near=" in out, "Words that are heard. [8]" in out) == (True, True)
     assert lines(fovea("methods", "--json")[1])[1]["name"] == "nearby"
     assert "Methods: dense, nearby." in fovea("methods", "far")[2]
 
 
-@pytest.mark.parametrize(
-    ("options", "second"), [((), ["S", "first", "You said: first", "second"]), (("--session", "s"), ["second"])]
-)
+@pytest.mark.parametrize(("options", "second"), [
+    ((), ["S", "first", "You said: first", "second"]), (("--session", "s"), ["second"]),
+])  # fmt: skip
 def test_a_conversation_remembers_clears_and_ends(fovea, stage, monkeypatch, options, second):
     typed = iter(["first", "", "second", "/clear", "third"])
 
     def read(_prompt):
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
+        if (line := next(typed, None)) is None:
+            raise EOFError
+        return line
 
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr(chat_verb, "_at_terminal", lambda: True)
@@ -260,8 +238,7 @@ def test_any_task_takes_files_and_its_answer_can_be_a_picture(fovea, folder, sta
     assert (code, [row["class_name"] for row in json.loads(out)["top_k"]]) == (0, ["a", "b"])
     assert stage.stub.seen[-1]["options"] == {"model": "patches/tiny", "top_k": "2", "prompt": "a b"}
     code, _, err = fovea("run", "segment", folder / "a.jpg", "--accept", "image/png", "-o", folder / "x/over.png")
-    assert (code, "wrote" in err) == (0, True)
-    assert (folder / "x/over.png").read_bytes().startswith(b"\x89PNG")
+    assert (code, "wrote" in err, (folder / "x/over.png").read_bytes().startswith(b"\x89PNG")) == (0, True, True)
     assert fovea("run", "segment", folder / "a.jpg", "--accept", "image/png")[1].startswith("\udc89PNG")
 
 
@@ -273,11 +250,14 @@ def test_a_job_is_submitted_watched_and_its_result_written_or_its_failure_the_ex
     assert (code, "succeeded" in out) == (0, True)
     _, out, _ = fovea("jobs", "list")
     assert out.splitlines()[0].split("\t")[:3] == [job, "succeeded", "/v1/segment"]
+    for form, said in (
+        ("name", job),
+        ("{status}\\t{id}", f"succeeded\t{job}"),
+        ("{status} {error.detail}{note}", "succeeded "),
+    ):
+        assert fovea("jobs", "list", "--format", form, "--limit", "1")[:2] == (0, f"{said}\n")
     assert fovea("jobs", "list", "--format", "table")[1].split()[:2] == ["id", "status"]
-    assert fovea("jobs", "list", "--format", "name", "--limit", "1")[1] == f"{job}\n"
-    assert fovea("jobs", "list", "--format", "{status}\\t{id}")[1].splitlines()[0] == f"succeeded\t{job}"
     assert lines(fovea("jobs", "list", "--format", "json")[1])[0]["id"] == job
-    assert fovea("jobs", "list", "--format", "{status} {error.detail}{note}", "--limit", "1")[:2] == (0, "succeeded \n")
     for form, said in (("xml", "not a form"), ("{nope}", "no field 'nope'. Fields: id, service")):
         code, out, err = fovea("jobs", "list", "--format", form)
         assert (code, out, said in err) == (2, "", True)
@@ -289,9 +269,8 @@ def test_a_job_is_submitted_watched_and_its_result_written_or_its_failure_the_ex
     code, out, _ = fovea("jobs", "watch", job, "--json")
     assert (code, lines(out)[-1]["status"]) == (1, "failed")
     monkeypatch.setattr(stage.queue, "step_s", 60)  # it waits until it is cancelled
-    assert lines(fovea("jobs", "retry", job, "--json")[1])[0]["status"] == "queued"
-    assert lines(fovea("jobs", "cancel", job, "--json")[1])[0]["status"] == "cancelled"
-    assert lines(fovea("jobs", "get", job, "--json")[1])[0]["status"] == "cancelled"
+    for verb, status in (("retry", "queued"), ("cancel", "cancelled"), ("get", "cancelled")):
+        assert lines(fovea("jobs", verb, job, "--json")[1])[0]["status"] == status
     assert job in {told["id"] for told in lines(fovea("jobs", "list", "--json")[1])}
 
 
@@ -314,10 +293,8 @@ def test_the_line_below_an_answer_says_what_it_cost_and_what_is_left():
         backend="cpu_ext", cached_tokens=1200, preempted=0, fallback=None, context_left=6000,
         budget_missed="duo can't keep within 40 bytes.",
     )  # fmt: skip
-    cached = PromptTokensDetails(cached_tokens=1200)
-    usage = Usage(
-        prompt_tokens=2000, completion_tokens=10, total_tokens=2010, prompt_tokens_details=cached, longctx=longctx
-    )
+    facts = {"prompt_tokens": 2000, "completion_tokens": 10, "total_tokens": 2010, "longctx": longctx}
+    usage = Usage(**facts, prompt_tokens_details=PromptTokensDetails(cached_tokens=1200))
     assert summarise_usage(usage, 2.0) == (
         "2,000 tokens in (1,200 from the cache) · 10 out · 5.0 tokens per second"
         " · duo attention, 50% of dense memory · duo can't keep within 40 bytes · 6,000 tokens of context left"

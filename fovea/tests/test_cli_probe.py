@@ -20,22 +20,19 @@ from tests.command import command_runner
 EVIDENCE = {"schema": "retrieval-report/1", "scores": [[0.5, 0.0]]}
 PLAN = {"schema": "head-plan/1", "roles": [[1, 0]]}
 HEADS = {
-    "title": "Retrieval heads",
-    "warnings": ["Few samples."],
+    "title": "Retrieval heads", "warnings": ["Few samples."], "grids": [],
     "scalars": {
-        "kept": {"value": 4.0, "unit": "", "note": "Samples."},
-        "nll": {"value": None, "unit": "nats", "note": ""},
+        "kept": {"value": 4.0, "unit": "", "note": "Samples."}, "nll": {"value": None, "unit": "nats", "note": ""},
     },
     "tables": [{"name": "top", "columns": ["head", "score"], "rows": [["1-0", 0.76], ["2-1", 0.5]]}],
-    "grids": [],
     "artefacts": [
         {"name": "retrieval-report.json", "content": json.dumps(EVIDENCE)},
         {"name": "head-plan.json", "content": json.dumps(PLAN)},
     ],
-}
+}  # fmt: skip
 GRID = {
-    "title": "Needle grid", "warnings": [], "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}}, "tables": [],
-    "artefacts": [],
+    "title": "Needle grid", "warnings": [], "scalars": {"recall": {"value": 0.5, "unit": "", "note": ""}},
+    "tables": [], "artefacts": [],
     "grids": [{"rows": {"ticks": ["0", "100"]}, "columns": {"ticks": ["350"]}, "values": [[1.0], [None]]}],
 }  # fmt: skip
 
@@ -95,8 +92,7 @@ def test_experiments_are_listed_and_a_study_told_with_its_warnings_or_as_json_li
     assert "Experiments: retrieval-heads, head-plans, needle-grid." in study("yolo9tr")[2]
     code, out, err, client = study("retrieval-heads", "-O", "samples=4", "--lm", "tiny")
     assert (code, client.asked) == (0, [("probe", {"model": "retrieval-heads", "lm": "tiny", "samples": 4})])
-    assert "1-0" in out
-    assert "Few samples." in err
+    assert ("1-0" in out, "Few samples." in err) == (True, True)
     assert json.loads(study("retrieval-heads", "--json")[1])["title"] == "Retrieval heads"
     for words in (["-O", "samples"], ["--then", "duo", "--lengths", "many"]):
         client.asked.clear()
@@ -130,9 +126,10 @@ def test_a_lost_connection_names_the_job_and_how_to_go_on_unless_it_is_gone(stud
 
     monkeypatch.setattr(FakeClient, "events", events)
     code, _, err, _ = study("retrieval-heads")
-    assert (code, "goes on" in err, "Jobs are kept for a day." in err) == (wanted, error is not GONE, error is GONE)
-    assert ("goes on. Follow it: fovea jobs watch retrieval-heads." in err) is (error is not GONE)
-    assert ("fovea jobs result retrieval-heads -o FILE" in err) is (error is not GONE)
+    is_gone = error is GONE
+    assert (code, "Jobs are kept for a day." in err) == (wanted, is_gone)
+    for words in ("goes on. Follow it: fovea jobs watch retrieval-heads.", "fovea jobs result retrieval-heads -o FILE"):
+        assert (words in err) is not is_gone
 
 
 def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(study, tmp_path, monkeypatch):
@@ -155,13 +152,10 @@ def test_loop_hands_the_plan_to_the_method_and_shows_both_grids(study, tmp_path,
 
 def test_a_study_without_a_plan_or_without_heads_ends_in_words(study, monkeypatch):
     code, _, err, client = study("needle-grid", "--then", "duo")
-    assert code == 2
-    assert "no head plan" in err
-    assert len(client.asked) == 1
+    assert (code, "no head plan" in err, len(client.asked)) == (2, True, 1)
     monkeypatch.setitem(HEADS, "artefacts", [])
     code, _, err, _ = study("calibrate", "mine", verb="heads")
-    assert code == 2
-    assert "no retrieval heads" in err
+    assert (code, "no retrieval heads" in err) == (2, True)
 
 
 def test_a_plan_by_name_is_made_of_what_retrieval_finds_or_of_another_kind_and_told_once_it_is(
@@ -174,8 +168,7 @@ def test_a_plan_by_name_is_made_of_what_retrieval_finds_or_of_another_kind_and_t
         {"model": "retrieval-heads", "lm": "tiny", "samples": 4},
         {"model": "head-plans", "kind": "retrieval", "name": "mine", "lm": "tiny", "share": 0.25, "report": EVIDENCE},
     ]
-    assert '"plan": "mine"' in err
-    assert (tmp_path / "head-plan.json").exists()
+    assert ('"plan": "mine"' in err, (tmp_path / "head-plan.json").exists()) == (True, True)
     client.asked.clear()
     assert study("calibrate", "mine", "--kind", "duo", "-O", "samples=30", verb="heads")[0] == 0
     asked = {"model": "head-plans", "kind": "duo", "name": "mine", "samples": 30}
@@ -203,25 +196,21 @@ def test_a_picture_is_sent_with_the_options_a_failure_counted_and_what_takes_too
     assert not (here / "out").exists()
     stage.stub.fails = [DeadlineExceeded("too long")]
     code, _, err = fovea("restore", "a.jpg", "-o", "out")
-    assert (code, "Continues as job job-" in err) == (0, True)
-    assert (here / "out/a.restored.png").exists()
+    assert (code, "Continues as job job-" in err, (here / "out/a.restored.png").exists()) == (0, True, True)
     told = fovea("restore", "a.jpg", "--variant", "paper", "-o", "out")[:2]
     assert told == (0, "a.jpg: 320×240, paper, changed by 25.0 % of white\n")
-    assert stage.stub.seen[-1] == {"variant": "paper"}
-    assert (here / "out/a.restored.png").read_bytes() == plain(AFTER)
+    assert (stage.stub.seen[-1], (here / "out/a.restored.png").read_bytes()) == ({"variant": "paper"}, plain(AFTER))
     assert json.loads((here / "out/a.json").read_text())["estimate"]["tiles"] == 6
     told = fovea("restore", "a.jpg", "--result-format", "png", "--format", "{file} {variant}")
-    assert told == (0, "a.jpg paper\n", "")
-    assert stage.stub.seen[-1] == {"format": "png"}
+    assert (told, stage.stub.seen[-1]) == ((0, "a.jpg paper\n", ""), {"format": "png"})
 
 
 def test_a_reference_goes_along_and_layers_and_binary_artefacts_are_written_with_cost_and_likeness(here, tmp_path):
     sent = restore._RestoreBatch(Screen(), {"model": None}, reference=here / "a.jpg").build_call(b"x")
     assert set(sent.files) == {"image", "reference"}
     files = write_files(here, "a", restore.list_files(restored(reflection=b"r", comparison=b"c")))
-    assert {file.rpartition("/")[2] for file in files} == {
-        "a.restored.png", "a.reflection.png", "a.comparison.jpg", "a.json",
-    }  # fmt: skip
+    written = {file.rpartition("/")[2] for file in files}
+    assert written == {"a.restored.png", "a.reflection.png", "a.comparison.jpg", "a.json"}
     assert restore.summarise(restored(restored=None)) == "320×240 in 6 tiles would take about 2.5 s and 1,234 MiB"
     before, after = ImageSimilarity(psnr=20, ssim=0.8), ImageSimilarity(psnr=None, ssim=1)
     assert restore.summarise(restored(input_likeness=before, likeness=after)).endswith("20.0 dB → equal")
@@ -230,30 +219,26 @@ def test_a_reference_goes_along_and_layers_and_binary_artefacts_are_written_with
     assert (tmp_path / "edges.npz").read_bytes() == b"PK\x00\xff"
 
 
-@pytest.mark.parametrize(
-    ("verb", "options", "told", "sent"),
-    [
-        ("classify", [], "boot 80.0%, dress 40.0%, hat 20.0%", {"model": "first"}),
-        ("classify", ["--tile", "96"], "1 × boot, 1 × dress, 1 × hat, 1 × shoe", {"tile": "96", "model": "first"}),
-        ("classify", ["--model", "second"], "shoe 60.0%, boot 30.0%, dress 15.0%", {"model": "second"}),
-        ("detect", ["--confidence", "0.4"], "2 × crack", {"confidence": "0.4", "model": "road"}),
-    ],
-)
+@pytest.mark.parametrize(("verb", "options", "told", "sent"), [
+    ("classify", [], "boot 80.0%, dress 40.0%, hat 20.0%", {"model": "first"}),
+    ("classify", ["--tile", "96"], "1 × boot, 1 × dress, 1 × hat, 1 × shoe", {"tile": "96", "model": "first"}),
+    ("classify", ["--model", "second"], "shoe 60.0%, boot 30.0%, dress 15.0%", {"model": "second"}),
+    ("detect", ["--confidence", "0.4"], "2 × crack", {"confidence": "0.4", "model": "road"}),
+])  # fmt: skip
 def test_a_picture_is_told_in_a_line_and_options_reach_the_model(fovea, stage, here, verb, options, told, sent):
     assert fovea(verb, "a.jpg", *options)[:2] == (0, f"a.jpg: {told}\n")
     assert stage.stub.seen[-1] == sent
 
 
-@pytest.mark.parametrize(
-    ("verb", "also", "files"), [("classify", [], {"a.classes.jpg": "image/jpeg"}), ("detect", ["csv", "crops"], BOXES)]
-)
+@pytest.mark.parametrize(("verb", "also", "files"), [
+    ("classify", [], {"a.classes.jpg": "image/jpeg"}), ("detect", ["csv", "crops"], BOXES),
+])  # fmt: skip
 def test_answer_and_further_forms_are_written_where_asked(fovea, here, verb, also, files):
     _, out, _ = fovea(verb, "a.jpg", "-o", "out", "--json", *(word for form in also for word in ("--also", form)))
     answer = json.loads((here / "out/a.json").read_text())
     assert (answer.get("results") or answer["detections"])[0]["label"] in {"boot", "crack"}
     written = {path.name: path.read_text() for path in (here / "out").iterdir() if path.suffix != ".json"}
-    assert written == {name: f"a file of {kind}" for name, kind in files.items()}
-    assert json.loads(out)["file"] == "a.jpg"
+    assert (written, json.loads(out)["file"]) == ({name: f"a file of {kind}" for name, kind in files.items()}, "a.jpg")
 
 
 def test_detections_of_many_pictures_some_of_one_name_are_one_coco_file(fovea, here):
@@ -283,14 +268,13 @@ def test_yolo_files_come_with_the_names_of_all_classes_and_a_form_that_there_is_
 
 
 def test_deeds_never_run_more_than_so_many_at_a_time():
-    running, most = 0, 0
+    running, most = [], []
 
     async def deed():
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
+        running.append(0)
+        most.append(len(running))
         await asyncio.sleep(0.01)
-        running -= 1
+        running.pop()
 
     asyncio.run(run_concurrently([deed] * 9, 3, Screen(as_json=True), "doing"))
-    assert (running, most) == (0, 3)
+    assert (running, max(most), len(most)) == ([], 3, 9)
