@@ -107,18 +107,11 @@ class Stub:
         return JSONResponse({"status": "not ready" if self.down else "ready"}, 503 if self.down else 200)
 
     async def methods(self) -> list[dict[str, Any]]:
-        knobs = {
-            "near": {"type": "integer", "default": 8, "description": "Words that are heard."},
-            "echo": {"type": "boolean", "default": False, "description": "Say it twice."},
-        }
+        near = {"type": "integer", "default": 8, "description": "Words that are heard."}
+        echo = {"type": "boolean", "default": False, "description": "Say it twice."}
         dense = {"name": "dense", "summary": "Hears all.", "phases": [], "knobs": {"properties": {}}}
-        return [
-            dense,
-            {
-                "name": "nearby", "summary": "Hears the last words.", "help": "Hears the last words.\nNo more.",
-                "phases": ["prefill"], "knobs": {"properties": knobs},
-            },
-        ]  # fmt: skip
+        nearby = {"name": "nearby", "summary": "Hears the last words.", "help": "Hears the last words.\nNo more."}
+        return [dense, {**nearby, "phases": ["prefill"], "knobs": {"properties": {"near": near, "echo": echo}}}]
 
     async def steering_vectors(self) -> dict[str, Any]:
         layer = {"layer": 3, "norm": 2.0, "activation_norm": 8.0, "separation": 0.9}
@@ -238,9 +231,7 @@ def photograph(width: int = 320, height: int = 240) -> bytes:
     rim = np.hypot((x - 0.6 * width) / width, (y - 0.45 * height) / width)
     red = 190 - 90 * np.hypot(x / width - 0.5, y / height - 0.5) + 25 * (rim < 0.16)
     picture = np.stack([red, red * 0.52 + 20 * (rim < 0.16), red * 0.45], axis=-1)
-    out = io.BytesIO()
-    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
-    return out.getvalue()
+    return _encoded(picture.clip(0, 255).astype(np.uint8), "JPEG", quality=90)
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -250,9 +241,9 @@ def _opened(data: bytes) -> Image.Image:
         raise Malformed("The bytes are not a picture.", hint="Send PNG or JPEG.") from error
 
 
-def _encoded(array: Any, form: str = "PNG") -> bytes:
+def _encoded(array: Any, form: str = "PNG", **how: Any) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(array).save(out, form)
+    Image.fromarray(array).save(out, form, **how)
     return out.getvalue()
 
 
@@ -312,9 +303,7 @@ BEFORE, AFTER = (200, 40, 40), (40, 40, 200)
 
 
 def plain(colour: tuple[int, int, int], width: int = 320, height: int = 240) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(out, "PNG")
-    return out.getvalue()
+    return _encoded(np.full((height, width, 3), colour, np.uint8))
 
 
 def restored(**changed: Any) -> RestoreOut:

@@ -45,8 +45,7 @@ def test_a_page_of_ours_cannot_run_what_is_not_ours(page, complaints):
     )
     while len(complaints) < 2:  # the test's own time limit ends it
         page.wait_for_event("console")
-    assert page.title() == "Home · Fovea"
-    assert all("Content Security Policy" in said for said in complaints)
+    assert (page.title(), all("Content Security Policy" in said for said in complaints)) == ("Home · Fovea", True)
     complaints.clear()
 
 
@@ -107,9 +106,8 @@ def test_with_keys_the_tab_asks_once_and_keeps_the_key_to_itself(chromium, tmp_p
         other.close()  # a page behind another draws a frame a second
         page.get_by_role("button", name="Account").click()
         facts = page.locator("#account dl")
-        see(facts).to_contain_text("lab")
-        see(facts).to_contain_text("infer, jobs")
-        see(facts).to_contain_text(re.compile(r"\d+ of 600 requests per minute"))
+        for words in ("lab", "infer, jobs", re.compile(r"\d+ of 600 requests per minute")):
+            see(facts).to_contain_text(words)
         check_page(page)
         page.get_by_role("button", name="Forget key").click()
         see(page.locator("#key")).to_be_visible()
@@ -119,17 +117,15 @@ def test_with_keys_the_tab_asks_once_and_keeps_the_key_to_itself(chromium, tmp_p
 def test_every_kind_of_option_reaches_the_model_with_its_type_and_an_answer_of_any_shape_is_shown(page, stage, see):
     asked = len(stage.stub.seen)
     page.goto("/console/run/judge")
-    page.locator("#option-prompt").fill("Is it near?")
-    page.locator("#option-share").fill("0.75")
-    page.locator("#option-count").fill("7")
+    for name, value in (("prompt", "Is it near?"), ("share", "0.75"), ("count", "7")):
+        page.locator(f"#option-{name}").fill(value)
     page.locator("#option-flag").uncheck()
     page.locator("#option-mode").select_option(label="slow")
     page.get_by_label("box").check()
     page.get_by_label("mask").uncheck()
     page.get_by_text("more options").click()
-    page.locator("#option-names").fill("a, b c ,")
-    page.locator("#option-ids").fill("4, 5")
-    page.locator("#option-where").fill("{nope")
+    for name, value in (("names", "a, b c ,"), ("ids", "4, 5"), ("where", "{nope")):
+        page.locator(f"#option-{name}").fill(value)
     page.get_by_role("button", name="Run", exact=True).click()
     see(page.get_by_role("alert")).to_contain_text("“where” is not JSON")
     assert len(stage.stub.seen) == asked
@@ -158,14 +154,8 @@ def test_every_kind_of_option_reaches_the_model_with_its_type_and_an_answer_of_a
 
 
 def test_buttons_are_shown_once_their_script_is_there_and_send_once_the_example_is(page, see):
-    held = []
-
-    def hold(route):
-        held.append(route)
-
+    held, examples = hold(page, "**/run.js*"), hold(page, "**/example")
     go, example = page.locator("[data-part=go]"), page.locator("[data-part=example]")
-    page.route("**/run.js*", hold)
-    page.route("**/example", hold)
     page.goto("/console/run/judge", wait_until="commit")
     see(page.locator("#option-prompt")).to_be_visible()
     see(go).to_be_hidden()
@@ -174,7 +164,7 @@ def test_buttons_are_shown_once_their_script_is_there_and_send_once_the_example_
     see(go).to_be_enabled()
     example.click()
     see(go).to_be_disabled()
-    held.pop().fulfill(json={"model": "judge", "prompt": "a heron"})
+    examples.pop().fulfill(json={"model": "judge", "prompt": "a heron"})
     see(go).to_be_enabled()
     see(page.locator("#option-prompt")).to_have_value("a heron")
 
@@ -208,8 +198,8 @@ def test_help_is_behind_a_question_mark_the_button_in_view_and_on_a_phone_the_pr
     page.goto("/console/run/judge")
     help_ = page.locator("details.hint").first
     see(help_.locator("p")).to_be_hidden()
-    control = page.locator(f"[aria-describedby='{help_.locator('p').get_attribute('id')}']")
-    see(control).to_have_count(1)  # its reader hears it also while it is closed
+    described = f"[aria-describedby='{help_.locator('p').get_attribute('id')}']"
+    see(page.locator(described)).to_have_count(1)  # its reader hears it also while it is closed
     see(page.locator("[data-part=go]").first).to_be_in_viewport(ratio=1)
     help_.locator("summary").click()
     see(help_.locator("p")).to_be_visible()

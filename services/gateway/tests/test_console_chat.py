@@ -74,10 +74,9 @@ def test_stopping_keeps_what_was_written_and_nothing_is_sent_twice(page, stage, 
 def test_options_the_system_prompt_and_the_knobs_of_an_attention_method_reach_the_model(page, stage, see):
     page.goto("/console/chat")
     page.locator("[data-part=system]").fill("Be brief.")
-    page.locator("#option-temperature").fill("0")
     page.get_by_text("more options").locator("visible=true").click()
-    page.locator("#option-seed").fill("5")
-    page.locator("#option-max_tokens").fill("2")
+    for name, value in (("temperature", "0"), ("seed", "5"), ("max_tokens", "2")):
+        page.locator(f"#option-{name}").fill(value)
     see(page.locator("#nearby-near")).to_be_hidden()
     page.get_by_label("Attention", exact=True).select_option("nearby")
     page.locator("#nearby-near").fill("3")
@@ -87,8 +86,7 @@ def test_options_the_system_prompt_and_the_knobs_of_an_attention_method_reach_th
     sent = stage.stub.seen[-1]
     assert sent["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (sent["temperature"], sent["seed"], sent["max_tokens"], sent["stream"]) == (0, 5, 2, True)
-    assert sent["longctx"] == {"method": "nearby", "near": 3, "echo": True}
-    assert "n" not in sent
+    assert (sent["longctx"], "n" in sent) == ({"method": "nearby", "near": 3, "echo": True}, False)
     page.get_by_label("Attention", exact=True).select_option("dense")
     ask(page, "again")
     see(page.locator(".turn").nth(3)).to_contain_text("You said:")
@@ -134,25 +132,22 @@ def test_a_conversation_can_run_as_a_job_and_be_cleared_and_the_words_of_the_pag
 def test_an_answer_that_breaks_off_or_closes_before_its_end_keeps_its_text_and_can_go_on(page, stage, see):
     begin(page, "please break now")
     alert = page.get_by_role("alert")
-    see(alert).to_contain_text("The answer broke off")
-    see(alert).to_contain_text("The replica was lost.")
+    for words in ("The answer broke off", "The replica was lost."):
+        see(alert).to_contain_text(words)
     answer = page.locator(".turn").nth(1)
     see(answer.locator(".turn-text")).to_have_text("You said: please break")
     see(answer).to_contain_text("(cut off)")
-    page.get_by_role("alert").get_by_role("button", name="Continue").click()
+    alert.get_by_role("button", name="Continue").click()
     see(answer.locator(".turn-text")).to_contain_text("You said: please breakYou said: Continue exactly")
     assert [turn["role"] for turn in stage.stub.seen[-1]["messages"]] == ["user", "assistant", "user"]
     assert stage.stub.seen[-1]["messages"][1]["content"] == "You said: please break"
     see(alert).to_be_hidden()
-    chunk = '{"choices": [{"index": 0, "delta": {"content": "Half of"}, "finish_reason": null}]}'
-    page.route(
-        "**/v1/chat/completions",
-        lambda route: route.fulfill(content_type="text/event-stream", body=f"data: {chunk}\n\n"),
-    )
+    chunk = 'data: {"choices": [{"index": 0, "delta": {"content": "Half of"}, "finish_reason": null}]}\n\n'
+    cut = {"content_type": "text/event-stream", "body": chunk}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**cut))
     begin(page, "all of it")
-    see(page.get_by_role("alert")).to_contain_text("The answer broke off")
-    see(page.locator(".turn").nth(1)).to_contain_text("Half of")
-    see(page.locator(".turn").nth(1)).to_contain_text("(cut off)")
+    see(alert).to_contain_text("The answer broke off")
+    see(answer).to_contain_text(re.compile(r"Half of.*\(cut off\)", re.DOTALL))
 
 
 MARKDOWN = """# Title
@@ -179,9 +174,8 @@ def test_markdown_code_and_formulas_are_rendered_and_nothing_in_them_runs(page, 
     see(answer.locator("strong")).to_have_text("bold")
     see(answer.get_by_role("link", name="a link")).to_have_attribute("rel", "noopener noreferrer")
     places = answer.locator("a").evaluate_all("links => links.map(link => link.href)")
-    assert not [place for place in places if "javascript" in place]
+    assert (any("javascript" in place for place in places), answer.locator("img").count()) == (False, 0)
     see(answer).to_contain_text("<img src=x")
-    assert answer.locator("img").count() == 0
     see(answer.locator("math msup")).to_have_count(1)
     see(answer).to_contain_text("costs $5 or $6")
     answer.get_by_role("button", name="Copy code").click()
@@ -275,9 +269,8 @@ def test_a_branch_that_fails_leaves_the_conversation_as_it_was(page, stage, see,
     see(turns.nth(1)).to_contain_text("You said: first")
     page.unroute("**/v1/chat/completions")
     page.get_by_role("alert").get_by_role("button", name="Try again").click()
-    see(turns.nth(1).locator("[data-part=branch]" if again == "Another answer" else ".turn-text")).to_have_text(
-        "2 of 2" if again == "Another answer" else "You said: edited"
-    )
+    shown, words = ("[data-part=branch]", "2 of 2") if again == "Another answer" else (".turn-text", "You said: edited")
+    see(turns.nth(1).locator(shown)).to_have_text(words)
     ask(page, "last")
     see(turns.nth(3)).to_contain_text("You said: last")
     assert len(stage.stub.seen[-1]["messages"]) == 3
@@ -310,8 +303,7 @@ def test_a_run_of_a_chat_opens_as_the_conversation_that_it_was(page, see):
         page.wait_for_timeout(20)
     page.goto(f"/runs/{page.evaluate('window.stored')}")
     page.get_by_role("link", name="Open in its page").click()
-    see(page.locator(".turn").nth(0)).to_contain_text("one more time")
-    see(page.locator(".turn").nth(1)).to_contain_text("You said: one more time")
+    see(page.locator(".turn")).to_have_text([re.compile("one more time"), re.compile("You said: one more time")])
 
 
 def test_a_page_that_is_left_while_an_answer_is_written_has_what_was_written(page, stage, see):
@@ -323,8 +315,7 @@ def test_a_page_that_is_left_while_an_answer_is_written_has_what_was_written(pag
     stage.stub.token_s = 0.01
     page.go_back()
     answer = page.locator(".turn").nth(1)
-    see(answer).to_contain_text("You said: a")
-    see(answer).to_contain_text("(cut off)")
+    see(answer).to_contain_text(re.compile(r"You said: a.*\(cut off\)", re.DOTALL))
     answer.get_by_role("button", name="Continue").click()
     see(answer).to_contain_text("You said: Continue exactly")
     page.get_by_text("History", exact=True).click()
@@ -339,17 +330,16 @@ def test_a_conversation_that_is_left_while_an_answer_is_written_is_in_the_histor
     stage.stub.token_s = 0.01
     page.get_by_text("History", exact=True).click()
     page.locator(".history-entry a").click()
-    see(page.locator(".turn").nth(1)).to_contain_text("You said:")
-    see(page.locator(".turn").nth(1)).to_contain_text("(stopped)")
+    see(page.locator(".turn").nth(1)).to_contain_text(re.compile(r"You said:.*\(stopped\)", re.DOTALL))
 
 
-FORMULAS = """It is
+FORMULAS = r"""It is
 
-\\[
+\[
 x = a
 + b
 - c
-\\]
+\]
 
 and with text before it
 $$

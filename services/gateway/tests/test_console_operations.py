@@ -61,10 +61,8 @@ def test_jobs_are_searched_filtered_and_deleted_together_and_what_could_not_be_s
 
 
 def test_a_job_from_elsewhere_opens_in_the_page_of_its_task_and_takes_its_image_there(page, stage, see):
-    job = submit(
-        stage, "/v1/segment?include=mask&include=probability&min_area=7",
-        content=PICTURE["buffer"], headers={"content-type": "image/jpeg"},
-    )  # fmt: skip
+    how = {"content": PICTURE["buffer"], "headers": {"content-type": "image/jpeg"}}
+    job = submit(stage, "/v1/segment?include=mask&include=probability&min_area=7", **how)
     page.goto(f"/console/jobs#{job}")
     page.locator(f"[data-job={job}]").get_by_role("link", name="Open").click()
     page.wait_for_url(f"**/console/segment?job={job}")
@@ -150,47 +148,47 @@ def test_tables_are_loaded_by_a_busy_browser_and_after_a_failure_and_each_replic
     see(row).to_be_hidden()
 
 
-def test_an_operator_makes_rotates_and_revokes_keys_and_reads_the_log(admin, locked, see):
+def begin_key(admin, tenant):
+    """Open the form of a new key; how many keys there are, and their rows."""
     admin.get_by_role("tab", name="Keys").click()
     rows = admin.locator("fovea-admin-keys tbody tr")
     rows.first.wait_for()
-    before = rows.count()
     admin.get_by_text("New key", exact=True).click()
-    admin.get_by_label("Tenant", exact=True).fill("lab")
+    admin.get_by_label("Tenant", exact=True).fill(tenant)
+    return rows.count(), rows
+
+
+def test_an_operator_makes_rotates_and_revokes_keys_and_reads_the_log(admin, locked, see):
+    before, rows = begin_key(admin, "lab")
     admin.get_by_label("metrics").check()
     admin.get_by_text("Limits and expiry").click()
-    admin.get_by_label("Requests a minute").fill("1200")
-    admin.get_by_label("Tokens a minute").fill("5000")
+    for limit, value in (("Requests", "1200"), ("Tokens", "5000")):
+        admin.get_by_label(f"{limit} a minute").fill(value)
     admin.get_by_role("button", name="Make a key").click()
     see(rows).to_have_count(before + 1)
     made = admin.locator("[data-part=made] code").last.inner_text()
     assert httpx2.get(f"{locked.url}/v1/models", headers={"authorization": f"Bearer {made}"}).status_code == 200
-    see(rows.last).to_contain_text("infer, jobs, metrics")
-    see(rows.last).to_contain_text("0 of 1,200 requests per minute")
-    see(rows.last).to_contain_text("0 of 5,000 tokens per minute")
+    for words in ("infer, jobs, metrics", "0 of 1,200 requests per minute", "0 of 5,000 tokens per minute"):
+        see(rows.last).to_contain_text(words)
     rows.last.get_by_role("button", name="Rotate").click()
     see(rows).to_have_count(before + 2)
     rows.last.get_by_role("button", name="Revoke").click()
     rows.last.get_by_role("button", name="Revoke for good").click()
     see(rows).to_have_count(before + 1)
     admin.get_by_role("tab", name="Audit log").click()
-    see(admin.locator("fovea-admin-audit tbody tr").first).to_contain_text("key revoked")
-    see(admin.locator("fovea-admin-audit tbody tr").first).to_contain_text("tenant: lab")
+    for words in ("key revoked", "tenant: lab"):
+        see(admin.locator("fovea-admin-audit tbody tr").first).to_contain_text(words)
 
 
 def test_a_double_click_makes_one_key_and_revokes_none(admin, see):
-    admin.get_by_role("tab", name="Keys").click()
-    rows = admin.locator("fovea-admin-keys tbody tr")
-    rows.first.wait_for()
-    before = rows.count()
-    admin.get_by_text("New key", exact=True).click()
-    admin.get_by_label("Tenant", exact=True).fill("twice")
+    before, rows = begin_key(admin, "twice")
+    twice = rows.filter(has_text="twice")
     admin.get_by_role("button", name="Make a key").dblclick()
-    see(rows.filter(has_text="twice")).to_have_count(1)
-    rows.filter(has_text="twice").get_by_role("button", name="Rotate").dblclick()
-    see(rows.filter(has_text="twice")).to_have_count(2)
-    rows.filter(has_text="twice").last.get_by_role("button", name="Revoke").dblclick()
-    see(rows.filter(has_text="twice").get_by_role("button", name="Revoke for good")).to_have_count(1)
+    see(twice).to_have_count(1)
+    twice.get_by_role("button", name="Rotate").dblclick()
+    see(twice).to_have_count(2)
+    twice.last.get_by_role("button", name="Revoke").dblclick()
+    see(twice.get_by_role("button", name="Revoke for good")).to_have_count(1)
     admin.wait_for_timeout(300)
     assert rows.count() == before + 2
 
@@ -220,10 +218,10 @@ def test_the_usage_of_the_days_chosen_last_is_shown(admin, see):
 
 
 def test_usage_is_a_chart_with_sums_that_follow_the_search(admin, see):
+    facts = {"tokens_in": 0, "tokens_out": 0, "pictures": 1, "cpu_seconds": 1.5}
+    days = (("2026-11-01", "lab", 3), ("2026-11-02", "lab", 5), ("2026-11-02", "clinic", 40))
     answer = {"usage": [
-        {"day": day, "tenant": tenant, "model": "disc", "requests": count, "tokens_in": 0, "tokens_out": 0,
-         "pictures": count, "cpu_seconds": 1.5}
-        for day, tenant, count in (("2026-11-01", "lab", 3), ("2026-11-02", "lab", 5), ("2026-11-02", "clinic", 40))
+        {"day": day, "tenant": tenant, "model": "disc", "requests": count, **facts} for day, tenant, count in days
     ]}  # fmt: skip
     admin.route("**/v1/usage?*", lambda route: route.fulfill(json=answer))
     admin.get_by_role("tab", name="Usage").click()
@@ -252,18 +250,15 @@ ESTIMATES = [
     ([(RUNNING, 10), (RUNNING, 25)], [], 15),  # it counts down between two steps
     ([(RUNNING, 10), (RUNNING, 45)], [], None),  # and is silent when the job takes longer than expected
     ([(RUNNING, 10), ({**RUNNING, "progress": 0.5}, 50)], [], 50),
-    ([({**RUNNING, "progress": 0.001}, 600)], [], None),
-    ([(RUNNING, 1)], [], None),
     ([(RUNNING, -500)], [], None),  # a clock that is wrong
     ([({**RUNNING, "progress": 0.02}, 86_400)], [], None),  # two months
-    ([({**RUNNING, "progress": 1}, 60)], [], None),
-    ([({**RUNNING, "started": None}, 60)], [], None),
+    *(([(RUNNING | facts, after)], [], None)
+      for facts, after in (({"progress": 0.001}, 600), ({}, 1), ({"progress": 1}, 60), ({"started": None}, 60))),
     ([(QUEUED, 0)], ENDED, 30),  # the third place at ten seconds a job
+    *(([(QUEUED | facts, after)], ENDED, None)
+      for facts, after in (({"position": None}, 0), ({"service": "other"}, 0), ({}, 7200))),
     ([(QUEUED, 0)], ENDED[:2], None),
-    ([({**QUEUED, "position": None}, 0)], ENDED, None),
-    ([({**QUEUED, "service": "other"}, 0)], ENDED, None),
-    ([(QUEUED, 7200)], ENDED, None),
-]
+]  # fmt: skip
 """Sightings of a job, each so many seconds after `AT`; other jobs; the estimate of the last sighting in seconds."""
 
 
@@ -286,27 +281,23 @@ def test_the_time_that_a_job_takes_is_told_where_it_can_be_known_by_list_and_tra
         cases,
     )
     assert found == [told for *_, told in ESTIMATES]
+    began = f"{datetime.now(UTC) - timedelta(minutes=1):%FT%TZ}"
     facts = {"path": "/v1/segment", "service": "s", "attempts": 1, "dead": False, "note": None, "position": None}
-    began = datetime.now(UTC) - timedelta(minutes=1)
-    job = {
-        **facts, "id": "a", "status": "running", "progress": 0.25, "created": f"{began:%FT%TZ}",
-        "started": f"{began:%FT%TZ}",
-    }  # fmt: skip
+    job = facts | {"id": "a", "status": "running", "progress": 0.25, "created": began, "started": began}
     page.route("**/v1/jobs?*", lambda route: route.fulfill(json={"jobs": [job]}))
     events = f"data: {json.dumps(job)}\n\n"
     page.route("**/v1/jobs/a/events", lambda route: route.fulfill(body=events, content_type="text/event-stream"))
     page.goto("/console/jobs")
-    told = re.compile(r"Running · 25 % · about (2 min 5\d|3 min 0\d) s left")
-    see(page.locator("[data-job=a]")).to_contain_text(told)
+    left = r"about (2 min 5\d|3 min 0\d) s left"
+    see(page.locator("[data-job=a]")).to_contain_text(re.compile(f"Running · 25 % · {left}"))
     page.get_by_role("button", name="Jobs").click()
-    see(page.locator(".tray-job")).to_contain_text(re.compile(r"Running · about (2 min 5\d|3 min 0\d) s left"))
+    see(page.locator(".tray-job")).to_contain_text(re.compile(f"Running · {left}"))
 
 
 @pytest.fixture(scope="module")
 def signing(tmp_path_factory, issuer):  # noqa: F811
-    with running(
-        tmp_path_factory.mktemp("signing"), auth="keys", oidc_issuer=issuer.url, oidc_client_id="fovea-console"
-    ) as made:
+    settings = {"auth": "keys", "oidc_issuer": issuer.url, "oidc_client_id": "fovea-console"}
+    with running(tmp_path_factory.mktemp("signing"), **settings) as made:
         yield made
 
 
@@ -343,10 +334,8 @@ def test_a_reader_signs_in_and_sees_the_page_that_was_asked_for_or_why_the_sign_
 def test_codes_are_exchanged_only_as_the_provider_allows(signing, issuer, tmp_path):  # noqa: F811
     address = f"{signing.url}/console/sign-in"
     sent = httpx2.get(f"{address}/start", params={"state": "s", "challenge": "c", "scheme": "http"})
-    assert sent.status_code == 302
-    assert sent.headers["location"].startswith(
-        f"{issuer.url}/authorization?response_type=code&client_id=fovea-console&"
-    )
+    start = f"{issuer.url}/authorization?response_type=code&client_id=fovea-console&"
+    assert (sent.status_code, sent.headers["location"].startswith(start)) == (302, True)
     refused = httpx2.post(f"{address}/token?scheme=http", data={"code": "code-1", "verifier": "other"})
     assert (refused.status_code, "invalid_grant" in refused.text) == (401, True)
     assert httpx2.get(f"{address}/start?scheme=javascript").status_code == 422

@@ -26,7 +26,7 @@ from services.gateway.tests.browsing import (
     run_example,
     submit,
 )
-from services.gateway.tests.stub_service import photograph
+from services.gateway.tests.stub_service import photograph, plain
 from tests.harness.waiting import wait_until
 
 pytestmark = MARKS
@@ -99,13 +99,11 @@ def test_no_picture_leaves_no_frame_and_what_takes_long_offers_a_job_or_a_smalle
     see(page.get_by_role("button", name="Segment", exact=True)).to_be_disabled()
     assert "this browser shows only its mask" not in page.locator("main").inner_text()
     complaints.clear()
-    body = {"title": "Deadline exceeded", "detail": "154 tiles would take about 7:14:13 (h:mm:ss).", "status": 504}
-    body["hint"] = "Send it with `Prefer: respond-async`: it then runs as a job, with progress."
-    out = io.BytesIO()
-    Image.new("RGB", (2000, 1500), "teal").save(out, "PNG")
+    told = "154 tiles would take about 7:14:13 (h:mm:ss)."
+    hint = "Send it with `Prefer: respond-async`: it then runs as a job, with progress."
     page.goto("/console/segment")
-    _answer(page, body)
-    choose(page, _file("large.png", out.getvalue(), "image/png"))
+    _answer(page, {"title": "Deadline exceeded", "detail": told, "hint": hint, "status": 504})
+    choose(page, _file("large.png", plain((0, 128, 128), 2000, 1500), "image/png"))
     alert = page.get_by_role("alert")
     see(alert).to_contain_text("7:14:13")
     assert not any(word in alert.inner_text() for word in ("`", "respond-async"))
@@ -162,10 +160,8 @@ def test_a_report_and_matrices_of_a_job_are_shown_as_such(page, stage, see):
     row = page.locator(f'[data-job="{job}"]')
     row.get_by_role("button", name="Result").click()
     see(row.get_by_role("img", name="Logit lens: 2 × 2 numbers from 0.1000 to 0.9000")).to_be_visible()
-    numbers = (
-        "<table><tr><th>tokens</th><td>57 </td><td></td></tr><tr><th>cells</th><td>9 </td><td>All</td></tr></table>"
-    )
-    style, main = "<style>p { color: red }</style>", f"<main><h1>Lens</h1><p>Drawn</p>{numbers}</main>"
+    rows = "<tr><th>tokens</th><td>57 </td><td></td></tr><tr><th>cells</th><td>9 </td><td>All</td></tr>"
+    style, main = "<style>p { color: red }</style>", f"<main><h1>Lens</h1><p>Drawn</p><table>{rows}</table></main>"
     report = f"<html><head>{style}</head><body>{main}</body></html>"
     page.route(f"**/v1/jobs/{job}/result", lambda route: route.fulfill(body=report, content_type="text/html"))
     page.reload()
@@ -185,15 +181,12 @@ def test_all_pictures_are_exported_together_without_what_was_rejected(page, see)
     press(page, "j", "x")
     coco = json.loads(kept(page, "All as COCO", "coco.json"))
     assert [image["file_name"] for image in coco["images"]] == ["a.jpg", "b.jpg"]
-    assert [(one["image_id"], one["bbox"]) for one in coco["annotations"]] == [
-        (0, [100, 40, 40, 50]), (1, [10, 20, 50, 60]), (1, [100, 40, 40, 50]),
-    ]  # fmt: skip
+    boxes = [(one["image_id"], one["bbox"]) for one in coco["annotations"]]
+    assert boxes == [(0, [100, 40, 40, 50]), (1, [10, 20, 50, 60]), (1, [100, 40, 40, 50])]
     assert len(kept(page, "All as CSV", "findings.csv").splitlines()) == 5
     with zipfile.ZipFile(io.BytesIO(kept(page, "All as ZIP, with YOLO labels", "results.zip"))) as archive:
-        assert archive.testzip() is None
-        assert Image.open(archive.open("masks/b.png")).size == (200, 100)
-        assert len(archive.read("labels/a.txt").splitlines()) == 1
-        assert archive.read("labels/classes.txt") == b"region\n"
+        assert (archive.testzip(), Image.open(archive.open("masks/b.png")).size) == (None, (200, 100))
+        assert (len(archive.read("labels/a.txt").splitlines()), archive.read("labels/classes.txt")) == (1, b"region\n")
         assert json.loads(archive.read("answers/a.json"))["width"] == 320
     page.locator("#model").select_option("disc-large")  # asks it about the picture that is shown alone
     see(page).to_have_url(re.compile("model=disc-large"))
@@ -362,10 +355,12 @@ def shown(page):
 def test_the_models_own_numbers_are_shown_looks_change_the_picture_only_and_all_can_be_kept(segmented, stage, see):
     answer = httpx2.post(f"{stage.url}/v1/segment", files={"image": PICTURE["buffer"]}).json()
     figures = [figure(segmented, name) for name in ("area", "share", "highest", "mean", "regions")]
-    assert figures == [
-        f"{answer['area']:,} px", f"{answer['area_percent']:.1f} %", f"{answer['max_probability']:.3f}",
-        f"{answer['mean_probability']:.3f}", "1",
-    ]  # fmt: skip
+    shares = [
+        f"{answer['area_percent']:.1f} %",
+        f"{answer['max_probability']:.3f}",
+        f"{answer['mean_probability']:.3f}",
+    ]
+    assert figures == [f"{answer['area']:,} px", *shares, "1"]
     assert "10.7 percent" in (segmented.locator("canvas").get_attribute("aria-label") or "")
     box = segmented.locator("[data-part=canvas]").bounding_box()
     segmented.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.45 * box["height"])
@@ -376,8 +371,7 @@ def test_the_models_own_numbers_are_shown_looks_change_the_picture_only_and_all_
     segmented.locator("#live-outline").uncheck()
     looks.add(shown(segmented))
     segmented.locator("#live-heat").check()
-    assert len(looks | {shown(segmented)}) == 4
-    assert figure(segmented, "area") == figures[0]
+    assert (len(looks | {shown(segmented)}), figure(segmented, "area")) == (4, figures[0])
     assert json.loads(kept(segmented, "JSON", "example.json"))["area"] == answer["area"]
     mask = np.asarray(Image.open(io.BytesIO(kept(segmented, "Mask", "example.mask.png"))))
     assert (mask > 0).sum() == answer["area"]
@@ -433,12 +427,10 @@ def test_regions_and_numbers_are_what_scipy_finds_and_small_ones_are_dropped_or_
         }  # fmt: skip
     field = np.zeros((6, 12), np.uint8)
     field[0, 0] = field[2:4, 3:5] = field[3:6, 8:12] = 255
-    assert arithmetic(page, field, threshold=0.5)["regions"] == [12, 4, 1]
-    assert arithmetic(page, field, threshold=0.5, minArea=2)["regions"] == [12, 4]
-    assert arithmetic(page, field, threshold=0.5, keepLargest=True)["regions"] == [12]
-    assert arithmetic(page, field, threshold=0.5, minArea=13) == {
-        "mask": [0] * 72, "regions": [], "area": 0, "mean": 0, "highest": 1,
-    }  # fmt: skip
+    for settings, regions in (({}, [12, 4, 1]), ({"minArea": 2}, [12, 4]), ({"keepLargest": True}, [12])):
+        assert arithmetic(page, field, threshold=0.5, **settings)["regions"] == regions
+    nothing = {"mask": [0] * 72, "regions": [], "area": 0, "mean": 0, "highest": 1}
+    assert arithmetic(page, field, threshold=0.5, minArea=13) == nothing
     every = np.arange(256, dtype=np.uint8).reshape(16, 16)
     for threshold, cut in ((0, 0), (0.5, 128), (1, 255), (1 / 255, 1), (0.2, 51), (0.201, 52)):
         assert arithmetic(page, every, threshold=threshold)["area"] == 256 - cut
