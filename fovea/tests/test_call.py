@@ -196,12 +196,8 @@ def chunk(**fields: Any) -> str:
 
 def test_an_event_that_says_the_answer_broke_off_is_raised_and_a_failed_job_is_one_like_any_other():
     lost = {"detail": "lost", "status": 503}
-    for told in (
-        {"error": {"message": "lost", "code": "fault"}},
-        {"error": lost},
-        {"error": "lost"},
-        {"problem": lost},
-    ):
+    bodies = ({"message": "lost", "code": "fault"}, lost, "lost")
+    for told in (*({"error": body} for body in bodies), {"problem": lost}):
         with pytest.raises(errors.FoveaError, match="lost"):
             StreamCall(endpoints.job("1"), Job.model_validate_json).parse_event(event(json.dumps(told)))
     job = Job(id="1", service="s", path="/", status="failed", error={"detail": "x"}, created=datetime.now(UTC))
@@ -280,13 +276,8 @@ def test_a_text_in_another_encoding_and_a_number_that_json_lacks_are_refused_bef
 
 
 def test_the_default_of_a_task_is_the_first_that_is_ready_or_loading():
-    served = {
-        "a": "segment failed",
-        "b": "segment ready",
-        "c": "chat failed",
-        "d": "detect loading",
-        "e": "detect ready",
-    }
+    states = "segment failed", "segment ready", "chat failed", "detect loading", "detect ready"
+    served = dict(zip("abcde", states, strict=True))
     entries = []
     for name, (task, state) in ((name, text.split()) for name, text in served.items()):
         facts = {"task": task, "ready": state == "ready", "state": state}

@@ -250,11 +250,8 @@ def test_a_job_is_submitted_watched_and_its_result_written_or_its_failure_the_ex
     assert (code, "succeeded" in out) == (0, True)
     _, out, _ = fovea("jobs", "list")
     assert out.splitlines()[0].split("\t")[:3] == [job, "succeeded", "/v1/segment"]
-    for form, said in (
-        ("name", job),
-        ("{status}\\t{id}", f"succeeded\t{job}"),
-        ("{status} {error.detail}{note}", "succeeded "),
-    ):
+    forms = {"name": job, "{status}\\t{id}": f"succeeded\t{job}", "{status} {error.detail}{note}": "succeeded "}
+    for form, said in forms.items():
         assert fovea("jobs", "list", "--format", form, "--limit", "1")[:2] == (0, f"{said}\n")
     assert fovea("jobs", "list", "--format", "table")[1].split()[:2] == ["id", "status"]
     assert lines(fovea("jobs", "list", "--format", "json")[1])[0]["id"] == job

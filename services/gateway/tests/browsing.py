@@ -14,13 +14,8 @@ from tests.browser import FLAGS, chromium
 
 AXE = lzma.decompress((Path(__file__).parents[3] / "tests/vendor/axe.min.js.xz").read_bytes()).decode()
 
-MARKS = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        chromium() is None,
-        reason="THE CONSOLE IS NOT TESTED: no Chromium here. Install Debian's `chromium` (python -m tests.browser).",
-    ),
-]
+NO_BROWSER = "THE CONSOLE IS NOT TESTED: no Chromium here. Install Debian's `chromium` (python -m tests.browser)."
+MARKS = [pytest.mark.browser, pytest.mark.skipif(chromium() is None, reason=NO_BROWSER)]
 
 PICTURE = {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": photograph()}
 
@@ -160,8 +155,7 @@ def drag(page: Any, start: tuple[int, int], end: tuple[int, int], width: int, he
 
 
 def figure(page: Any, name: str) -> str:
-    text: str = page.locator(f"[data-part={name}]").inner_text()
-    return text
+    return page.locator(f"[data-part={name}]").inner_text()  # type: ignore[no-any-return]
 
 
 def kept(place: Any, button: str, name: str) -> bytes:

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import httpx2
@@ -190,10 +191,7 @@ def ring(tmp_path):
 @pytest.fixture
 def read_only_keys(monkeypatch):
     """From its call on the file of keys can not be written."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
+    refuse = Mock(side_effect=OSError(errno.EROFS, "Read-only file system"))
     return lambda: monkeypatch.setattr("services.gateway.policy.key_file.replace_reserved", refuse)
 
 

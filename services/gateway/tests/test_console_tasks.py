@@ -442,10 +442,8 @@ def test_boxes_of_a_job_are_saved_without_its_image_in_a_table_that_runs_no_form
     rows = csv.DictReader(kept(page, "CSV", f"Job {job}.csv").decode().splitlines())
     assert [row["label"] for row in rows] == ["crack", "crack"]
     page.goto("/console/jobs")
-    rows = [
-        {"file": '=HYPERLINK("x")', "token": "=", "value": "-0.5"},
-        {"file": "@SUM(A1)", "token": "\r", "value": -1},
-    ]
+    names, values = ("file", "token", "value"), (('=HYPERLINK("x")', "=", "-0.5"), ("@SUM(A1)", "\r", -1))
+    rows = [dict(zip(names, row, strict=True)) for row in values]
     table = page.evaluate("async (rows) => (await import('/console/static/js/export_all.js')).writeCsv(rows)", rows)
     read = [[*row.values()] for row in csv.DictReader(io.StringIO(table, newline=""))]
     assert read == [['\'=HYPERLINK("x")', "=", "-0.5"], ["'@SUM(A1)", "\r", "-1"]]

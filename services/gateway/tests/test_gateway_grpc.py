@@ -418,11 +418,14 @@ def test_the_name_is_what_the_message_says(name, version, raw, rank):
     assert read_text_field(message.SerializeToString(), 1) == name
 
 
-def test_fields_before_the_name_are_stepped_over_and_what_is_no_text_or_no_message_is_malformed():
+def test_fields_before_the_name_are_stepped_over_and_an_empty_message_has_none():
     message = pb.RepositoryModelLoadRequest(repository_name="somewhere", model_name="pranet")
     assert read_text_field(message.SerializeToString(), 2) == "pranet"
     assert read_text_field(b"\x08\x96\x01" + b"\x15abcd" + b"\x19abcdefgh" + b"\x2a\x02hi", 5) == "hi"
     assert read_text_field(b"", 1) == ""
+
+
+def test_what_is_no_message_or_no_text_is_malformed():
     for bad in (b"\x0a\x02\xff\xfe", b"\x0a\xff", b"\x15ab", b"\x0a\xff\xff\xff\xff\x7f"):
         with pytest.raises(Malformed):
             read_text_field(bad, 1)

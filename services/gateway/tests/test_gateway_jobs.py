@@ -230,12 +230,8 @@ async def test_jobs_that_wait_and_jobs_that_run_are_in_the_metrics(scene, queue)
     queue._note(first["id"], status="running")
     text = (await scene.client.get("/metrics")).text
     depth, ready = 'fovea_queue_depth{model="jobs",service="svc"}', 'fovea_ready_replicas{service="svc"}'
-    for sample in (
-        depth,
-        'fovea_jobs{service="svc",state="queued"}',
-        'fovea_jobs{service="svc",state="running"}',
-        ready,
-    ):
+    states = [f'fovea_jobs{{service="svc",state="{state}"}}' for state in ("queued", "running")]
+    for sample in (depth, *states, ready):
         assert f"{sample} 1.0" in text
     del scene.registry._services["svc"]  # forgotten: an old number would hide that it is away, or tell so for ever
     text = (await scene.client.get("/metrics")).text

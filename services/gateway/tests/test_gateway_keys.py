@@ -226,9 +226,7 @@ def test_rotating_says_when_the_old_key_ends_and_makes_none_that_has_expired_and
 def full_disk(monkeypatch):
     """From now on nothing gets new blocks and no folder a new file; what a file has already may be written."""
     write, opened = os.write, os.open
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    fail = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
 
     def write_in_place(handle: int, data: bytes) -> int:
         if os.lseek(handle, 0, os.SEEK_CUR) + len(data) > os.fstat(handle).st_size:

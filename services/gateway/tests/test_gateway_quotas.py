@@ -284,11 +284,9 @@ async def test_ended_windows_are_dropped_once_there_are_many(clock, monkeypatch)
 
 
 LONGCTX = {"kv_bytes": 4096, "cached_tokens": 3}
-ANSWER = {
-    "model": "smol",
-    "choices": [{"message": {"content": 'I say "usage": {"prompt_tokens": 1000}'}}],
-    "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12, "longctx": LONGCTX},
-}
+CHOICES = [{"message": {"content": 'I say "usage": {"prompt_tokens": 1000}'}}]
+USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12, "longctx": LONGCTX}
+ANSWER = {"model": "smol", "choices": CHOICES, "usage": USAGE}
 
 
 def streaming(pieces: Iterable[bytes], pause_s: float = 0) -> Route:

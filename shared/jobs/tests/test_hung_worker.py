@@ -87,11 +87,9 @@ def rival(redis_url, job_settings):
     rival.end()
 
 
-@pytest.mark.parametrize(
-    "outcome",
-    [replace(DONE, body=b"x" * 2000), Result(422, "text/plain", b"no"), Fault("no")],
-    ids=["large answer", "refusal", "fault"],
-)
+@pytest.mark.parametrize("outcome", [
+    replace(DONE, body=b"x" * 2000), Result(422, "text/plain", b"no"), Fault("no"),
+], ids=["large answer", "refusal", "fault"])  # fmt: skip
 async def test_a_worker_that_hung_renews_first_and_writes_nothing_about_a_job_that_it_lost(
     redis_url, queue, inbox, asked, rival, payload, job_settings, outcome
 ):

@@ -25,6 +25,7 @@ ROOM = 6
 QUOTA = 4000
 INLINE = 100  # larger bodies go to the object store
 FRONT = 0
+BODIES = [b"x", b"y", b"z" * 700]
 
 
 @dataclass
@@ -94,11 +95,7 @@ class Machine(RuleBasedStateMachine):
                 getattr(self, how)(self.deliveries[-1], self.jobs[self.deliveries[-1].id], mine=True)
         self.take(reclaim=False)
 
-    @rule(
-        priority=st.integers(-2, 2),
-        key=st.sampled_from([None, None, "a", "b"]),
-        body=st.sampled_from([b"x", b"y", b"z" * 700]),
-    )
+    @rule(priority=st.integers(-2, 2), key=st.sampled_from([None, None, "a", "b"]), body=st.sampled_from(BODIES))
     def submit(self, priority: int, key: str | None, body: bytes) -> None:
         payload = Payload("svc", "/", body, priority=priority, tenant="t")
         if key in self.used and self.used[key][1] != body:
@@ -206,19 +203,22 @@ class Machine(RuleBasedStateMachine):
         lost = self.run(self.inbox.renew([delivery.key]))
         assert lost == (set() if mine else {delivery.key})
 
+    def draw_job(self, data: st.DataObject) -> tuple[str, Expected]:
+        job_id = data.draw(st.sampled_from(list(self.jobs)), label="job")
+        return job_id, self.jobs[job_id]
+
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        job_id = data.draw(st.sampled_from(list(self.jobs)), label="job")
+        job_id, job = self.draw_job(data)
         self.run(self.queue.cancel(job_id, "t"))
-        if self.jobs[job_id].status in {"queued", "running"}:
-            self.jobs[job_id].status, self.jobs[job_id].delayed = "cancelled", False
+        if job.status in {"queued", "running"}:
+            job.status, job.delayed = "cancelled", False
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def retry(self, data: st.DataObject) -> None:
-        job_id = data.draw(st.sampled_from(list(self.jobs)), label="job")
-        job = self.jobs[job_id]
+        job_id, job = self.draw_job(data)
         if job.status not in {"failed", "cancelled"}:
             with pytest.raises(Conflict):
                 self.run(self.queue.retry(job_id, "t"))
@@ -233,8 +233,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
-        job_id = data.draw(st.sampled_from(list(self.jobs)), label="job")
-        job = self.jobs[job_id]
+        job_id, job = self.draw_job(data)
         self.run(self.queue.delete(job_id, "t"))
         if job.status in {"queued", "running"}:
             job.status, job.delayed = "cancelled", False
@@ -341,20 +340,11 @@ RESTARTING = 2000  # the time to live that marks runs with restarts, which take 
 
 
 def _check(server: RedisServer, chosen: Settings, examples: int) -> None:
-    chosen = chosen.model_copy(
-        update={
-            "job_lease_s": 0.001, "job_max_attempts": ATTEMPTS, "job_queue_max": ROOM, "job_quota_bytes": QUOTA,
-            "job_inline_max_bytes": INLINE,
-        }
-    )  # fmt: skip
-    run_state_machine_as_test(
-        lambda: Machine(server, chosen),
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=50,
-            phases=[Phase.reuse, Phase.generate],  # shrinking takes minutes here, and thirty steps can be read
-        ),
-    )
+    small = {"job_lease_s": 0.001, "job_max_attempts": ATTEMPTS, "job_queue_max": ROOM, "job_quota_bytes": QUOTA}
+    chosen = chosen.model_copy(update={**small, "job_inline_max_bytes": INLINE})
+    phases = [Phase.reuse, Phase.generate]  # shrinking takes minutes here, and thirty steps can be read
+    how = settings(max_examples=examples, stateful_step_count=50, phases=phases)
+    run_state_machine_as_test(lambda: Machine(server, chosen), settings=how)
 
 
 def test_the_queue_agrees_with_the_model(own_redis, job_settings):

@@ -44,13 +44,8 @@ def start_worker(own_redis, tmp_path, ledger):
     started: list[subprocess.Popen[bytes]] = []
 
     def start() -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name("chaos_worker.py")),
-            own_redis.url,
-            str(tmp_path),
-            str(ledger),
-        ]
+        program = Path(__file__).with_name("chaos_worker.py")
+        command = [sys.executable, str(program), own_redis.url, str(tmp_path), str(ledger)]
         with (tmp_path / "workers.log").open("ab") as log:
             started.append(subprocess.Popen(command, stdout=log, stderr=log))
         return started[-1]

@@ -91,15 +91,12 @@ JSON = st.recursive(
 )
 SHAPES = st.lists(st.integers(-2, 5) | st.integers(), max_size=4) | JSON
 PARAMETERS = ["binary_data_size", "shared_memory_region", "binary_data", "classification"]
-TENSORS = st.fixed_dictionaries(
-    {"name": st.sampled_from(["x", "y", ""]) | JSON},
-    optional={
-        "datatype": st.sampled_from(sorted(DTYPES)) | JSON,
-        "shape": SHAPES,
-        "data": st.lists(st.integers(0, 1) | st.floats() | st.text(max_size=3) | JSON, max_size=4) | JSON,
-        "parameters": st.dictionaries(st.sampled_from(PARAMETERS), st.integers(-1, 40) | JSON, max_size=2) | JSON,
-    },
-)
+DATA = st.lists(st.integers(0, 1) | st.floats() | st.text(max_size=3) | JSON, max_size=4) | JSON
+FACTS = {
+    "datatype": st.sampled_from(sorted(DTYPES)) | JSON, "shape": SHAPES, "data": DATA,
+    "parameters": st.dictionaries(st.sampled_from(PARAMETERS), st.integers(-1, 40) | JSON, max_size=2) | JSON,
+}  # fmt: skip
+TENSORS = st.fixed_dictionaries({"name": st.sampled_from(["x", "y", ""]) | JSON}, optional=FACTS)
 REQUESTS = st.fixed_dictionaries(
     {"inputs": st.lists(TENSORS, max_size=3) | JSON},
     optional={"outputs": st.lists(TENSORS, max_size=2) | JSON, "parameters": JSON, "id": JSON},

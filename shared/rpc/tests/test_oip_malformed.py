@@ -43,6 +43,7 @@ def decode(head: Any, raw: bytes | None = None, header_length: int | None = None
 
 BINARY = r"Binary tensors need the header Inference-Header-Content-Length\."
 SHARED, CLASSES = "shared memory.*Send the bytes with the request", "classification.*model's own route"
+NO_SHAPE = r"inputs\[0\]\.shape \(tensor 'x'\)"
 BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "no JSON": (b"\x89PNG", None, "not JSON"),
     "empty": (b"", None, "not JSON"),
@@ -63,11 +64,7 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "input a string": (request("x"), None, at(r"inputs\[0\]")),
     "no name": (request({"datatype": "FP32", "shape": [1], "data": [1]}), None, r"inputs\[0\]\.name"),
     "empty name": (request({**X, "name": "", "data": [1, 2]}), None, "no name"),
-    "no shape": (
-        request({"name": "x", "datatype": "FP32", "data": [1]}),
-        None,
-        r"^x: .*message: inputs\[0\]\.shape \(tensor 'x'\): ",
-    ),
+    "no shape": (request({"name": "x", "datatype": "FP32", "data": [1]}), None, rf"^x: .*message: {NO_SHAPE}: "),
     "shape of text": (request({**X, "shape": ["2"], "data": [1, 2]}), None, r"inputs\[0\]\.shape\[0\] \(tensor 'x'\)"),
     "shape of true": (request({**X, "shape": [True], "data": [1]}), None, r"shape\[0\] \(tensor 'x'\)"),
     "shape of floats": (request({**X, "shape": [2.0], "data": [1, 2]}), None, r"shape\[0\] \(tensor 'x'\)"),

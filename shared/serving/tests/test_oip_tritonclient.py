@@ -224,12 +224,9 @@ def test_an_answer_may_be_larger_than_a_request_may_be():
     wide = mirror("wide", deed=lambda array: np.tile(array, (1, 8)))
     with serving({"wide": wide}, limited()) as running:
         array = np.zeros((1, 100_000), np.float32)
-        for client, module in (
-            (triton_http.InferenceServerClient(running.http.removeprefix("http://")), triton_http),
-            (triton_grpc.InferenceServerClient(running.grpc), triton_grpc),
-        ):
-            assert client.infer("wide", feed(module, array)).as_numpy("out").shape == (1, 800_000)
-            client.close()
+        for module, address in ((triton_http, running.http.removeprefix("http://")), (triton_grpc, running.grpc)):
+            with module.InferenceServerClient(address) as client:
+                assert client.infer("wide", feed(module, array)).as_numpy("out").shape == (1, 800_000)
 
 
 def test_a_model_that_fails_to_load_says_so_without_secrets():
@@ -239,7 +236,6 @@ def test_a_model_that_fails_to_load_says_so_without_secrets():
         assert index(http) == index(client) == {"broken": "UNAVAILABLE", "mirror/fp32": "READY"}
         assert (http.is_server_ready(), client.is_server_ready()) == (False, False)
         for each in (http, client):
-            with pytest.raises(InferenceServerException, match="did not load") as caught:
+            with each, pytest.raises(InferenceServerException, match="did not load") as caught:
                 each.load_model("broken")
             assert "secret" not in caught.value.message()
-            each.close()

@@ -274,7 +274,7 @@ def test_a_model_gets_the_options_that_have_names_of_ours_and_extra_ones_if_it_w
         assert (request.model_dump(exclude_unset=True), many) == (wanted, False)
 
 
-TEXT = st.text(max_size=9)
+TEXT, FILE_FIELDS = st.text(max_size=9), ["image", "file", "mask", "crops", "zzz"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -285,9 +285,7 @@ JSON = st.recursive(
 @given(
     options=st.dictionaries(st.sampled_from([*FIELDS, "images", "model", "else"]), JSON, max_size=5),
     texts=st.dictionaries(st.sampled_from(sorted(FIELDS)), st.lists(TEXT, min_size=1, max_size=3), max_size=4),
-    files=st.lists(
-        st.tuples(st.sampled_from(["image", "file", "mask", "crops", "zzz"]), st.binary(max_size=9)), max_size=4
-    ),
+    files=st.lists(st.tuples(st.sampled_from(FILE_FIELDS), st.binary(max_size=9)), max_size=4),
 )
 def test_anything_is_read_or_refused_and_never_crashes(options, texts, files):
     with contextlib.suppress(BadInput):
