@@ -38,11 +38,9 @@ def _install_toys(site: Path) -> None:
     (facts / "entry_points.txt").write_text("[fovea.models]\nrelevance-judge.toys = fovea_toys.judges\n", "utf8")
 
 
-@pytest.mark.parametrize(
-    ("checks", "marks"),
-    [("facts or engine or reference", "not release"), pytest.param("check", "", marks=pytest.mark.release)],
-    ids=["quick", "all"],
-)
+@pytest.mark.parametrize(("checks", "marks"), [
+    ("facts or engine or reference", "not release"), pytest.param("check", "", marks=pytest.mark.release),
+], ids=["quick", "all"])  # fmt: skip
 def test_plug_ins_keep_the_contracts_and_the_short_examples_wheel_brings_all(tmp_path, checks, marks):
     source, site = tmp_path / "source", tmp_path / "site"
     shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__"))

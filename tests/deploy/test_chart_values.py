@@ -146,10 +146,9 @@ def test_a_slice_of_a_gpu_is_tolerated_and_seen():
     assert "tolerations" not in dict(pod_specs(render()))["demo-medical-seg"]
 
 
-@pytest.mark.parametrize(
-    ("gpus", "pods", "per_pod"),
-    [(0.25, (1, 3), 4), (0.5, (2, 5), 2), (0.3, (1, 4), 3), (0, (3, 10), 1), (1, (3, 10), 1)],
-)
+@pytest.mark.parametrize(("gpus", "pods", "per_pod"), [
+    (0.25, (1, 3), 4), (0.5, (2, 5), 2), (0.3, (1, 4), 3), (0, (3, 10), 1), (1, (3, 10), 1),
+])  # fmt: skip
 def test_replicas_with_a_part_of_a_gpu_share_the_gpu_of_a_pod(tmp_path, gpus, pods, per_pod):
     documents = render_file(tmp_path, service(gpus=gpus, replicas={"min": 3, "max": 10}))
     assert "gpus" in refusal(tmp_path, service(gpus=gpus + 0.6)), "replicas can't span GPUs by parts"

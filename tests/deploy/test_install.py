@@ -101,10 +101,9 @@ def test_tests_and_headers_go_and_what_modules_import_from_tests_stays(tmp_path)
     assert left == {"a/testing/y.py", "a/__init__.py", "ray/__init__.py", *TRITON, *trim.STILL_READ}
 
 
-@pytest.mark.parametrize(
-    ("service", "kept"),
-    [("medical-seg", {"medical_seg"}), ("gateway", set()), ("interpretability", {"medical_seg", "detection"})],
-)
+@pytest.mark.parametrize(("service", "kept"), [
+    ("medical-seg", {"medical_seg"}), ("gateway", set()), ("interpretability", {"medical_seg", "detection"}),
+])  # fmt: skip
 def test_only_the_services_own_weights_stay_and_manifests_of_all(tmp_path, service, kept):
     for room in ("medical_seg", "detection"):
         write(tmp_path, f"services/{room}/weights/{room}.safetensors", f"services/{room}/weights/{room}.json")

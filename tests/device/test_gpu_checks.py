@@ -56,10 +56,9 @@ def test_a_runtime_without_cuda_is_not_timed_as_a_card(tmp_path):
     assert [row.measured_ms for row in ours] == [None] * 3
 
 
-@pytest.mark.parametrize(
-    ("name", "card"),
-    [("NVIDIA L4", "L4"), ("NVIDIA L40S", None), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA H100 PCIe", "H100")],
-)
+@pytest.mark.parametrize(("name", "card"), [
+    ("NVIDIA L4", "L4"), ("NVIDIA L40S", None), ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA H100 PCIe", "H100"),
+])  # fmt: skip
 def test_a_card_is_known_by_its_whole_name(name, card):
     found = card_named(name)
     assert card == (found and found.name)

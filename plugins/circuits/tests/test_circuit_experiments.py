@@ -27,7 +27,7 @@ from services.interpretability.core.report import Report
 from services.interpretability.core.result_store import ResultStore
 from services.interpretability.tests.conftest import ask, probing
 from shared.lm.taps import Replace, Uniform, trace
-from shared.registry import CallContext
+from tests.contract.checks.loaded import CancelsAfter
 from tests.golden import read_golden
 from tests.harness.language_model import share_language_model
 
@@ -88,24 +88,11 @@ def test_prompts_that_do_not_fit_together_are_run_apart_with_the_same_effects(co
     assert (sizes[:2], {*sizes[2:]}) == ([3, 3], {1})
 
 
-class StoppedAfter(CallContext):
-    """A caller that leaves after so many looks at whether it is still there."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self.left = looks
-
-    def check(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Cancelled("The caller left.")
-
-
 def test_a_run_that_is_stopped_between_any_two_cells_keeps_what_it_has(context):
     study, spec = Circuits.load(context), Circuits.In.model_validate(Circuits.card.example)
     for looks in range(1, 100):
         study.store = ResultStore(context.objects.under(str(looks)), context.cache)
-        (found,) = study.predict([spec], StoppedAfter(looks))
+        (found,) = study.predict([spec], CancelsAfter(looks))
         if not isinstance(found, Cancelled):
             break
     assert looks > 5

@@ -62,10 +62,9 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, url, tmp_pat
     assert (code, "No PACS is configured" in err) == (3, True)
 
 
-@pytest.mark.parametrize(
-    ("limit", "is_split"),
-    [({}, False), ({"MAX_ARCHIVE_BYTES": 1}, True), pytest.param({"MAX_FILES": 1}, True, marks=pytest.mark.release)],
-)
+@pytest.mark.parametrize(("limit", "is_split"), [
+    ({}, False), ({"MAX_ARCHIVE_BYTES": 1}, True), pytest.param({"MAX_FILES": 1}, True, marks=pytest.mark.release),
+])  # fmt: skip
 def test_films_of_one_series_are_written_apart_also_when_sent_apart(fovea, tmp_path, monkeypatch, limit, is_split):
     for name, most in limit.items():
         monkeypatch.setattr(segment_study if name == "MAX_ARCHIVE_BYTES" else segment_study.bodies, name, most)

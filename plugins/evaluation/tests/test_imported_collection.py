@@ -65,15 +65,12 @@ def test_topics_numbered_without_gaps_or_used_by_relevance_lines_keep_their_ids(
     assert found.labels == {("007", "4983"): 1, ("0a1", "4983"): 2, ("a1", "4983"): 3}
 
 
-@pytest.mark.parametrize(
-    ("relevance", "grades", "labels"),
-    [
-        ("1 1 4\n3 2 -1\n", {4: 3, -1: 0}, {("1", "1"): 3, ("3", "2"): 0}),  # another reading of the codes
-        ("01 2  0 0\n", None, {("1", "2"): 2}),  # no grade, as in CACM
-        ("1 0 2 -2\n2 0 1 -1\n2 0 1 0\n", None, {("1", "2"): -2, ("2", "1"): 0}),  # spam, in TREC's web tracks
-        ("1 0 2 3\n2 0 1 0\n", None, {("1", "2"): 3, ("2", "1"): 0}),  # TREC's lines keep their grades
-    ],
-)
+@pytest.mark.parametrize(("relevance", "grades", "labels"), [
+    ("1 1 4\n3 2 -1\n", {4: 3, -1: 0}, {("1", "1"): 3, ("3", "2"): 0}),  # another reading of the codes
+    ("01 2  0 0\n", None, {("1", "2"): 2}),  # no grade, as in CACM
+    ("1 0 2 -2\n2 0 1 -1\n2 0 1 0\n", None, {("1", "2"): -2, ("2", "1"): 0}),  # spam, in TREC's web tracks
+    ("1 0 2 3\n2 0 1 0\n", None, {("1", "2"): 3, ("2", "1"): 0}),  # TREC's lines keep their grades
+])  # fmt: skip
 def test_relevance_lines_of_relatives_are_read(relevance, grades, labels):
     options = {} if grades is None else {"grades": grades}
     assert parse_collection(DOCUMENTS, TOPICS, relevance, **options).labels == labels
@@ -122,53 +119,35 @@ BEIR = '{"_id": "4983", "title": "Microstructural development", "text": "Alterat
 BEIR += '{"_id": "9", "text": ""}\n'
 
 
-@pytest.mark.parametrize(
-    ("files", "passages", "topics", "labels"),
-    [
-        (
-            (CISI, ".I 1\n.W\nWhat problems exist?\n", "     1      2\t0\t0.000000\n     1    700\t0\t0.000000\n"),
-            {"1": "18 Editions of the Dewey Decimal Classifications The present study is about the DEWEY Decimal "
-                  "Classification.", "2": "Use Made of Technical Libraries"},
-            {"1": "What problems exist?"}, {("1", "2"): 2, ("1", "700"): 2},
-        ),
-        (
-            (NPL, "1\nMEASUREMENT OF DIELECTRIC CONSTANT\nOF LIQUIDS\n/\n2\nCOMPUTERS\n/\n",
-             "1\n 1 9999\n   2\n   /\n2\n 2\n   /\n"),
-            {"1": "compact memories have flexible capacities a digital data storage system with capacity up to bits",
-             "2": "an electronic analogue computer"},
-            {"1": "MEASUREMENT OF DIELECTRIC CONSTANT OF LIQUIDS", "2": "COMPUTERS"},
-            {("1", "1"): 2, ("1", "9999"): 2, ("1", "2"): 2, ("2", "2"): 2},
-        ),
-        (
-            (LISA, "1\nI AM INTERESTED IN COUNCILS.\nALSO IN INDIA.  #\n2\nSHELVES. #\n",
-             "Query 1 \n2 Relevant Refs: \n1 2 -1\n \nQuery 2\n1 Relevant Refs:\n2 -1\n"),
-            {"1": "THE INDIAN COUNCIL OF LIBRARY AND INFORMATION SERVICES. A REPORT ON THE WORK OF THE COUNCIL.",
-             "2": "LIBRARIES. SHELVES."},
-            {"1": "I AM INTERESTED IN COUNCILS. ALSO IN INDIA.", "2": "SHELVES."},
-            {("1", "1"): 2, ("1", "2"): 2, ("2", "2"): 2},
-        ),
-        (
-            (TIME, "*FIND    1\n\n KENNEDY AND NASSAU .\n\n*FIND    2\n\n MOSCOW .\n*STOP\n",
-             "1  1 2 300 301\n\n2  2 1\n"),
-            {"1": "THE ALLIES AFTER NASSAU IN DECEMBER 1960, THE U.S .", "2": "RUSSIA WHO'S IN CHARGE HERE"},
-            {"1": "KENNEDY AND NASSAU .", "2": "MOSCOW ."},
-            {("1", "1"): 2, ("1", "2"): 2, ("1", "300"): 2, ("1", "301"): 2, ("2", "2"): 2, ("2", "1"): 2},
-        ),
-        (
-            (TREC, "<top>\n<num> Number: 301\n<title> Coal mines\n<desc> Description:\nWhich mines?\n</top>\n",
-             "301 0 FT911-3 1\n301 0 FT911-4 0\n"),
-            {"FT911-3": "FT 14 MAY 91 / Coal Mines & men"}, {"301": "Coal mines"},
-            {("301", "FT911-3"): 1, ("301", "FT911-4"): 0},
-        ),
-        (
-            (BEIR, '{"_id": "PLAIN-2", "text": "Do statins help?"}\n',
-             "query-id\tcorpus-id\tscore\nPLAIN-2\t4983\t1\n"),
-            {"4983": "Microstructural development Alterations of white matter"}, {"PLAIN-2": "Do statins help?"},
-            {("PLAIN-2", "4983"): 1},
-        ),
-    ],
-    ids=["CISI", "NPL", "LISA", "TIME", "TREC", "BEIR"],
-)  # fmt: skip
+@pytest.mark.parametrize(("files", "passages", "topics", "labels"), [
+    ((CISI, ".I 1\n.W\nWhat problems exist?\n", "     1      2\t0\t0.000000\n     1    700\t0\t0.000000\n"),
+     {"1": "18 Editions of the Dewey Decimal Classifications The present study is about the DEWEY Decimal "
+           "Classification.", "2": "Use Made of Technical Libraries"},
+     {"1": "What problems exist?"}, {("1", "2"): 2, ("1", "700"): 2}),
+    ((NPL, "1\nMEASUREMENT OF DIELECTRIC CONSTANT\nOF LIQUIDS\n/\n2\nCOMPUTERS\n/\n",
+      "1\n 1 9999\n   2\n   /\n2\n 2\n   /\n"),
+     {"1": "compact memories have flexible capacities a digital data storage system with capacity up to bits",
+      "2": "an electronic analogue computer"},
+     {"1": "MEASUREMENT OF DIELECTRIC CONSTANT OF LIQUIDS", "2": "COMPUTERS"},
+     {("1", "1"): 2, ("1", "9999"): 2, ("1", "2"): 2, ("2", "2"): 2}),
+    ((LISA, "1\nI AM INTERESTED IN COUNCILS.\nALSO IN INDIA.  #\n2\nSHELVES. #\n",
+      "Query 1 \n2 Relevant Refs: \n1 2 -1\n \nQuery 2\n1 Relevant Refs:\n2 -1\n"),
+     {"1": "THE INDIAN COUNCIL OF LIBRARY AND INFORMATION SERVICES. A REPORT ON THE WORK OF THE COUNCIL.",
+      "2": "LIBRARIES. SHELVES."},
+     {"1": "I AM INTERESTED IN COUNCILS. ALSO IN INDIA.", "2": "SHELVES."},
+     {("1", "1"): 2, ("1", "2"): 2, ("2", "2"): 2}),
+    ((TIME, "*FIND    1\n\n KENNEDY AND NASSAU .\n\n*FIND    2\n\n MOSCOW .\n*STOP\n", "1  1 2 300 301\n\n2  2 1\n"),
+     {"1": "THE ALLIES AFTER NASSAU IN DECEMBER 1960, THE U.S .", "2": "RUSSIA WHO'S IN CHARGE HERE"},
+     {"1": "KENNEDY AND NASSAU .", "2": "MOSCOW ."},
+     {("1", "1"): 2, ("1", "2"): 2, ("1", "300"): 2, ("1", "301"): 2, ("2", "2"): 2, ("2", "1"): 2}),
+    ((TREC, "<top>\n<num> Number: 301\n<title> Coal mines\n<desc> Description:\nWhich mines?\n</top>\n",
+      "301 0 FT911-3 1\n301 0 FT911-4 0\n"),
+     {"FT911-3": "FT 14 MAY 91 / Coal Mines & men"}, {"301": "Coal mines"},
+     {("301", "FT911-3"): 1, ("301", "FT911-4"): 0}),
+    ((BEIR, '{"_id": "PLAIN-2", "text": "Do statins help?"}\n', "query-id\tcorpus-id\tscore\nPLAIN-2\t4983\t1\n"),
+     {"4983": "Microstructural development Alterations of white matter"}, {"PLAIN-2": "Do statins help?"},
+     {("PLAIN-2", "4983"): 1}),
+], ids=["CISI", "NPL", "LISA", "TIME", "TREC", "BEIR"])  # fmt: skip
 def test_collections_are_read_in_the_form_in_which_they_are_published(files, passages, topics, labels):
     found = parse_collection(*files)
     assert (found.passages, found.topics, found.labels) == (passages, topics, labels)

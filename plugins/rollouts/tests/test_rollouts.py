@@ -85,48 +85,36 @@ def item(name: str, arguments: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return added, {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": arguments}
 
 
-@pytest.mark.parametrize(
-    ("left", "right", "wanted"),
-    [
-        (completion("a b c d", id="1"), completion("a b c d", id="2"), {"text": 1.0}),
-        (completion("a b c d"), completion("a b x y"), {"text": 0.5}),
-        (of_json(detections=[box(0), box(50)]), of_json(detections=[box(50), box(1)]), {"boxes": 1.0}),
-        (of_json(detections=[box(0), box(50)]), of_json(detections=[box(0), box(50, 1)]), {"boxes": 0.5}),
-        (of_json(detections=[]), of_json(detections=[]), {"boxes": 1.0}),
-        (of_json(detections=[box(0)]), of_json(detections=[]), {"boxes": 0.0}),
-        (
-            of_json(detections=[], columns={"xyxy": [], "class_id": []}),
-            of_json(detections=[], columns={"xyxy": [[0, 0, 9, 9]], "class_id": [0]}),
-            {"boxes": 0.0},
-        ),
-        (of_json(mask=png(HALF)), of_json(mask=png(HALF)), {"mask": 1.0}),
-        (of_json(mask=png(HALF)), of_json(mask=png(HALF[::-1])), {"mask": 0.0}),
-        (of_json(mask=png(HALF)), of_json(mask=png(np.full((8, 8), 255))), {"mask": 2 / 3}),
-        (
-            of_json(results=[{"mask": png(HALF)}, {"mask": png(HALF)}, {"status": 415}]),
-            of_json(results=[{"mask": png(HALF)}, {"mask": png(HALF[::-1])}, {"status": 415}]),
-            {"mask": 0.5, "json": 1.0},
-        ),
-        (of_json(restored=png(HALF)), of_json(restored=png(HALF[:4])), {"picture": 0.0}),
-        (of_json(a=1, b=[1, 2], times={"x": 1}), of_json(a=1.001, b=[1, 3], times={"x": 2}), {"json": 2 / 3}),
-        (stream(*map(chunk, ("a", " b", " c", " d"))), stream(), {"text": 0.0}),
-        (stream(*map(chunk, ("a", " b c", " d"))), stream(*map(chunk, ("a b", " x d"))), {"text": 0.75}),
-        (
-            stream(chunk("a b "), chunk("x y ", 1), chunk("c"), chunk("z", 1)),
-            stream(chunk("x y z", 1), chunk("a "), chunk("b c")),
-            {"text": 1.0},
-        ),
-        (stream(chunk("a b", 0, "reasoning_content")), stream(chunk("a c", 0, "reasoning_content")), {"text": 0.5}),
-        (stream(call(0, name="f", arguments=""), call(0, arguments="1")), stream(call(0, name="f")), {"text": 2 / 3}),
-        (stream(block("a b"), block(" c d")), stream(block("a"), block(" x c d")), {"text": 0.75}),
-        (stream(block("a b", "thinking")), stream(block("a b c d", "thinking")), {"text": 2 / 3}),
-        (message("a b c d"), message("a b x d"), {"text": 0.75}),
-        (stream(*item("f", "1")), stream(*item("g", "1")), {"text": 0.5}),
-        (stream({"frame": 1}), stream({"frame": 2}), {}),
-        (WholeAnswer("text/csv", b"a"), WholeAnswer("text/csv", b"a"), {}),
-        (completion("a"), WholeAnswer("text/plain", b"a"), {}),
-    ],
-)
+@pytest.mark.parametrize(("left", "right", "wanted"), [
+    (completion("a b c d", id="1"), completion("a b c d", id="2"), {"text": 1.0}),
+    (completion("a b c d"), completion("a b x y"), {"text": 0.5}),
+    (of_json(detections=[box(0), box(50)]), of_json(detections=[box(50), box(1)]), {"boxes": 1.0}),
+    (of_json(detections=[box(0), box(50)]), of_json(detections=[box(0), box(50, 1)]), {"boxes": 0.5}),
+    (of_json(detections=[]), of_json(detections=[]), {"boxes": 1.0}),
+    (of_json(detections=[box(0)]), of_json(detections=[]), {"boxes": 0.0}),
+    (of_json(detections=[], columns={"xyxy": [], "class_id": []}),
+     of_json(detections=[], columns={"xyxy": [[0, 0, 9, 9]], "class_id": [0]}), {"boxes": 0.0}),
+    (of_json(mask=png(HALF)), of_json(mask=png(HALF)), {"mask": 1.0}),
+    (of_json(mask=png(HALF)), of_json(mask=png(HALF[::-1])), {"mask": 0.0}),
+    (of_json(mask=png(HALF)), of_json(mask=png(np.full((8, 8), 255))), {"mask": 2 / 3}),
+    (of_json(results=[{"mask": png(HALF)}, {"mask": png(HALF)}, {"status": 415}]),
+     of_json(results=[{"mask": png(HALF)}, {"mask": png(HALF[::-1])}, {"status": 415}]), {"mask": 0.5, "json": 1.0}),
+    (of_json(restored=png(HALF)), of_json(restored=png(HALF[:4])), {"picture": 0.0}),
+    (of_json(a=1, b=[1, 2], times={"x": 1}), of_json(a=1.001, b=[1, 3], times={"x": 2}), {"json": 2 / 3}),
+    (stream(*map(chunk, ("a", " b", " c", " d"))), stream(), {"text": 0.0}),
+    (stream(*map(chunk, ("a", " b c", " d"))), stream(*map(chunk, ("a b", " x d"))), {"text": 0.75}),
+    (stream(chunk("a b "), chunk("x y ", 1), chunk("c"), chunk("z", 1)),
+     stream(chunk("x y z", 1), chunk("a "), chunk("b c")), {"text": 1.0}),
+    (stream(chunk("a b", 0, "reasoning_content")), stream(chunk("a c", 0, "reasoning_content")), {"text": 0.5}),
+    (stream(call(0, name="f", arguments=""), call(0, arguments="1")), stream(call(0, name="f")), {"text": 2 / 3}),
+    (stream(block("a b"), block(" c d")), stream(block("a"), block(" x c d")), {"text": 0.75}),
+    (stream(block("a b", "thinking")), stream(block("a b c d", "thinking")), {"text": 2 / 3}),
+    (message("a b c d"), message("a b x d"), {"text": 0.75}),
+    (stream(*item("f", "1")), stream(*item("g", "1")), {"text": 0.5}),
+    (stream({"frame": 1}), stream({"frame": 2}), {}),
+    (WholeAnswer("text/csv", b"a"), WholeAnswer("text/csv", b"a"), {}),
+    (completion("a"), WholeAnswer("text/plain", b"a"), {}),
+])  # fmt: skip
 def test_agreement_is_of_what_the_answers_hold(left, right, wanted):
     assert measure_agreement(left, right) == pytest.approx(wanted)
 

@@ -250,10 +250,9 @@ def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client
     assert row["pictures"].split("; ") == [f"<{n} a>" for n in (4, 3, 2, 1, 0)]
 
 
-@pytest.mark.parametrize(
-    ("stated", "zone", "latitude"),
-    [("", None, None), ("", "+02:00", 10.0005), ("+02:00", None, 10.0005), ("+02:00", "+05:00", 10.0005)],
-)
+@pytest.mark.parametrize(("stated", "zone", "latitude"), [
+    ("", None, None), ("", "+02:00", 10.0005), ("+02:00", None, 10.0005), ("+02:00", "+05:00", 10.0005),
+])  # fmt: skip
 def test_a_track_places_a_photograph_by_the_zone_of_its_clock(client, stated, zone, latitude):
     exif, tags, out = Image.Exif(), ExifTags.Base, io.BytesIO()
     exif.get_ifd(ExifTags.IFD.Exif).update({tags.DateTimeOriginal: "2026:05:04 12:00:05", tags.OffsetTime: stated})

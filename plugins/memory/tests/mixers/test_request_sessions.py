@@ -1,6 +1,7 @@
 """Sessions take turns like decoders' answers: fair, cancellable, bounded, the same as alone, and on any device."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,19 +54,10 @@ def _ids(length, seed=0):
     return torch.randint(41, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-class Source:
-    """Opens sessions and forgets them."""
-
-    def __init__(self, opens, max_bytes):
-        self.open, self.max_bytes = opens, max_bytes
-
-    def on_finish(self, session, last):
-        """Nobody goes on from it."""
-
-
 def _ask(opens, ids, n=1, new=8, max_bytes=0, **facts):
     ears = [Ear() for _ in range(n)]
-    samplings, source = [Sampling(temperature=1.0, seed=i) for i in range(n)], Source(lambda: opens(ids), max_bytes)
+    samplings = [Sampling(temperature=1.0, seed=i) for i in range(n)]
+    source = SimpleNamespace(open=lambda: opens(ids), max_bytes=max_bytes, on_finish=lambda *_: None)
     return GenerationRequest(ids, samplings, new, source=source, hooks=Listeners(*ears), **facts), ears
 
 

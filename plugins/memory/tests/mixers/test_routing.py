@@ -26,10 +26,9 @@ def members_equal(found, expected):
     return torch.equal(found.sort(-1).values, expected.long().sort(-1).values)
 
 
-@pytest.mark.parametrize(
-    ("name", "shared", "causal"),
-    [("shared_causal", True, True), ("sep_causal", False, True), ("sep_full", False, False)],
-)
+@pytest.mark.parametrize(("name", "shared", "causal"), [
+    ("shared_causal", True, True), ("sep_causal", False, True), ("sep_full", False, False),
+])  # fmt: skip
 def test_port_mode_equals_the_port(file, name, shared, causal):
     memory = (file["sep_causal_mem_key"], file["sep_causal_mem_value"]) if causal and not shared else None
     found = routing.route(*heads(file), mode="port", shared=shared, causal=causal, memory=memory)

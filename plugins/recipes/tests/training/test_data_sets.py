@@ -113,11 +113,10 @@ def test_pictures_of_one_name_in_two_folders_keep_their_own_labels(tmp_path, wri
     assert [rows[:, 0].tolist() for rows in found.rows] == [[0], [1]]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ['names: ["cat, wild", dog]', "names:\n- cat, wild\n- dog\n", "nc: 2\nnames: {0: 'cat, wild', 1: dog}\n",
-     "names:\n  0: cat, wild\n  1: dog\npath: x"],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    'names: ["cat, wild", dog]', "names:\n- cat, wild\n- dog\n", "nc: 2\nnames: {0: 'cat, wild', 1: dog}\n",
+    "names:\n  0: cat, wild\n  1: dog\npath: x",
+])  # fmt: skip
 def test_classes_of_yolo_are_named_in_every_way(pictures, text):
     as_yolo(pictures)
     (pictures / "data.yaml").write_text(text)
@@ -198,12 +197,11 @@ def test_parts_of_masks_join_when_they_are_near():
     assert len(mask_boxes(mask, grow=4)) == 2
 
 
-@pytest.mark.parametrize(
-    ("mode", "values"),
-    [("1", (0, 1)), ("L", (0, 255)), ("L", (0, 1)), ("L", (0, 100)), ("P", (0, 3)), ("I;16", (0, 65535)),
-     ("I;16", (0, 1)), ("RGB", ((0, 0, 0), (250, 50, 83))), ("RGB", ((0, 0, 0), (0, 0, 128))),
-     ("RGBA", ((255, 255, 255, 0), (255, 255, 255, 255))), ("LA", ((0, 255), (255, 255)))],
-)  # fmt: skip
+@pytest.mark.parametrize(("mode", "values"), [
+    ("1", (0, 1)), ("L", (0, 255)), ("L", (0, 1)), ("L", (0, 100)), ("P", (0, 3)), ("I;16", (0, 65535)),
+    ("I;16", (0, 1)), ("RGB", ((0, 0, 0), (250, 50, 83))), ("RGB", ((0, 0, 0), (0, 0, 128))),
+    ("RGBA", ((255, 255, 255, 0), (255, 255, 255, 255))), ("LA", ((0, 255), (255, 255))),
+])  # fmt: skip
 def test_masks_of_every_depth_mark_the_same(tmp_path, mode, values):
     marked = np.zeros((20, 30), bool)
     marked[5:10, 5:20] = True
