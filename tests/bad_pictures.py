@@ -135,26 +135,22 @@ def odd() -> tuple[OddPicture, ...]:
         for n in range(1, 9)
         for stored, exif in (_turned(page, n),)
     )
+    forms = (
+        *((kind.lower(), page, kind, {}) for kind in ("PNG", "WEBP", "TIFF", "BMP")),
+        ("jpeg", page, "JPEG", {"quality": 95}), ("cmyk-jpeg", page.convert("CMYK"), "JPEG", {"quality": 95}),
+        ("cmyk-tiff", page.convert("CMYK"), "TIFF", {}), ("palette-png", page.quantize(8), "PNG", {}),
+        ("alpha-png", clear, "PNG", {}), ("alpha-webp", clear, "WEBP", {"lossless": True}),
+        ("jpeg-progressive", page, "JPEG", {"quality": 95, "progressive": True}),
+        ("lzw-tiff", page, "TIFF", {"compression": "tiff_lzw"}), ("animated-png", page, "PNG", frames),
+        ("animated-webp", page, "WEBP", {"lossless": True, **frames}), ("paged-tiff", page, "TIFF", frames),
+    )  # fmt: skip
+    plain = {
+        "grey-png": page.convert("L"), "grey-alpha-png": page.convert("LA"), "two-colour-png": page.convert("1"),
+        "16-bit-png": sixteen, "one-pixel": Image.new("RGB", (1, 1)), "thin": Image.new("RGB", (3000, 1)),
+    }  # fmt: skip
     return (
-        *turned,
-        *(OddPicture(k.lower(), encoded(page, k), size) for k in ("PNG", "WEBP", "TIFF", "BMP")),
-        OddPicture("jpeg", encoded(page, "JPEG", quality=95), size),
-        OddPicture("cmyk-jpeg", encoded(page.convert("CMYK"), "JPEG", quality=95), size),
-        OddPicture("cmyk-tiff", encoded(page.convert("CMYK"), "TIFF"), size),
-        OddPicture("palette-png", encoded(page.quantize(8), "PNG"), size),
-        OddPicture("alpha-png", encoded(clear, "PNG"), size),
-        OddPicture("alpha-webp", encoded(clear, "WEBP", lossless=True), size),
-        OddPicture("jpeg-progressive", encoded(page, "JPEG", quality=95, progressive=True), size),
-        OddPicture("lzw-tiff", encoded(page, "TIFF", compression="tiff_lzw"), size),
-        OddPicture("animated-png", encoded(page, "PNG", **frames), size),
-        OddPicture("animated-webp", encoded(page, "WEBP", lossless=True, **frames), size),
-        OddPicture("paged-tiff", encoded(page, "TIFF", **frames), size),
-        OddPicture("grey-png", encoded(page.convert("L"), "PNG"), size, plain=True),
-        OddPicture("grey-alpha-png", encoded(page.convert("LA"), "PNG"), size, plain=True),
-        OddPicture("two-colour-png", encoded(page.convert("1"), "PNG"), size, plain=True),
-        OddPicture("16-bit-png", encoded(sixteen, "PNG"), size, plain=True),
+        *turned, *(OddPicture(name, encoded(image, kind, **how), size) for name, image, kind, how in forms),
+        *(OddPicture(name, encoded(image, "PNG"), image.size, plain=True) for name, image in plain.items()),
         OddPicture("16-bit-tiff", encoded(sixteen, "TIFF"), size, plain=True),
         OddPicture("16-bit-rgb-png", png(*size, deep * size[1], depth=16), size, plain=True),
-        OddPicture("one-pixel", encoded(Image.new("RGB", (1, 1)), "PNG"), (1, 1), plain=True),
-        OddPicture("thin", encoded(Image.new("RGB", (3000, 1)), "PNG"), (3000, 1), plain=True),
-    )
+    )  # fmt: skip

@@ -47,12 +47,10 @@ def test_families_answer_alike_with_each_in_one_batch(family):
 
 
 KNOBS = [
-    {},
-    {"temperature": 1.2, "seed": 3},
-    {"temperature": 0.8, "seed": 4, "top_k": 9, "top_p": 0.9, "min_p": 0.01},
+    {}, {"temperature": 1.2, "seed": 3}, {"temperature": 0.8, "seed": 4, "top_k": 9, "top_p": 0.9, "min_p": 0.01},
     {"temperature": 1.0, "seed": 5, "presence_penalty": 0.7, "frequency_penalty": 0.4, "repetition_penalty": 1.3},
     {"temperature": 0.0, "logit_bias": {7: 30.0}},
-]
+]  # fmt: skip
 
 
 def test_every_knob_draws_the_same_tokens_with_one_read_per_step():

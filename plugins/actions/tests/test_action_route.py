@@ -54,13 +54,10 @@ NO_PYTHON = ["{'descr': '<f4', 'shape': (1,", "(" * 99, '"' * 3, "{'descr': [], 
 REFUSED: dict[str, tuple[Any, type[FoveaError]]] = {
     "not an array": (b"hello", UnsupportedMedia),
     "pickled objects": (npy(np.array([{"a": 1}], dtype=object), allow_pickle=True), UnsupportedMedia),
-    "a bare pickle": (pickle.dumps([1, 2]), UnsupportedMedia),
-    "text": (npy(np.array(["a", "b"])), UnsupportedMedia),
+    "a bare pickle": (pickle.dumps([1, 2]), UnsupportedMedia), "text": (npy(np.array(["a", "b"])), UnsupportedMedia),
     "complex numbers": (npy(np.ones((2, 2), complex)), UnsupportedMedia),
-    "three axes": (npy(np.ones((2, 2, 2))), InvalidOption),
-    "nothing in it": (npy(np.ones((0, 4))), InvalidOption),
-    "not a number": (npy(np.array([[1.0, np.nan]])), InvalidOption),
-    "cut short": (npy(MATRIX)[:-8], Malformed),
+    "three axes": (npy(np.ones((2, 2, 2))), InvalidOption), "nothing in it": (npy(np.ones((0, 4))), InvalidOption),
+    "not a number": (npy(np.array([[1.0, np.nan]])), InvalidOption), "cut short": (npy(MATRIX)[:-8], Malformed),
     "a broken header": (b"\x93NUMPY\x01\x00\x10\x00{'descr': oh no", Malformed),
     "an unknown version": (b"\x93NUMPY\x09\x00" + bytes(40), Malformed),
     "a terabyte by its header": (TERABYTE, TooLarge),
@@ -71,7 +68,7 @@ REFUSED: dict[str, tuple[Any, type[FoveaError]]] = {
     "an archive of many": (_archive(**{f"a{i}": npy(MATRIX) for i in range(30)}), Malformed),
     "ragged rows": (((1.0, 2.0), (3.0,)), InvalidOption),
     **{f"a header that is no Python, {n}": (header(text), Malformed) for n, text in enumerate(NO_PYTHON)},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)

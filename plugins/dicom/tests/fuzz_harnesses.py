@@ -95,12 +95,8 @@ HARNESSES: dict[str, Harness] = {
         (make_zip(), make_zip(zipfile.ZIP_DEFLATED), make_zip(zipfile.ZIP_BZIP2), make_zip(zipfile.ZIP_LZMA)),
         words=(b"PK\x05\x06", b"PK\x01\x02", b"PK\x03\x04", b"PK\x06\x06", b"\x0e\0", b"\x0c\0", b"\xff\xfe"),
     ),
-    "dicom": Harness(
-        _segment,
-        _seeds(),
-        words=(
-            b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0", b"\xff\xff\xff\xff", b"SQ\0\0", b"DS", b"IS", b"US\x02\0",
-            b"OW", b"\x28\0\x10\0", b"\x28\0\x08\0", b"nan", b"1e999", b"1\\2", b"\0\0", b"YBR_FULL_422", b"-1",
-        ),
-    )
+    "dicom": Harness(_segment, _seeds(), words=(
+        b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0", b"\xff\xff\xff\xff", b"SQ\0\0", b"DS", b"IS", b"US\x02\0",
+        b"OW", b"\x28\0\x10\0", b"\x28\0\x08\0", b"nan", b"1e999", b"1\\2", b"\0\0", b"YBR_FULL_422", b"-1",
+    ))
 }  # fmt: skip

@@ -27,17 +27,10 @@ def _compare(data: bytes) -> object:
 
 
 HARNESSES: dict[str, Harness] = {
-    "systems": Harness(
-        _compare,
-        (
-            b"".join([_LABELS, b"\f", _LABELS.replace(b" 2", b" 0"), b"\f", _RUNS]),
-            _LABELS + b"\f" + _ROWS + b"\f" + _RUNS,
-        ),
-        words=(b"\f", b" 1000", b"1e308", b"-1e308", b"1 0 d1 2\n", b"9 Q0 d9 1 1 c\n", b"\xe2\x80\xa8", b"0"),
-    ),
-    "collection": Harness(
-        lambda data: parse_collection(*_split(data)),
-        (_COLLECTION,),
-        words=(b".I ", b".W\n", b".T\n", b"\f", b" 0 0\n", b"nan", b"\xc2\xb2"),
-    ),
-}
+    "systems": Harness(_compare, (
+        b"\f".join([_LABELS, _LABELS.replace(b" 2", b" 0"), _RUNS]), b"\f".join([_LABELS, _ROWS, _RUNS]),
+    ), words=(b"\f", b" 1000", b"1e308", b"-1e308", b"1 0 d1 2\n", b"9 Q0 d9 1 1 c\n", b"\xe2\x80\xa8", b"0")),
+    "collection": Harness(lambda data: parse_collection(*_split(data)), (_COLLECTION,), words=(
+        b".I ", b".W\n", b".T\n", b"\f", b" 0 0\n", b"nan", b"\xc2\xb2",
+    )),
+}  # fmt: skip

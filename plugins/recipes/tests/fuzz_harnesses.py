@@ -36,15 +36,13 @@ def _with_length(data: bytes) -> bytes:
 
 
 HARNESSES: dict[str, Harness] = {
-    "checkpoint": Harness(
-        with_file(read_unpickled, ".pth"),
-        (_saved({"a": torch.zeros(2, 3)}), _saved(nn.Linear(2, 3)), pickle.dumps({"a": [1, "b"]})),
-    ),
+    "checkpoint": Harness(with_file(read_unpickled, ".pth"), (
+        _saved({"a": torch.zeros(2, 3)}), _saved(nn.Linear(2, 3)), pickle.dumps({"a": [1, "b"]}),
+    )),
     "state-dict": Harness(with_file(_import, ".pth"), (_saved({"state_dict": _STATE}), _saved([1]))),
-    "safetensors": Harness(
-        with_file(_import, ".safetensors"),
-        (save(_STATE), save({"state_dict": torch.zeros(1)}, {"form": json.dumps(1)})),
-        words=(b'"F8_E4M3"', b'"BF16"', b'"shape":[0]', b"[0,0]", b"18446744073709551615", b'"a":', b"{}", b"]}}"),
-        repair=_with_length,
-    ),
-}
+    "safetensors": Harness(with_file(_import, ".safetensors"), (
+        save(_STATE), save({"state_dict": torch.zeros(1)}, {"form": json.dumps(1)}),
+    ), words=(
+        b'"F8_E4M3"', b'"BF16"', b'"shape":[0]', b"[0,0]", b"18446744073709551615", b'"a":', b"{}", b"]}}",
+    ), repair=_with_length),
+}  # fmt: skip

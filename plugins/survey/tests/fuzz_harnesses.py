@@ -40,20 +40,14 @@ def _part(media: bytes, *files: bytes) -> bytes:
 
 
 HARNESSES: dict[str, Harness] = {
-    "frames": Harness(
-        _frames,
-        (
-            *(b"image/gif\n" + encode_page(form, 3) for form in ("GIF", "TIFF", "WEBP", "PNG")),
-            b"video/x-motion-jpeg\n" + encode_page("JPEG") * 2,
-            _part(b"multipart/x-mixed-replace; boundary=x", encode_page("JPEG"), encode_page("GIF", 2)),
-            b'multipart/form-data; boundary="x"\n--x\r\ncontent-disposition: form-data; name="a"\r\n\r\n1\r\n--x--',
-        ),
-        words=(b"--x", b"\r\n\r\n", b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda\0\0", b"boundary=", b'name*="', b"\n"),
-    ),
+    "frames": Harness(_frames, (
+        *(b"image/gif\n" + encode_page(form, 3) for form in ("GIF", "TIFF", "WEBP", "PNG")),
+        b"video/x-motion-jpeg\n" + encode_page("JPEG") * 2,
+        _part(b"multipart/x-mixed-replace; boundary=x", encode_page("JPEG"), encode_page("GIF", 2)),
+        b'multipart/form-data; boundary="x"\n--x\r\ncontent-disposition: form-data; name="a"\r\n\r\n1\r\n--x--',
+    ), words=(b"--x", b"\r\n\r\n", b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xda\0\0", b"boundary=", b'name*="', b"\n")),
     "film": Harness(lambda data: _frames(b"video/mp4\n" + data), (_film(),), words=(b"moov", b"mdat", b"\0\0\0\1")),
-    "gpx": Harness(
-        parse_gpx,
-        (_TRACK,),
-        words=(b"-0001-01-01", b"9999-12-31T23:59:59-23:59", b"nan", b"1e999", b"<!DOCTYPE a>", b"&a;", b"+24:00"),
-    ),
-}
+    "gpx": Harness(parse_gpx, (_TRACK,), words=(
+        b"-0001-01-01", b"9999-12-31T23:59:59-23:59", b"nan", b"1e999", b"<!DOCTYPE a>", b"&a;", b"+24:00",
+    )),
+}  # fmt: skip

@@ -108,14 +108,11 @@ HARNESSES: dict[str, Harness] = {
     "grammar": Harness(
         _grammar,
         (
-            _asked(json=_SCHEMA),
-            _asked(regex="[a-c]{1,3}(x|y)*", whitespace_pattern="[ ]"),
-            _asked(choice=["yes", "no"]),
-            _asked(grammar='start: "a" b+\nb: /[0-9]/ | "(" start ")"'),
+            _asked(json=_SCHEMA), _asked(regex="[a-c]{1,3}(x|y)*", whitespace_pattern="[ ]"),
+            _asked(choice=["yes", "no"]), _asked(grammar='start: "a" b+\nb: /[0-9]/ | "(" start ")"'),
             _asked(grammar='root ::= "a" x*\nx ::= [0-9] | "(" root ")"'),
             json.dumps({"response_format": {"type": "json_schema", "json_schema": {"schema": _SCHEMA}}}).encode(),
-            _asked(json=_share_references(20)),
-            _asked(json={"anyOf": [{"const": i} for i in range(500)]}),
+            _asked(json=_share_references(20)), _asked(json={"anyOf": [{"const": i} for i in range(500)]}),
             _asked(json={"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(300)}}),
         ),
         words=(

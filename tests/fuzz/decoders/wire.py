@@ -49,19 +49,15 @@ def _scan_usage(data: bytes, *, is_stream: bool = True) -> object:
 
 _MESSAGE = encode_message(_CALL).SerializeToString()
 HARNESSES: dict[str, Harness] = {
-    "oip-json": Harness(
-        _decode_json,
-        (_encode_json(is_binary=False), _encode_json(is_binary=True)),
-        words=(b'"binary_data_size":', b'"shape":', b"[]", b"-1", b"1e999", b"NaN", b'"BYTES"', b"[" * 100),
-    ),
+    "oip-json": Harness(_decode_json, (_encode_json(is_binary=False), _encode_json(is_binary=True)), words=(
+        b'"binary_data_size":', b'"shape":', b"[]", b"-1", b"1e999", b"NaN", b'"BYTES"', b"[" * 100,
+    )),
     "oip-protobuf": Harness(_decode_protobuf, (_MESSAGE, b"\0" * 20), words=(b"\xff" * 9,)),
     "json-field": Harness(
         lambda data: read_json_field(data, "model"), (b'{"a": {"model": 1}, "model": "x"}', b'["\\"", {}]')
     ),
-    "usage": Harness(
-        _scan_usage,
-        (b'data: {"model":"m","choices":[{}],"usage":{"prompt_tokens":1}}\n\n',),
-        words=(b"data: ", b"\n\n", b"1e999", b"NaN", b"[]", b"null", b'"usage":', b"-1"),
-    ),
+    "usage": Harness(_scan_usage, (b'data: {"model":"m","choices":[{}],"usage":{"prompt_tokens":1}}\n\n',), words=(
+        b"data: ", b"\n\n", b"1e999", b"NaN", b"[]", b"null", b'"usage":', b"-1",
+    )),
     "json": Harness(lambda data: json.dumps(_scan_usage(data, is_stream=False)), (b'{"usage": {}}',)),
-}
+}  # fmt: skip

@@ -27,18 +27,14 @@ def _stateless(net, _length):
 
 
 MIXERS = {
-    "landmark": (
-        lambda: LandmarkGPT(VOCAB, 16, 2, 2, 4, 41, 64),
-        lambda net, length: LandmarkRequestSession(net.session(1, blocks=2), 0, length, [41]),
-    ),
-    "titans": (
-        lambda: titans_mac(VOCAB, 16, 2, 2, segment=8),
-        lambda net, _: TitansRequestSession("m", net.session(1), [41], 256),
-    ),
+    "landmark": (lambda: LandmarkGPT(VOCAB, 16, 2, 2, 4, 41, 64),
+                 lambda net, length: LandmarkRequestSession(net.session(1, blocks=2), 0, length, [41])),
+    "titans": (lambda: titans_mac(VOCAB, 16, 2, 2, segment=8),
+               lambda net, _: TitansRequestSession("m", net.session(1), [41], 256)),
     "routing": (lambda: RoutingLM(VOCAB, 16, 2, 2, 8, 1, 8, 8, 128), _stateless),
     "approximate": (lambda: DeconstructedLM(VOCAB, 16, 2, 2, "approximate", "hybrid", 128), _stateless),
     "nonapproximate": (lambda: DeconstructedLM(VOCAB, 16, 2, 2, "nonapproximate", "hybrid", 128), _stateless),
-}
+}  # fmt: skip
 """Small random mixers: each with its network, and how it opens the session of a prompt of some length."""
 
 
