@@ -20,6 +20,7 @@ from fovea.errors import InvalidOption, TooLarge
 from services.detection.boxes.drawing import class_colour
 from services.detection.servables.box_detector import BoxDetector
 from shared.registry import CallContext
+from shared.vision.draw import encode
 from shared.vision.servable import DataConfig
 from tests.harness.models import toy_card
 from tests.harness.rendering import predict_as
@@ -63,17 +64,14 @@ def _toy(side: int = 128) -> Toy:
     return Toy(CARD, Blobs(), DataConfig(side, NAMES))
 
 
-def _png(pixels: np.ndarray, **options: Any) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", **options)
-    return out.getvalue()
-
-
-def _squares(*corners: tuple[int, int, int], height: int = 96, width: int = 128, side: int = 16) -> bytes:
-    pixels = np.full((height, width, 3), 200, np.uint8)
+def _squares(
+    *corners: tuple[int, int, int], height: int = 96, width: int = 128, side: int = 16, **options: Any
+) -> bytes:
+    pixels, out = np.full((height, width, 3), 200, np.uint8), io.BytesIO()
     for x, y, shade in corners:
         pixels[y : y + side, x : x + side] = shade
-    return _png(pixels)
+    Image.fromarray(pixels).save(out, "PNG", **options)
+    return out.getvalue()
 
 
 def _one(detector: BoxDetector, request: DetectIn) -> DetectOut:
@@ -88,13 +86,13 @@ def test_boxes_are_pixels_of_the_original_also_scaled_and_turned_and_sizes_in_th
         ((20, 30, 36, 46), "crack", 0, 8, None), ((80, 60, 96, 76), "hole", 1, 8, None),
     ]  # fmt: skip
     assert (answer.width, answer.height, answer.slices, answer.counts) == (128, 96, 0, {"crack": 1, "hole": 1})
-    pixels = np.full((192, 256, 3), 200, np.uint8)
-    pixels[60:92, 40:72] = 0
-    (found,) = _one(_toy(), DetectIn(image=_png(pixels))).detections
+    large = {"height": 192, "width": 256, "side": 32}
+    (found,) = _one(_toy(), DetectIn(image=_squares((40, 60, 0), **large))).detections
     np.testing.assert_allclose(found.box, (40, 60, 72, 92), atol=2)
     exif = Image.Exif()
     exif[0x0112] = 6
-    (turned,) = _one(_toy(), DetectIn(image=_png(pixels, exif=exif.tobytes()))).detections
+    image = _squares((40, 60, 0), **large, exif=exif.tobytes())
+    (turned,) = _one(_toy(), DetectIn(image=image)).detections
     np.testing.assert_allclose(turned.box, (192 - 92, 40, 192 - 60, 72), atol=2)
     answer = _one(_toy(), DetectIn(image=_squares((20, 30, 0)), microns_per_pixel=0.5))
     microns = answer.detections[0].microns
@@ -143,11 +141,10 @@ def test_slices_find_what_is_too_small_for_the_whole_and_tell_an_object_on_their
         assert any(np.allclose(d.box, (x, y, x + 6, y + 6), atol=1) for d in sliced.detections)
     pixels = np.full((128, 300, 3), 200, np.uint8)
     pixels[50:70, 60:260] = 0
-    answer = _one(_toy(side=128), DetectIn(image=_png(pixels), tile=128))
+    answer = _one(_toy(side=128), DetectIn(image=encode(pixels), tile=128))
     assert len(answer.detections) == 1
     np.testing.assert_allclose(answer.detections[0].box, (60, 50, 260, 70), atol=3)
-    pixels = np.zeros((2400, 2400, 3), np.uint8)
-    (answer,) = _toy().predict([DetectIn(image=_png(pixels), tile=64)], CallContext())
+    (answer,) = _toy().predict([DetectIn(image=_squares(height=2400, width=2400), tile=64)], CallContext())
     assert isinstance(answer, TooLarge)
     assert answer.field == "tile"
 

@@ -240,10 +240,6 @@ def test_a_model_whose_heads_are_all_full_is_not_cut():
     assert len(engine.entries(1, 0).positions) == 6
 
 
-def complex_pairs(x: torch.Tensor) -> torch.Tensor:
-    return torch.complex(x[..., : x.shape[-1] // 2].double(), x[..., x.shape[-1] // 2 :].double())
-
-
 def turn(x: torch.Tensor, position) -> torch.Tensor:
     """Rotate complex pairs [...,f] to positions."""
     return x * torch.polar(torch.ones_like(THETA), THETA * position)
@@ -292,7 +288,7 @@ def test_calibration_averages_queries_before_their_rotation(qk_norm):
     texts = [[(7 * i + 3) % config.vocab for i in range(40)], [(5 * i + 1) % config.vocab for i in range(23)]]
 
     def attend(layer, q, k, v, _offset):
-        pairs = complex_pairs(q[0])
+        pairs = torch.complex(*q[0].double().chunk(2, -1))
         theta = 1 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).double() / config.head_dim)
         back = torch.polar(torch.ones(q.shape[1], len(theta)).double(), -torch.arange(q.shape[1])[:, None] * theta)
         seen.setdefault(layer, []).append(pairs * back[:, None])

@@ -99,16 +99,17 @@ def test_a_plain_answer_beside_tools_keeps_every_bit(roomy, monkeypatch):
 @pytest.mark.parametrize("is_single", [False, True])
 def test_an_answer_without_parallel_calls_ends_with_its_first(roomy, codec, monkeypatch, is_single):
     text = HermesParser.write_call("get_time", "{}")
-    monkeypatch.setattr(LogitRules, "apply", lambda self, logits: _force(codec.encode(f"{text}\n{text}"), self, logits))
+    tokens = codec.encode(f"{text}\n{text}")
+
+    def force(rules, logits):
+        """Logits under which these tokens come, and then the end."""
+        token = [*tokens, 256][min(int(rules._produced.sum()), len(tokens))]
+        return torch.full_like(logits, -1e4).index_fill(0, torch.tensor(token), 0.0)
+
+    monkeypatch.setattr(LogitRules, "apply", force)
     options = {"tools": TOOLS, "max_tokens": 3 * len(text), "frequency_penalty": 1e-9, "logit_bias": {"256": 1}}
     choice = say(roomy, parallel_tool_calls=not is_single, **options).choices[0]
     assert (len(choice.message.tool_calls), choice.finish_reason) == (2 - is_single, "tool_calls")
-
-
-def _force(tokens, rules, logits):
-    """Logits under which these tokens come, and then the end."""
-    token = [*tokens, 256][min(int(rules._produced.sum()), len(tokens))]
-    return torch.full_like(logits, -1e4).index_fill(0, torch.tensor(token), 0.0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
