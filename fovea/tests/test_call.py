@@ -277,8 +277,7 @@ def test_a_text_in_another_encoding_and_a_number_that_json_lacks_are_refused_bef
 
 def test_the_default_of_a_task_is_the_first_that_is_ready_or_loading():
     states = "segment failed", "segment ready", "chat failed", "detect loading", "detect ready"
-    served = dict(zip("abcde", states, strict=True))
-    entries = []
+    served, entries = dict(zip("abcde", states, strict=True)), []
     for name, (task, state) in ((name, text.split()) for name, text in served.items()):
         facts = {"task": task, "ready": state == "ready", "state": state}
         entries.append(ModelEntry(id=name, created=1, service="s", **facts))

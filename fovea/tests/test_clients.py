@@ -233,8 +233,7 @@ async def test_an_answer_that_nobody_reads_on_is_closed_at_once():
 
 
 async def test_a_stream_that_ends_without_its_mark_is_no_whole_answer():
-    chunk = b'data: {"id": "1", "created": 1, "model": "m", "choices": []}\n\n'
-    for sent in (chunk, b""):
+    for sent in (b'data: {"id": "1", "created": 1, "model": "m", "choices": []}\n\n', b""):
         transport = httpx2.MockTransport(lambda _, s=sent: httpx2.Response(200, content=s, headers=EVENT_STREAM))
         with Client(transport=transport) as client, pytest.raises(errors.NotReady, match="broke off"):
             list(client.chat_stream("hi"))

@@ -201,8 +201,7 @@ async def gateway(gateway_settings):
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(queue: Any = None, **changed: Any) -> Scene:
-            kept = gateway_settings.model_dump(exclude_unset=True)
-            settings = Settings(**{**kept, **changed})
+            settings = Settings(**{**gateway_settings.model_dump(exclude_unset=True), **changed})
             app = build_gateway(settings, queue)
             url = await stack.enter_async_context(listening(create_server(app, settings)))
             client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=20))

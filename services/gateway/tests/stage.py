@@ -148,8 +148,7 @@ class ForgetfulQueue:
             await asyncio.sleep(self.step_s)
             while step == self.last_step < 4:  # noqa: ASYNC110 - a test's thread sets it
                 await asyncio.sleep(0.01)
-        payload = self.payloads[job_id]
-        transport = httpx2.ASGITransport(self.app)
+        payload, transport = self.payloads[job_id], httpx2.ASGITransport(self.app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://stub") as client:
             answer = await client.post(payload.path, content=payload.body, headers=dict(payload.headers))
         done = {"finished": datetime.now(UTC), "progress": 1.0, "note": None}

@@ -275,8 +275,7 @@ def segmented(asked: SegmentIn, model: str = "disc") -> SegmentOut:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     radius = 0.2 if model == "disc-large" else 0.16
     probability = 1 / (1 + np.exp(24 * (np.hypot(x - 0.6 * width, y - 0.45 * height) / width - radius)))
-    inside = probability >= asked.threshold
-    overlay = picture.copy()
+    inside, overlay = probability >= asked.threshold, picture.copy()
     overlay[inside] = (0.55 * overlay[inside] + 0.45 * np.array([18, 214, 189])).astype(np.uint8)
     area = int(inside.sum())
     forms = {
@@ -353,8 +352,7 @@ class Seeing(Stub):
         asked = await self.note_form(request)
         names = ["boot", "dress", "hat", "shoe"]
         sure, turn = (0.8, 0) if asked["model"] == "first" else (0.6, 3)
-        sides = 2 if "tile" in asked else 1
-        results = []
+        sides, results = 2 if "tile" in asked else 1, []
         for place in range(sides * sides):
             order = names[(place + turn) % 4 :] + names[: (place + turn) % 4]
             row, column = divmod(place, sides)

@@ -141,8 +141,7 @@ def test_the_model_of_the_address_is_chosen_or_the_first_that_is_ready_and_the_c
     assert {query: chosen(f"/console/segment{query}") for query in models} == models
     (vectors,) = Sound(site.get("/console/chat").text).all("data-vectors")
     assert [one["id"] for one in json.loads(vectors)] == ["louder@1"]
-    facts = {"created": 1, "task": "segment", "service": "stub"}
-    states = {"a": "loading", "b": "ready"}
+    facts, states = {"created": 1, "task": "segment", "service": "stub"}, {"a": "loading", "b": "ready"}
     models = [ModelEntry(id=name, ready=name == "b", state=state, **facts) for name, state in states.items()]
     assert [select_model(models, name).id for name in (None, "nope", "b")] == ["a", "a", "b"]
     assert select_model([], None) is None

@@ -146,8 +146,7 @@ async def test_a_replica_is_told_the_scopes_and_what_it_says_is_audited(gateway,
         return JSONResponse({}, headers={AUDIT_HEADER: json.dumps(told)} if b"vector" in await request.body() else {})
 
     (key, text), (_, admin) = ring.add("ann", ("infer", "interventions")), ring.add("ops", ("infer", "admin"))
-    scene = await gateway(auth="keys")
-    upstream = await toy(extra=[Route("/v1/asks", chat, methods=["POST"])])
+    scene, upstream = await gateway(auth="keys"), await toy(extra=[Route("/v1/asks", chat, methods=["POST"])])
     scene.announce(upstream.url, routes=("/v1/asks",))
     forged = {"x-api-key": text, SCOPES_HEADER: "infer,admin,metrics"}
     answer = await scene.client.post("/v1/asks", json={"interventions": [{"vector": "calm@1"}]}, headers=forged)

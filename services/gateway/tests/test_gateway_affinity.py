@@ -68,8 +68,7 @@ def test_no_body_breaks_the_search_for_a_key(body):
 
 
 def test_homes_are_agreed_on_spread_and_bounded_and_a_replica_that_leaves_moves_only_its_own(monkeypatch):
-    replicas = [Stand(f"r{i}") for i in range(4)]
-    keys = [key(f"{number}" + LONG) for number in range(400)]
+    replicas, keys = [Stand(f"r{i}") for i in range(4)], [key(f"{number}" + LONG) for number in range(400)]
     before, other = ([LoadBalancer().pick("svc", seen, one).id for one in keys] for seen in (replicas, replicas[::-1]))
     assert before == other, "gateways agree without talking"
     after = [LoadBalancer().pick("svc", replicas[:3], each).id for each in keys]
@@ -116,8 +115,7 @@ def test_what_is_beyond_the_bound_goes_to_the_next_and_comes_back_and_a_holder_t
     balancer, replicas = LoadBalancer(), [Stand("a"), Stand("b"), Stand("c")]
     balancer.remember_affinity(held_key("t", "doc"), "b")
     assert balancer.pick("svc", replicas, held_key("t", "doc")).id == "b"
-    left = [replicas[0], replicas[2]]
-    successor = balancer.pick("svc", left, held_key("t", "doc"))
+    successor = balancer.pick("svc", [replicas[0], replicas[2]], held_key("t", "doc"))
     assert (successor.id != "b", balancer.pick("svc", replicas, held_key("t", "doc")) is successor) == (True, True)
 
 

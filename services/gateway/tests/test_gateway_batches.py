@@ -307,8 +307,7 @@ async def test_uploads_at_once_do_not_pass_the_quota_together(served, monkeypatc
             time.sleep(0.1)
 
     monkeypatch.setattr(files, "check_room", check_slowly)
-    threads = ThreadPoolExecutor(4)
-    asyncio.get_running_loop().set_default_executor(threads)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4))
     uploads = [asyncio.create_task(scene.client.post("/v1/files", files=form)) for _ in range(12)]
     await asyncio.sleep(0.3)
     begun = time.monotonic()

@@ -108,8 +108,7 @@ async def test_the_server_speaks_for_the_whole_fleet_and_so_many_calls_watch_its
     scene, channel = await front()
     assert pb.ServerLiveResponse.FromString(await call(channel, "ServerLive")).live
     assert not pb.ServerReadyResponse.FromString(await call(channel, "ServerReady")).ready
-    stub = health_pb2_grpc.HealthStub(channel)
-    kinds = health_pb2.HealthCheckResponse
+    stub, kinds = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckResponse
     assert (await stub.Check(health_pb2.HealthCheckRequest())).status == kinds.NOT_SERVING
     watched = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
     assert (await watched.read()).status == kinds.NOT_SERVING
@@ -310,8 +309,7 @@ def reset_rapidly(port: int, path: str, count: int) -> None:
         link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + build_frame(4, 0, 0))
         threading.Thread(target=lambda: [None for _ in iter(lambda: read_some(link), b"")], daemon=True).start()
         for first in range(0, count, 50):
-            streams = range(2 * first + 1, 2 * first + 101, 2)
-            cancel = struct.pack(">I", 8)
+            streams, cancel = range(2 * first + 1, 2 * first + 101, 2), struct.pack(">I", 8)
             link.sendall(b"".join(build_frame(1, 4, n, block) + build_frame(3, 0, n, cancel) for n in streams))
 
 
@@ -382,8 +380,7 @@ async def test_each_message_of_a_stream_passes_budget_place_and_ledger(fronted, 
     scene, channel = await fronted(auth="keys", max_body_bytes=4096)
     gateway, one = scene.app.state.gateway, scene.replica
     one.holds = asyncio.Event()
-    before = gateway.proxy.budget.left
-    stream = open_stream(channel, key)
+    before, stream = gateway.proxy.budget.left, open_stream(channel, key)
     await stream.write(INFER)
     await asyncio.wait_for(one.reached.wait(), SOON_S)
     assert (gateway.proxy.budget.left, gateway.fair._services["svc"].in_flight) == (before - len(INFER), 1)
@@ -399,8 +396,7 @@ async def test_each_message_of_a_stream_passes_budget_place_and_ledger(fronted, 
 async def test_a_message_of_a_stream_that_finds_no_memory_or_does_not_come_ends_it(fronted, ring, front):
     (_, alice), (_, bob) = ring.add("alice", ("infer",)), ring.add("bob", ("infer",))
     scene, channel = await fronted(auth="keys", max_body_bytes=4096)
-    budget = scene.app.state.gateway.proxy.budget
-    stream = open_stream(channel, alice)
+    budget, stream = scene.app.state.gateway.proxy.budget, open_stream(channel, alice)
     assert await exchange(stream) == ANSWER
     assert budget.take(budget.left // 2 - 2 * len(INFER), "alice"), "what alice's bodies hold meanwhile"
     await stream.write(pb.ModelInferRequest(model_name="pranet", raw_input_contents=[b"x" * 4000]).SerializeToString())

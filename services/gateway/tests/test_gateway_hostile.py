@@ -176,8 +176,7 @@ def test_metrics_have_a_port_of_their_own_that_wants_no_key(attacked):
 
 
 async def test_twenty_large_messages_without_a_key_take_no_memory(attacked):
-    before = resident_megabytes(attacked.pid)
-    large = [b"\x0a\x01x" + b"\0" * 60_000_000]
+    before, large = resident_megabytes(attacked.pid), [b"\x0a\x01x" + b"\0" * 60_000_000]
     sending = (asyncio.to_thread(send_grpc, attacked.grpc, "wrong", "ModelInfer", large) for _ in range(20))
     assert set(await asyncio.gather(*sending)) == {grpc.StatusCode.UNAUTHENTICATED}
     assert resident_megabytes(attacked.pid) - before < 100

@@ -180,8 +180,7 @@ FILM = {"requestBody": {"content": {"video/mp4": {"example": "@drive.mp4"}}}}
 
 
 async def test_the_document_and_the_page_are_made_once_compressed_and_known_by_their_etag(scene, monkeypatch):
-    made = []
-    join = openapi.join_documents
+    made, join = [], openapi.join_documents
     monkeypatch.setattr(openapi, "join_documents", lambda *given, **more: made.append(0) or join(*given, **more))
     monkeypatch.setattr(openapi, "MAX_AGE_S", 0.0)
     pages = [await scene.client.get(path) for path in ("/openapi.json", "/docs") * 3]
@@ -198,8 +197,7 @@ async def test_the_document_and_the_page_are_made_once_compressed_and_known_by_t
         assert (same.status_code, same.content) == (304, b"")
         assert (await scene.client.get(path, headers={"if-none-match": '"old"'})).status_code == 200
     scene.seg.documents["openapi"] = document("/v1/other", "Mask", "number")
-    changed = await scene.client.get("/openapi.json")
-    assert "/v1/other" in changed.json()["paths"]
+    assert "/v1/other" in (await scene.client.get("/openapi.json")).json()["paths"]
     assert ("/v1/other" in (await scene.client.get("/docs")).text, len(made)) == (True, 2)
 
 

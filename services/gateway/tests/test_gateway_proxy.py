@@ -307,8 +307,7 @@ async def test_an_answer_may_come_before_the_body_is_through(before):
         await writer.drain()
         await reader.read(2**16)
 
-    scene = await before(serve)
-    async with connected(scene.url) as (reader, writer), asyncio.timeout(5):
+    async with connected((await before(serve)).url) as (reader, writer), asyncio.timeout(5):
         writer.write(head(5_000_000) + b"x" * 100_000)
         assert (await request(reader))[1] == b"why"
 
@@ -341,8 +340,7 @@ async def test_a_caller_that_hangs_up_while_sending_stops_the_upload_and_a_slow_
             await writer.drain()
             sent += 100_000
 
-    scene = await before(serve)
-    async with connected(scene.url) as (_, writer):
+    async with connected((await before(serve)).url) as (_, writer):
         writer.write(head(0))
         await asyncio.sleep(0.7)
     assert 0 < sent < 50_000_000

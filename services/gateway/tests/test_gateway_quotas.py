@@ -320,10 +320,8 @@ def chatting() -> list[Route]:
 
 async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
     alice, bob = (ring.add(name, ("infer",), rate_per_minute=1000)[1] for name in ("alice", "bob"))
-    admin = ring.add("ops", ("admin",))[1]
-    scene = await gateway(auth="keys")
-    upstream = await toy(extra=chatting())
-    scene.announce(upstream.url, routes=("/v1/chat", "/v1/stream", "/v1/drawn"))
+    admin, scene = ring.add("ops", ("admin",))[1], await gateway(auth="keys")
+    scene.announce((await toy(extra=chatting())).url, routes=("/v1/chat", "/v1/stream", "/v1/drawn"))
 
     async def ask(path: str, key: str, method: str = "GET", **more: Any) -> Any:
         return await scene.client.request(method, path, headers={"x-api-key": key, **more})
@@ -353,8 +351,7 @@ async def test_a_tenant_sees_what_it_consumed(gateway, toy, ring):
 
 
 async def test_tokens_are_counted_against_the_key(gateway, toy, ring):
-    key = ring.add("alice", ("infer",), tokens_per_minute=12)[1]
-    scene = await gateway(auth="keys")
+    key, scene = ring.add("alice", ("infer",), tokens_per_minute=12)[1], await gateway(auth="keys")
     scene.announce((await toy(extra=chatting())).url, routes=("/v1/chat",))
     answers = [await scene.client.post("/v1/chat", headers={"x-api-key": key}) for _ in range(2)]
     assert ([answer.status_code for answer in answers], answers[1].headers["x-ratelimit-limit"]) == ([200, 429], "12")
@@ -367,8 +364,7 @@ async def test_a_stream_without_usage_counts_its_prompt_and_its_tokens_also_if_i
     event = b'data: {"choices": [{"delta": {"content": "several tokens"}}]}\n\n'
     comments = [b': usage {"tokens_in": 900.0}\n\n', b': usage {"tokens_in": 900.0, "tokens_out": 7.0}\n\n']
     stream = streaming((event + comments[0], event, comments[1] + b"data: [DONE]\n\n"), 0.02)
-    key = ring.add("alice", ("infer",), tokens_per_day=1000)[1]
-    scene = await gateway(auth="keys")
+    key, scene = ring.add("alice", ("infer",), tokens_per_day=1000)[1], await gateway(auth="keys")
     scene.announce((await toy(extra=[stream])).url, routes=("/v1/stream",))
     scene.client.headers["x-api-key"] = key
     answers = [await scene.client.post("/v1/stream") for _ in range(3)]
@@ -376,8 +372,7 @@ async def test_a_stream_without_usage_counts_its_prompt_and_its_tokens_also_if_i
     assert answers[0].content == event * 2 + b"data: [DONE]\n\n"
     (record,) = (await scene.client.get("/v1/usage")).json()["usage"]
     assert (record["tokens_in"], record["tokens_out"]) == (1800, 14)
-    key = ring.add("alice", ("infer",), tokens_per_day=2)[1]
-    scene = await gateway(auth="keys")
+    key, scene = ring.add("alice", ("infer",), tokens_per_day=2)[1], await gateway(auth="keys")
     upstream = await toy(extra=[streaming(map(write_event, range(1000)), 0.01)])
     scene.announce(upstream.url, routes=("/v1/stream",))
     scene.client.headers["x-api-key"] = key

@@ -75,8 +75,7 @@ async def test_what_leaves_something_behind_or_took_too_much_memory_is_not_sent_
 async def test_a_refused_connection_or_a_replica_that_is_not_or_says_not_ready_sends_us_to_the_next(
     gateway, toy, served
 ):
-    upstream = await toy(name="good")
-    scene = await gateway()
+    upstream, scene = await toy(name="good"), await gateway()
     dead = scene.announce(f"http://127.0.0.1:{free_port()}", name="dead")
     scene.announce(upstream.url, name="good").in_flight = 1
     assert (await scene.client.post("/v1/sessions", content=b"{}")).status_code == 200
@@ -235,8 +234,7 @@ async def test_a_request_is_held_starts_a_replica_and_is_answered_by_it_or_told_
 
 
 async def test_more_requests_of_a_tenant_than_may_wait_are_refused_at_once(start, toy, announced):
-    upstream = await toy()
-    announced.start(upstream.url)
+    announced.start((await toy()).url)
     scene = await start(auth="keys", max_queue_size=2, max_batch_size=1, rate_limit_rpm=1000)
     _, key = scene.app.state.gateway.keys.add("alice", ("infer",))
     announced.stop()

@@ -16,8 +16,7 @@ from shared.settings import Settings
 
 
 async def main(url: str, data_dir: str, ledger: str) -> None:
-    chosen = Settings(data_dir=Path(data_dir))
-    handle = os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    chosen, handle = Settings(data_dir=Path(data_dir)), os.open(ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(ticket: Ticket, what: str) -> None:
         os.write(handle, f"{ticket.id} {ticket.attempt} {os.getpid()} {what}\n".encode())

@@ -129,8 +129,7 @@ class Machine(RuleBasedStateMachine):
         for job in self.jobs.values():
             if job.delayed:
                 job.delayed, job.entry = False, self.next_turn()
-        wanted = self.expect_delivery(reclaim)
-        found = self.run(self.inbox.take(reclaim=reclaim))
+        wanted, found = self.expect_delivery(reclaim), self.run(self.inbox.take(reclaim=reclaim))
         if wanted is None:
             assert isinstance(found, NothingToDo)
             return
@@ -247,8 +246,7 @@ class Machine(RuleBasedStateMachine):
         over = [job_id for job_id, job in self.jobs.items() if self.expires(job)]
         if not over:
             return
-        job_id = data.draw(st.sampled_from(over), label="job")
-        client = self.queue._redis.client
+        job_id, client = data.draw(st.sampled_from(over), label="job"), self.queue._redis.client
         self.run(client.hset(redis_keys.key("job", job_id), "expires", 1))
         self.run(client.zadd(redis_keys.key("expiring"), {job_id: 1}))
         with pytest.raises(NotFound):

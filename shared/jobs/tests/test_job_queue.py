@@ -148,8 +148,7 @@ async def test_only_unsuccessful_jobs_can_be_tried_again_and_only_finished_ones_
 
 async def test_the_oldest_of_too_many_dead_letters_are_let_go(redis_url, queue, job_settings, payload):
     settings = job_settings.model_copy(update={"job_dead_letter_max": 2, "job_max_attempts": 1})
-    inbox = QueueConsumer(redis_url, "svc", settings)
-    ids = []
+    inbox, ids = QueueConsumer(redis_url, "svc", settings), []
     for _ in range(3):
         ids.append((await queue.submit(payload))[0].id)
         await inbox.retry(await take(inbox), Fault("Out of luck."), 0)
@@ -253,8 +252,7 @@ async def test_every_method_raises_not_ready_while_redis_is_away_and_a_wrong_pas
     with pytest.raises(NotReady, match="password"):
         await queue.counts("svc")
     await queue.close()
-    queue = RedisJobQueue("redis://127.0.0.1:1", job_settings)
-    some = "0" * 32
+    queue, some = RedisJobQueue("redis://127.0.0.1:1", job_settings), "0" * 32
     calls = [call(some, "ann") for call in (queue.get, queue.result, queue.cancel, queue.retry)]
     calls += [queue.submit(payload), queue.recent("ann"), queue.dead("ann"), anext(queue.events(some, "ann"))]
     calls += [queue.counts("svc"), queue.workers("svc")]

@@ -61,8 +61,7 @@ async def test_gateway_and_worker_of_two_machines_share_a_bucket(
         Settings(data_dir=tmp_path / name, object_store="s3://fovea/queue", job_inline_max_bytes=10, job_ttl_s=1)
         for name in ("gateway", "worker")
     ]
-    queue = RedisJobQueue(redis_url, machines[0])
-    inbox = QueueConsumer(redis_url, payload.service, machines[1])
+    queue, inbox = RedisJobQueue(redis_url, machines[0]), QueueConsumer(redis_url, payload.service, machines[1])
     body, answer = os.urandom(100_000), os.urandom(50_000)
     try:
         job, _ = await queue.submit(replace(payload, body=body))

@@ -168,8 +168,7 @@ async def test_what_is_asked_of_redis_names_worker_attempt_and_limits(job_settin
     await inbox.release(one)
     await inbox.leave()
     who, limits = ("svc", inbox.consumer), (job_settings.job_max_attempts, job_settings.job_dead_letter_max)
-    problem = codec.encode_problem(Fault("no"))
-    answer = Result(500, "text/plain", b"no")
+    problem, answer = codec.encode_problem(Fault("no")), Result(500, "text/plain", b"no")
     ttl_ms = job_settings.job_ttl_s * 1000
     assert script.calls == [
         ("take", *who, "", *limits, *codec.REQUEST_FIELDS), ("take", *who, "400", *limits, *codec.REQUEST_FIELDS),

@@ -312,8 +312,7 @@ async def test_connections_to_a_master_that_became_a_replica_find_the_new_one(ow
 async def test_sentinel_leads_to_the_master_also_after_it_died(payload, tmp_path):
     with run_fleet(tmp_path / "fleet") as (url, master):
         settings = Settings(redis_url=url, redis_password=PASSWORD, data_dir=tmp_path)
-        given = await asyncio.to_thread(RedisServer(settings).start)
-        assert PASSWORD not in given.safe_url
+        assert PASSWORD not in (await asyncio.to_thread(RedisServer(settings).start)).safe_url
         assert await _run_one_job(settings, payload) == b"done"
         writer, reader = (UsageLedger(settings.redis_url) for _ in range(2))
         today = dt.datetime.now(dt.UTC).date()

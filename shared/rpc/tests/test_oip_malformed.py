@@ -234,8 +234,7 @@ def test_one_output_without_typed_form_makes_the_answer_raw_text_is_utf8_and_par
 def test_a_request_is_decoded_with_its_parameters_and_its_timeout_in_microseconds():
     for timeout, seconds in ((250_000, 0.25), (0, None), ("9", None), (True, None), (10**400, 2**53 / 1e6)):
         assert InferCall("m", {}, parameters={"timeout": timeout}).timeout_s == seconds
-    feeds = {"x": np.float32([1, 2]), "y": np.array([b"t"], object)}
-    parameters = {"timeout": 9, "tag": "z"}
+    feeds, parameters = {"x": np.float32([1, 2]), "y": np.array([b"t"], object)}, {"timeout": 9, "tag": "z"}
     call = InferCall("m", feeds, id="7", requested={"a": True, "b": None}, binary=True, parameters=parameters)
     body = encode_json(call)
     back = oip_json.decode_request("m", "", body.join(), body.header_length)
@@ -349,8 +348,7 @@ def test_raw_tensors_are_views_of_the_bytes_that_they_came_in_or_aligned_copies(
 
 @given(st.lists(st.binary(max_size=50), max_size=5), st.integers(0, 300))
 def test_aligning_keeps_the_bytes(chunks, header_length):
-    whole = b"".join(chunks)
-    body = align(chunks, header_length)
+    whole, body = b"".join(chunks), align(chunks, header_length)
     assert bytes(body) == whole
     if whole:
         assert (np.frombuffer(body, np.uint8).ctypes.data + header_length) % 64 == 0

@@ -49,8 +49,7 @@ class MirrorEngine:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         array = feeds["in"]
         self.runs.append(array.shape)
-        sizes = np.full(array.shape[:1], array[0].size, np.int64)
-        return {"out": self.deed(array), "size": sizes}
+        return {"out": self.deed(array), "size": np.full(array.shape[:1], array[0].size, np.int64)}
 
     def close(self) -> None:
         """Nothing is held."""

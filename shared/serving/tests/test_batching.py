@@ -394,8 +394,7 @@ async def test_calls_that_still_wait_are_expected_back(doubler):
 async def test_company_is_waited_for_only_if_it_left_just_now(
     doubler, monkeypatch, clock, last_count, ended_ago, waits
 ):
-    slept = []
-    made = doubler(size=8, wait=10.0).made
+    slept, made = [], doubler(size=8, wait=10.0).made
     await made.close()
     for thread in made._threads:
         thread.join()
@@ -455,16 +454,14 @@ async def test_members_of_a_batch_have_spans_that_link_the_others(doubler, recor
         parent_of_what_runs.append(telemetry.context().traceparent)
         return Doubler.double(key, items, context)
 
-    work = doubler(note)
-    parents = [telemetry.span("member", parent="") for _ in range(2)]
+    work, parents = doubler(note), [telemetry.span("member", parent="") for _ in range(2)]
     await work.hold()
     for parent in parents:
         with telemetry.bind(traceparent=parent.traceparent):
             await work.add(1, rows=3)
     await work.finish()
     await work.made.close(1)
-    spans = recorded_spans.named("batch")
-    traces = [parent.traceparent.split("-")[1] for parent in parents]
+    spans, traces = recorded_spans.named("batch"), [parent.traceparent.split("-")[1] for parent in parents]
     assert [one.split("-")[1] for one in parent_of_what_runs[-1].split(",")] == traces
     assert [f"{span.context.trace_id:032x}" for span in spans] == traces
     for span, other in zip(spans, reversed(traces), strict=True):

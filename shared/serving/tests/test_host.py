@@ -69,8 +69,7 @@ async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve(s
 
 
 async def test_model_whose_own_example_fails_is_not_ready_and_is_closed(start, monkeypatch):
-    closed = []
-    kind = named(Echo, "f", example={"text": "bad"})
+    closed, kind = [], named(Echo, "f", example={"text": "bad"})
     monkeypatch.setattr(kind, "close", lambda self: closed.append(type(self)))
     host = await start({"f": kind})
     assert host.missing() == {"f": "The text is bad. Send another."}
@@ -120,8 +119,7 @@ async def test_one_of_many_requests_of_a_call_waits_while_others_fill_the_queue(
     host = await start({"toy/echo": Echo}, max_queue_size=1, max_batch_size=1, max_batch_delay_ms=0)
     calls = [Text(text=f"{n}", sleep=0.05) for n in range(6)]
     tries = (host.predict("toy/echo", call, CallContext()) for call in calls)
-    tried = await asyncio.gather(*tries, return_exceptions=True)
-    assert QueueFull in {type(answer) for answer in tried}
+    assert QueueFull in {type(answer) for answer in await asyncio.gather(*tries, return_exceptions=True)}
     answers = await asyncio.gather(*(host.predict_when_free("toy/echo", call, CallContext()) for call in calls))
     assert [answer.text for answer in answers] == [str(n) for n in range(6)]
 

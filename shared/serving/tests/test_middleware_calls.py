@@ -298,8 +298,7 @@ async def test_errors_of_any_kind_are_told_ours_keep_their_secret_and_health_say
         ("POST", "/extra?size=11", {"json": {"number": 1}}, 422, {"field": "size"}),
         ("POST", "/extra", BROKEN_JSON, 400, {"code": "malformed"}),
     ):
-        answer = await client.request(method, path, **how)
-        is_openai = path.startswith("/v1/models")
+        answer, is_openai = await client.request(method, path, **how), path.startswith("/v1/models")
         kind = "application/json" if is_openai else "application/problem+json"
         assert (answer.status_code, answer.headers["content-type"]) == (status, kind)
         assert (answer.json()["error"] if is_openai else answer.json()).items() >= told.items()

@@ -30,8 +30,7 @@ JSON = "application/json"
 
 @pytest.fixture(scope="module")
 def client():
-    app = build("mirrors", servables=MIRRORS, settings=limited())
-    with ready_client(app) as running:
+    with ready_client(build("mirrors", servables=MIRRORS, settings=limited())) as running:
         yield running
 
 
@@ -123,8 +122,7 @@ def test_stages_and_requests_are_counted_under_the_model_and_invented_names_are_
 async def test_a_large_response_is_sent_in_its_parts_and_none_compressed_for_codings_listed_by_habit(client):
     for accepted in ("gzip, deflate, br", "identity", "*", "br", ""):
         assert "content-encoding" not in infer(client, ONE, accept_encoding=accepted).headers
-    array = np.zeros(100_000, np.float32)
-    request = Request({"type": "http", "headers": []})
+    array, request = np.zeros(100_000, np.float32), Request({"type": "http", "headers": []})
     told = await oip_body.build_response(request, EncodedBody([b"{}", array.data.cast("B")], 2))
     sent: list[Any] = []
     await told({"type": "http"}, None, AsyncMock(side_effect=sent.append))  # type: ignore[arg-type]  # it asks for nothing

@@ -53,8 +53,7 @@ def test_every_datatype_comes_back_as_it_was_sent(datatype, triton):
     client, module = triton
     array = sample(datatype)
     result = client.infer(f"mirror/{datatype.lower()}", feed(module, array, datatype), request_id="r-7")
-    back = result.as_numpy("out")
-    np.testing.assert_array_equal(back, array, strict=True)
+    np.testing.assert_array_equal(result.as_numpy("out"), array, strict=True)
     assert result.as_numpy("size").tolist() == [3, 3]
     told = plain(result.get_response())
     assert (told["id"], told["model_name"], told["model_version"]) == ("r-7", f"mirror/{datatype.lower()}", "3")

@@ -310,8 +310,7 @@ def test_replicas_are_placed_on_loopback_healed_and_ended(cluster, data_dir):
     driver, link = cluster
     assert any(line == "placed\n" for line in driver.stdout)
     (slow,) = (ReplicaRecord.model_validate_json(value) for value in link.hvals(replicas_key("slow")))
-    asked = httpx2.get(f"{slow.http}/readyz")
-    assert asked.status_code == 200, "placed means that it can answer"
+    assert httpx2.get(f"{slow.http}/readyz").status_code == 200, "placed means that it can answer"
     assert (data_dir / "ray" / "r").exists()
     assert (data_dir / "ray").stat().st_mode & 0o777 == 0o700, "Ray opens its own folder for everybody"
     first, second = wait_until(lambda: len(found := ready(link)) == 2 and found, 90)

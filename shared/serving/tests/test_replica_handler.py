@@ -277,8 +277,7 @@ async def test_what_is_no_task_of_the_host_goes_elsewhere_progress_reaches_the_t
 
 
 async def test_the_model_sees_job_and_tenant_and_no_deadline_and_a_cancel_stops_it(client, run, monkeypatch):
-    seen = []
-    host = client.app.state.host
+    seen, host = [], client.app.state.host
     predict = host.predict
 
     async def look(name, request, context):

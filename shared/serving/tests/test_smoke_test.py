@@ -184,8 +184,7 @@ def test_rooms_that_are_left_out_or_broken_are_findings_and_hide_nothing(machine
     assert found(machine(), "rooms") == [Diagnosis("rooms", "note", told)]
 
     typos = [EntryPoint(f"{name}.mine", "mine.models", discovery.MODELS) for name in ("detecton", "detection")]
-    real = room.plugins.entries
-    entries = {(discovery.MODELS,): typos}
+    real, entries = room.plugins.entries, {(discovery.MODELS,): typos}
     monkeypatch.setattr(room.plugins, "entries", lambda *of: (*real(*of), *entries.get(of, [])))
     monkeypatch.setattr(room, "entry_points", lambda: SimpleNamespace(groups={"fovea.model", "fovea.models", "other"}))
     no_service, no_package, no_group = (finding.detail for finding in found(machine(), "rooms")[1:])
