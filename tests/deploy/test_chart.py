@@ -12,7 +12,7 @@ import yaml
 from fovea_rollouts.traffic_plans import PLANS
 from services.llm_longctx import generation_metrics
 from shared.serving.metrics_server import GpuMemory
-from shared.serving.tests.test_watchdog import TwoDevices
+from shared.serving.tests.test_watchdog import TWO_DEVICES
 from shared.settings import Settings
 from shared.telemetry import metrics
 from tests.deploy.tools import ROOT, helm, needs_helm, run
@@ -310,7 +310,7 @@ def test_schema_describes_exactly_the_values():
 
 def test_dashboard_asks_only_for_metrics_that_exist():
     names = {m._name for room in (metrics, generation_metrics) for m in vars(room).values() if hasattr(m, "_name")}
-    names |= {family.name for family in GpuMemory(TwoDevices()).collect()}
+    names |= {family.name for family in GpuMemory(TWO_DEVICES).collect()}
     panels = json.loads((CHART / "dashboards/fovea.json").read_text("utf8"))["panels"]
     asked = {w for p in panels for t in p["targets"] for w in re.findall(r"fovea_[a-z0-9_]+", t["expr"])}
     assert {re.sub(r"_(total|bucket|sum|count)$", "", a) for a in asked} <= names

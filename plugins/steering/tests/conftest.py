@@ -3,7 +3,7 @@
 import pytest
 
 from services.llm_longctx.api import lora, methods
-from services.llm_longctx.tests.conftest import Server, _one_thread, app_of, client, codec, decoder, folder  # noqa: F401
+from services.llm_longctx.tests.conftest import Server, app_of, client, codec, decoder, folder, one_thread  # noqa: F401
 from tests.command import command_runner
 
 

@@ -25,7 +25,7 @@ from shared.local_names import is_loopback
 from shared.settings import Settings
 
 NAMES = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=20).map(lambda n: n.encode())
-VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30).map(lambda v: v.encode("latin-1"))
+VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), max_size=30).map(str.encode)
 
 
 FORM = b'--x\r\nContent-Disposition: form-data; name="%b"\r\nContent-Type: text/plain\r\n\r\nm2\r\n--x--'
@@ -51,7 +51,7 @@ def test_all_other_headers_cross_unchanged_and_in_order(headers):
     }  # fmt: skip
     plain = [(n, v) for n, v in headers if n not in ours and not n.startswith((b"x-fovea-", b"proxy-", b"x-request"))]
     passed = build_request_headers(make_context(plain))
-    kept = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in passed.items()]
+    kept = [(n.encode(), v.encode()) for n, v in passed.items()]  # as aiohttp writes them
     assert kept[: len(plain)] == plain
     added = (b"x-request-id", b"traceparent", b"x-fovea-tenant", b"x-fovea-scopes", b"idempotency-key")
     assert tuple(name for name, _ in kept[len(plain) :]) == added

@@ -321,12 +321,14 @@ def scrape(collector):
     return generate_latest(registry).decode()
 
 
+TWO_DEVICES = SimpleNamespace(
+    is_available=lambda: True, device_count=lambda: 2, memory_allocated=lambda device: 7 * device,
+    mem_get_info=lambda device: (10 * (device + 1), 100),
+)  # fmt: skip
+
+
 def test_each_device_has_used_free_and_allocated_bytes_and_none_without_a_gpu(monkeypatch):
-    devices = SimpleNamespace(
-        is_available=lambda: True, device_count=lambda: 2, memory_allocated=lambda device: 7 * device,
-        mem_get_info=lambda device: (10 * (device + 1), 100),
-    )  # fmt: skip
-    text = scrape(GpuMemory(devices))
+    text = scrape(GpuMemory(TWO_DEVICES))
     for sample in ('used_bytes{device="0"} 90.0', 'free_bytes{device="1"} 20.0', 'allocated_bytes{device="1"} 7.0'):
         assert f"fovea_gpu_memory_{sample}" in text
     assert scrape(GpuMemory()) == ""
