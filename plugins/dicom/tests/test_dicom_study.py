@@ -187,10 +187,11 @@ async def test_single_frames_of_a_series_are_one_segmentation_in_the_order_of_th
 
 async def test_films_other_series_other_studies_and_other_sizes_are_apart():
     found = await segment(
-        film(picture(), picture()), film(picture(), picture()), film(picture()), film(picture()),
-        film(picture()[:, :30].copy()), film(picture(), SeriesInstanceUID="9.1"),
+        film(picture(), SeriesInstanceUID="9.1"), film(picture(), picture()), film(picture(), picture()),
+        film(picture()), film(picture()), film(picture()[:, :30].copy()),
         film(picture(), SeriesInstanceUID="9.1", StudyInstanceUID="9.2"),
     )  # fmt: skip
+    assert [one.series for one in found.series] == [SERIES] * 4 + ["9.1"] * 2
     assert sorted(sum(len(one.frames) for one in series.instances) for series in found.series) == [1, 1, 1, 2, 2, 2]
     assert found.frames == 9
     assert {series.segmentation for series in found.series} == {series.report for series in found.series} == {None}

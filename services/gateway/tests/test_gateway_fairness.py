@@ -164,8 +164,9 @@ async def serve_in_turn(places: Places, requests: list[tuple[str, float]]) -> li
     return places.order[begun:]
 
 
-async def test_who_was_served_least_for_its_weight_is_next(fair):
-    requests = [*((f"ann{number}", 1.0) for number in (1, 2, 3)), *((f"bob{number}", 2.0) for number in (1, 2, 3, 4))]
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+async def test_who_was_served_least_for_its_weight_is_next(fair, weight):
+    requests = [*((f"ann{number}", weight) for number in (1, 2, 3)), *((f"bob{n}", 2 * weight) for n in (1, 2, 3, 4))]
     order = await serve_in_turn(Places(fair), requests)
     assert order == ["ann1", "bob1", "bob2", "ann2", "bob3", "bob4", "ann3"]
 

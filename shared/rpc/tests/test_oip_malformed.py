@@ -70,6 +70,7 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "shape of floats": (request({**X, "shape": [2.0], "data": [1, 2]}), None, r"shape\[0\] \(tensor 'x'\)"),
     "a million axes": (request({**X, "shape": [1] * 10**6, "data": [1]}), None, r"shape \(tensor 'x'\)"),
     "a million bad axes": (request({**X, "shape": ["1"] * 10**6, "data": [1]}), None, r"\(tensor 'x'\)"),
+    "33 axes": (request({**X, "shape": [1] * 33, "data": [1]}), None, "'x' has 33 axes; at most 32"),
     "negative shape": (request({**X, "shape": [-2], "data": [1, 2]}), None, "'x'.*axes are"),
     "overflowing shape": (request({**X, "shape": [2**40, 2**40], "data": []}), None, "'x'.*axes are"),
     "huge shape": (request({**X, "shape": [2**31 - 1] * 3, "data": []}), None, "'x'.*overflows"),
@@ -98,8 +99,9 @@ BAD_JSON: dict[str, tuple[Any, bytes | None, str]] = {
     "shared memory": (request({**X, "parameters": {"shared_memory_region": "r"}}), None, rf"^x: .*'x'.*{SHARED}\.$"),
     "classification": (request(GOOD, outputs=[asked("y", classification=3)]), None, f"^y: .*'y'.*{CLASSES}"),
     "sequence": (request(GOOD, parameters={"sequence_id": 7}), None, "^sequence_id: .*Sequences"),
-    "binary_data of text": (request(GOOD, outputs=[asked("y", binary_data="yes")]), None, "'binary_data' of 'y'"),
-    "binary_data_output of 1": (request(GOOD, parameters={"binary_data_output": 1}), None, "'binary_data_output'"),
+    "binary_data of text": (request(GOOD, outputs=[asked("y", binary_data="yes")]), None, "^y: .*'binary_data' of 'y'"),
+    "binary_data_output of 1": (request(GOOD, parameters={"binary_data_output": 1}), None, "^binary_data_output: "),
+    "text among numbers": (request({**X, "data": [1, "2"]}), None, "'x' of FP32 holds a value of type str"),
     "id a number": (request(GOOD, id=7), None, "id: "),
     "output without a name": (request(GOOD, outputs=[{}]), None, at(r"outputs\[0\]\.name")),
     "long name": (request({**GOOD, "name": "n" * 513}), None, at(r"inputs\[0\]\.name")),
@@ -132,6 +134,7 @@ def test_a_byte_order_mark_is_ignored_a_header_longer_than_the_body_malformed_an
 def test_nested_data_is_read_as_its_shape_says_and_json_and_binary_inputs_mix():
     call = decode(request({**X, "shape": [2, 1, 2], "data": [[[1, 2]], [[3, 4]]]}))
     assert call.feeds["x"].tolist() == [[[1, 2]], [[3, 4]]]
+    assert decode(request({**X, "shape": [1] * 32, "data": [7]})).feeds["x"].shape == (1,) * 32
     head = request({**X, "name": "a", "data": [1, 2]}, RAW, {**X, "name": "b", "data": [3, 4]}, {**RAW, "name": "z"})
     call = decode(head, np.arange(4, dtype="<f4").tobytes())
     found = {name: array.tolist() for name, array in call.feeds.items()}
