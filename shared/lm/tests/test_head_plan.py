@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fovea.errors import BadInput, Conflict, InvalidOption, Malformed, TooLarge
+from fovea.errors import BadInput, InvalidOption, Malformed, TooLarge
 from shared.lm import head_plan
 from shared.lm.builders import llama
 from shared.lm.head_plan import HeadPlan, ModelId, QueryCentres, grouped_max, top_share
@@ -169,13 +169,6 @@ def test_a_plan_that_changed_is_read_again_and_a_broken_one_is_told_to_who_asks(
     mine.put("mine.json", b"{")
     with pytest.raises(Malformed):
         plans.get("mine")
-
-
-def test_a_name_belongs_to_one_plan(objects):
-    for _ in range(2):
-        save_plan(plan(), objects, "tiny", "mine")
-    with pytest.raises(Conflict, match="mine"):
-        save_plan(plan("other"), objects, "tiny", "mine")
 
 
 @pytest.mark.parametrize("name", ["", "../up", "Big", "a/b", ".hidden"])
