@@ -22,7 +22,7 @@ def test_the_served_model_is_listed_and_answers_a_chat_with_its_usage(client):
 
 
 def test_a_stream_says_what_the_whole_answer_says(client):
-    for options in ({}, {"temperature": 1.0, "seed": 5}, {"n": 3, "seed": 1, "temperature": 1.0}, {"logprobs": True}):
+    for options in ({}, {"temperature": 1.0, "seed": 0}, {"n": 3, "seed": 1, "temperature": 1.0}, {"logprobs": True}):
         whole = say(client, **options)
         texts, reasons, roles, scored = {}, {}, [], {}
         for chunk in say(client, stream=True, **options):
