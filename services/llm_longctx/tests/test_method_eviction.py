@@ -15,12 +15,11 @@ from fovea.errors import BadInput, InvalidOption
 from services.interpretability.head_plans.statistic import query_centres
 from services.llm_longctx.engine import Engine, Request
 from services.llm_longctx.methods import kvzip, method
-from services.llm_longctx.methods.core.eviction.allocation import count_kept, keep_per_layer, pyramid_counts
+from services.llm_longctx.methods.core.eviction.allocation import count_kept, keep_per_layer
 from services.llm_longctx.methods.core.eviction.method import EvictionMethod
 from services.llm_longctx.methods.core.hook_inputs import CacheView, ScoringView
 from services.llm_longctx.methods.keydiff import KeyDiff
 from services.llm_longctx.methods.knorm import KNorm
-from services.llm_longctx.methods.snapkv import SnapKv
 from services.llm_longctx.methods.streaming_llm import StreamingLlm
 from services.llm_longctx.methods.tova import Tova
 from services.llm_longctx.tests.test_engine_pages import prompt
@@ -152,16 +151,6 @@ def test_cuts_while_decoding_are_the_published_ones(golden_llama, how):
 def test_counts(tokens, ratio, budget, kept):
     assert count_kept(tokens, ratio, budget) == kept
     assert StreamingLlm(ratio=ratio, budget=budget).counts(tokens, 3) == [kept] * 3
-
-
-@pytest.mark.parametrize(("tokens", "window", "beta", "ratio", "counts"), [
-    (512, 16, 2, 0.5, [384, 347, 311, 274, 238, 201, 165, 128]),
-    (512, 16, 20, 0.5, [496, 427, 359, 290, 222, 153, 85, 16]), (257, 16, 2, 0.25, [96, 87, 78, 69, 60, 50, 41, 32]),
-    (96, 16, 20, 0.5, [80, 71, 62, 53, 43, 34, 25, 16]), (96, 16, 2, 0.25, [24] * 8),
-])  # fmt: skip
-def test_pyramids_are_the_published_ones(tokens, window, beta, ratio, counts):
-    assert pyramid_counts(tokens, 8, ratio * tokens, window, beta) == counts
-    assert SnapKv(window=window, allocation="pyramid", beta=beta, ratio=ratio).counts(tokens, 8) == counts
 
 
 def test_the_newer_of_equal_entries_stays():
