@@ -286,12 +286,6 @@ def test_what_stands_before_braces_that_are_no_call_is_kept(text):
     assert (read(LlamaParser, [text]), read(LlamaParser, list(text))) == ((text, []), (text, []))
 
 
-@pytest.mark.parametrize("parser", [HermesParser, QwenParser])
-def test_text_before_a_call_is_content(parser):
-    pieces = ["Let me look.\n", parser.write_call("get_weather", '{"city": "Rome"}')]
-    assert read(parser, pieces) == ("Let me look.\n", [("get_weather", '{"city": "Rome"}')])
-
-
 @pytest.mark.parametrize("parser", [HermesParser, LlamaParser])
 def test_arguments_stream_as_they_come(parser):
     written = parser.write_call("get_weather", json.dumps({"city": "x" * 50}))
