@@ -112,18 +112,6 @@ async def reads_all(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
-async def test_what_is_no_request_passes_untouched():
-    seen = []
-
-    async def app(*given):
-        seen.append(given)
-
-    for kind in ("lifespan", "websocket"):
-        given = {"type": kind}, object(), object()
-        await ServiceMiddleware(app, "test", Settings())(*given)
-        assert (seen.pop(), given[0]) == (given, {"type": kind})
-
-
 async def test_app_sees_the_context_and_a_run_with_the_deadline_and_its_answer_gains_the_request_id():
     seen = {}
 
