@@ -122,24 +122,6 @@ def test_small_pages_go_back_with_the_last_of_a_page_of_the_system():
     assert float(small.keys[(first + 4) * 16, 0]) == 1, "what is held stays"
 
 
-@pytest.mark.parametrize("n", [3, 4, 9])
-def test_a_fork_shares_whole_pages_and_copies_the_rest(n):
-    memory = PagedCache(pool(), L, G)
-    feed(memory, n)
-    cut(memory, 1, 0, 1, 2)
-    before = memory.pool.held
-    twin = memory.fork()
-    assert memory.pool.held == before * 2 - (L * G - 1) * (n // P), "whole pages are shared"
-    for _ in range(6):
-        step(memory)
-    feed(twin, 1)
-    assert (told(twin, 0, 2), told(memory, 0, 2)) == (list(range(n + 1)), list(range(n + 6)))
-    memory.close()
-    assert told(twin, 0, 1) == list(range(n + 1)), "what is shared outlives the one who wrote it"
-    twin.close()
-    assert memory.pool.held == 0
-
-
 class Pages(RuleBasedStateMachine):
     """Sequences that open, read, decode, cut, fork and close in any order, in a pool that is too small for all."""
 
