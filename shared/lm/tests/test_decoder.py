@@ -158,13 +158,6 @@ def test_gpt2_has_no_position_behind_its_table():
         model(torch.zeros(1, 33, dtype=torch.long))
 
 
-def test_only_the_last_logits_are_computed_when_only_they_are_kept():
-    model = builders.llama(**SIZES, kv_heads=1)
-    ids = torch.arange(10)[None]
-    torch.testing.assert_close(model(ids, keep=2), model(ids)[:, -2:])
-    assert model(ids, keep=0).shape == (1, 0, 20)
-
-
 def test_angles_are_float32_in_every_dtype():
     theta = frequencies(DecoderConfig("llama", 8, 12, 2, 4, 2, 8, 8, 64, 1e-5, tied=True, rope_theta=100.0))
     assert theta.dtype == torch.float32
