@@ -104,16 +104,6 @@ def test_forks_share_the_past_and_not_the_future():
     torch.testing.assert_close(twin.values(0, 6)[:, 5:], -cache.values(0, 6)[:, 5:])
 
 
-def test_lowering_the_length_forgets_the_tail():
-    cache = KVCache(CONFIG)
-    k, v = piece(1, 6, 0)
-    cache.write(0, k, v, 0)
-    cache.length = 4
-    other = piece(1, 2, 1)
-    keys, _ = cache.write(0, *other, cache.length)
-    torch.testing.assert_close(keys.transpose(1, 2), torch.cat([k[:, :4], other[0]], 1))
-
-
 def test_a_cache_holds_no_gradients_and_fits_its_models_dtype():
     cache = KVCache(CONFIG, dtype=torch.bfloat16)
     k, v = piece(1, 3, 0).requires_grad_().unbind(0)
