@@ -165,20 +165,6 @@ async def test_body_of_exactly_the_limit_passes_and_one_byte_more_does_not():
         assert status == 413 or len(caller.answers[1]["body"]) == 1024
 
 
-async def test_app_s_own_words_for_what_we_refused_are_replaced_by_ours():
-    async def app(scope, receive, send):
-        try:
-            await reads_all(scope, receive, send)
-        except Exception:  # noqa: BLE001
-            await send({"type": "http.response.start", "status": 400, "headers": []})
-            await send({"type": "http.response.body", "body": b"There was an error parsing the body"})
-
-    caller = Caller(request(b"a" * 2000))
-    await through(app, caller, max_body_bytes=1024)
-    assert [message["type"] for message in caller.answers] == ["http.response.start", "http.response.body"]
-    assert (caller.answers[0]["status"], b"limit is 1,024" in caller.answers[1]["body"]) == (413, True)
-
-
 async def test_refused_request_whose_body_was_read_keeps_the_connection_and_an_error_later_breaks_the_answer_off():
     async def app(scope, receive, send):
         if (await receive())["body"]:
