@@ -195,7 +195,6 @@ async def client(start_client, tmp_path):
 
 async def test_a_flood_of_parts_is_413_and_the_first_wrong_message_ends_validation(client):
     body = b'{"numbers":[' + b"[]," * MAX_PARTS + b"1]}"
-    body = b'{"numbers":[' + b"[]," * MAX_PARTS + b"1]}"
     for kind in (JSON, "application/x+json; charset=utf-8"):
         answer = await client.post("/v1/strict", content=body, headers={"content-type": kind})
         assert (answer.status_code, answer.json()["code"]) == (413, "too_large")

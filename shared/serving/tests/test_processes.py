@@ -150,7 +150,6 @@ time.sleep(60)
     supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     watch, child = (int(word) for word in supervisor.stdout.readline().split())
     wait_until(lambda: ignores(watch, signal.SIGTERM), 60)
-    wait_until(lambda: ignores(watch, signal.SIGTERM), 60)
     for number in (signal.SIGTERM, signal.SIGINT):  # only the supervisor's end counts
         os.kill(watch, number)
     time.sleep(0.2)
