@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import block_diag, hadamard
 
 from fovea.errors import InvalidOption
 from services.llm_longctx.engine import Engine
@@ -75,14 +76,9 @@ def test_a_page_lies_as_documented():
 
 
 def sylvester(d: int) -> torch.Tensor:
-    """Hadamard blocks by their definition: entry (i,j) has the sign of the number of common binary digits."""
-    matrix, at = torch.zeros(d, d, dtype=torch.float64), 0
-    for n in (1 << digit for digit in range(9, -1, -1) if d >> digit & 1):
-        for i in range(n):
-            for j in range(n):
-                matrix[at + i, at + j] = (-1) ** (i & j).bit_count() / math.sqrt(n)
-        at += n
-    return matrix
+    """Hadamard blocks, the largest first, of the powers of two that add up to the width."""
+    sizes = [1 << digit for digit in range(9, -1, -1) if d >> digit & 1]
+    return torch.from_numpy(block_diag(*(hadamard(n) / math.sqrt(n) for n in sizes)))
 
 
 def sign(head: int, channel: int) -> int:
