@@ -23,7 +23,6 @@ from services.llm_longctx.kernels.packed_pages.reference import pack as pack_ref
 from services.llm_longctx.kernels.quantized_linear import pack
 from services.llm_longctx.kernels.quantized_linear import reference as multiply_reference
 from services.llm_longctx.kernels.sampling import SamplingRows, sample
-from services.llm_longctx.kernels.sampling.reference import keep_likeliest
 from services.llm_longctx.kernels.sampling.rows import RowSettings
 from services.llm_longctx.tests.interpreted import KERNELS, interpreted
 from services.llm_longctx.tests.test_kernels import DTYPES, LENGTHS, agree, in_pages, in_tensors, prefill, ragged
@@ -279,13 +278,6 @@ def test_rotations_agree_with_torch(batches, d):
         assert torch.allclose(found, wanted, atol=1e-6)
 
 
-def test_gates_agree_with_torch():
-    kernel = importlib.import_module(f"{KERNELS}decoder_ops.triton")
-    opening, opened = torch.randn(2, 3, 700) * 20
-    wanted = torch.nn.functional.silu(opening) * opened
-    assert torch.allclose(kernel.open_gate(opening, opened), wanted, rtol=1e-5)
-
-
 def test_layers_multiply_with_their_few_bit_matrices_up_to_a_few_rows():
     torch.manual_seed(0)
     layers = [torch.nn.Linear(96, 40, bias=i == 0) for i in range(2)]
@@ -356,13 +348,3 @@ def test_the_first_and_the_last_share_take_tokens_that_are_left(monkeypatch):
     logits = torch.nn.functional.pad(torch.tensor([[1.0, 4.0, 2.0, 3.0]]), (0, 30), value=-torch.inf)
     for share, wanted in ((0.0, 1), (1 - 2**-53, 3)):  # in float32 the share is 1
         assert sample(logits, rows_of({"top_k": 2}, [share]), backend="triton").tolist() == [wanted]
-
-
-def test_the_oracle_draws_from_the_distribution():
-    logits = torch.randn(20, generator=torch.Generator().manual_seed(3)) * 2
-    limits = {"temperature": 0.8, "top_k": 6, "top_p": 0.9, "min_p": 0.02}
-    rows = rows_of(limits, (np.arange(3000) + 0.5) / 3000)
-    found = torch.bincount(sample(logits.expand(3000, 20), rows, backend="reference"), minlength=20)
-    kept = keep_likeliest(logits.double(), RowSettings(**limits))
-    assert 1 < int((kept > 0).sum()) <= 6
-    assert (found / 3000 - kept / kept.sum()).abs().max() < 1e-3
