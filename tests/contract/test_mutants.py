@@ -49,19 +49,6 @@ def test_wrong_judge_is_refused(kind, check):
         check(Bench(kind))
 
 
-ANSWER = {"score": 1.0, "text": "a", "rows": [1, 2], "times": 0.0}
-
-
-@pytest.mark.parametrize(("first", "second", "count"), [
-    (ANSWER, ANSWER | {"times": 9.0}, 0), (ANSWER, ANSWER | {"score": 1.00001}, 0),
-    (ANSWER, ANSWER | {"score": 1.001}, 1), (ANSWER | {"score": float("nan")}, ANSWER, 1),
-    (ANSWER, ANSWER | {"text": "b"}, 1), (ANSWER, ANSWER | {"rows": [1]}, 1),
-    (ANSWER, ANSWER | {"rows": [1, 3]}, 1), ([ANSWER], [ANSWER, ANSWER], 1), ({"a": 1}, {"b": 1}, 1),
-])  # fmt: skip
-def test_differences_are_counted(first, second, count):
-    assert len(differences(first, second)) == count
-
-
 def test_pictures_are_compared_by_their_pixels():
     page = np.zeros((50, 50, 3), np.uint8)
     near, far = page.copy(), page.copy()
