@@ -25,8 +25,7 @@ from services.llm_longctx.engine.quality.fidelity_monitor import FidelityMonitor
 from services.llm_longctx.methods import method
 from services.llm_longctx.serving.method_selection import select_policy
 from services.llm_longctx.tests.conftest import MODEL, Server, app_of, go_on
-from services.llm_longctx.tests.test_engine_pages import DUO, TINY_PLAN, prompt
-from services.llm_longctx.tests.test_scheduler import ask, run
+from services.llm_longctx.tests.test_engine_pages import DUO, TINY_PLAN, ask, prompt, run
 from shared import telemetry
 from tests.harness.waiting import wait_until as until
 
