@@ -22,11 +22,27 @@ from shared.serving.jobs import replica_directory, replica_handler
 from shared.serving.jobs.host_handler import HostJobHandler
 from shared.serving.jobs.replica_directory import ReplicaDirectory
 from shared.serving.jobs.replica_handler import ReplicaJobHandler
-from shared.serving.tests.tickets import Ticket
 from shared.serving.tests.toys import PNG
 from shared.settings import Settings
 from tests.harness.scripted import scripted
 from tests.harness.waiting import sleep_through_a_cancel, until
+
+
+class Ticket:
+    """A `Ticket` of `shared.jobs.queue`: it remembers what it was told, and is cancelled by the test."""
+
+    id = "j" * 32
+    attempt = 1
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, str | None]] = []
+        self.stop = asyncio.Event()
+
+    async def progress(self, fraction: float, note: str | None = None) -> None:
+        self.told.append((fraction, note))
+
+    async def wait_until_cancelled(self) -> None:
+        await self.stop.wait()
 
 
 @pytest.fixture
