@@ -27,10 +27,6 @@ def applies_to(condition: Callable[[Kind], object]) -> Callable[[Check], Check]:
     return note
 
 
-def applicable(checks: Iterable[Check], kind: Kind) -> list[Check]:
-    return [check for check in checks if _CONDITIONS.get(check, bool)(kind)]
-
-
 def case(subject: Any, check: Callable[..., None], *marks: pytest.MarkDecorator) -> Any:
     """One check on one subject, a name or a class, as a parameter of a test."""
     name = subject if isinstance(subject, str) else subject.__name__
@@ -54,7 +50,8 @@ def cases_of(
     kinds: Mapping[str, Kind], checks: Iterable[Callable[..., None]], always: Callable[..., bool] = _each
 ) -> list[Any]:
     """Each class, by its name, with those of the checks that apply to it."""
-    return cases({name: applicable(checks, kind) for name, kind in kinds.items()}, always)
+    chosen = {name: [one for one in checks if _CONDITIONS.get(one, bool)(kind)] for name, kind in kinds.items()}
+    return cases(chosen, always)
 
 
 def has_engine(kind: Kind) -> bool:
