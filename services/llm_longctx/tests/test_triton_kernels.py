@@ -25,7 +25,7 @@ from services.llm_longctx.kernels.quantized_linear import reference as multiply_
 from services.llm_longctx.kernels.sampling import SamplingRows, sample
 from services.llm_longctx.kernels.sampling.rows import RowSettings
 from services.llm_longctx.tests.interpreted import KERNELS, interpreted
-from services.llm_longctx.tests.test_kernels import DTYPES, LENGTHS, agree, in_pages, in_tensors, prefill, ragged
+from services.llm_longctx.tests.test_kernels import DTYPES, LENGTHS, agree, in_pages, in_tensors, ragged
 from shared.lm.blocks import OffsetRMSNorm
 from shared.lm.quantization import quantize
 from shared.lm.rope import rotate, rotation
@@ -34,13 +34,6 @@ from tests.harness.hypothesis_profiles import in_depth
 
 pytest.importorskip("triton", reason="triton is not installed: its wheels are for Linux")
 pytestmark = pytest.mark.usefixtures("interpreter")
-
-
-def test_prefill_reads_tensors_that_lie_crosswise():
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(40, heads, 16).transpose(0, 1) for heads in (4, 2, 2))
-    case = (q, k, v, kernels.BlockCsr.dense(2, 40, 12))
-    agree(q, prefill(case, "triton"), prefill(case, "reference"))
 
 
 def test_parts_of_a_long_problem_make_one_softmax():
