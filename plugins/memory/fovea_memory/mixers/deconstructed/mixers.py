@@ -142,7 +142,7 @@ def layout(kind: Layout, layers: int, variant: Variant) -> list[str]:
     return [odd if i % 2 == 0 or kind == "uniform" else "standard" for i in range(layers)]
 
 
-def cache_bytes(variant: Variant, batch: int, length: int, width: int, heads: int, itemsize: int = 2) -> int:
+def cache_bytes(variant: Variant, batch: int, length: int, width: int, heads: int, itemsize: int) -> int:
     """Bytes of a layer's state in decoding: the paper's formulas.
 
     For `approximate` it is what the recurrence really holds; the paper leaves out the second-order term.
