@@ -243,15 +243,6 @@ def place(engine="auto", **more):
     return LoadContext(engine=engine, threads=1, **more)
 
 
-@pytest.mark.parametrize(("wish", "got"), [("auto", "onnx"), ("onnx", "onnx"), ("torch", "torch")])
-def test_wished_engine_is_opened(forms, wish, got):
-    engine = open_engine(place(wish), forms)
-    assert engine.name == got
-    x = np.ones((2, 3), np.float32)
-    assert (next(iter(engine.run({"x": x}).values())) == x).all()
-    engine.close()
-
-
 def test_auto_goes_on_to_torch_when_the_graph_does_not_open_and_says_what_was_tried_when_nothing_does(tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
