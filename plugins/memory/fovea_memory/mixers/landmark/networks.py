@@ -19,7 +19,7 @@ from shared.lm.config import DecoderConfig
 from shared.registry import builder
 
 
-class _LandmarkLM(nn.Module):
+class LandmarkLM(nn.Module):
     """Base of both networks: the uncached forward pass of training, and sessions.
 
     Attributes:
@@ -77,7 +77,7 @@ class _LandmarkLM(nn.Module):
 
     def session(self, batch: int = 1, **options: Any) -> LandmarkSession:
         """Start a stream that is read chunk by chunk; options are those of `LandmarkSession`."""
-        return LandmarkSession(cast("Any", self), batch, **options)
+        return LandmarkSession(self, batch, **options)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load official weights; buffers that the network makes itself may be in the file or not."""
@@ -127,7 +127,7 @@ class _GPTBlock(nn.Module):
 
 
 @builder("landmark-gpt")
-class LandmarkGPT(_LandmarkLM):
+class LandmarkGPT(LandmarkLM):
     """A GPT-2 shape without biases, output tied to the embedding, rotary positions on interleaved pairs."""
 
     optional = ("wpe.freqs", "attn.bias", "lm_head.weight")
@@ -169,7 +169,7 @@ class _LlamaBody(nn.Module):
         self.norm = RMSNorm(config.width, config.norm_eps)
 
 
-class LandmarkLlama(_LandmarkLM):
+class LandmarkLlama(LandmarkLM):
     """LLaMA with landmark attention: the decoder's own blocks, rotary positions on halves."""
 
     optional = ("rotary_emb.inv_freq",)

@@ -1,22 +1,25 @@
 """Streaming inference of a landmark model: full blocks go to a store, each query fetches its top k (section 3.2).
 
 Positions are *stingy*: whatever the length of the stream, the model sees k + 1 block slots before the current chunk.
-Knows networks by the `LandmarkNetwork` protocol and stores by append and fetch; knows no server.
+Knows the networks' layers and stores by append and fetch; knows no server.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fovea_memory.mixers.landmark.attention import grouped_softmax
 from fovea_memory.mixers.landmark.block_store import BlockStore, resolve_home
 from shared.lm.host_transfer import take_rows
+
+if TYPE_CHECKING:
+    from fovea_memory.mixers.landmark.networks import LandmarkLM
 
 Selection = Literal["per_token_and_head", "max_over_heads", "max_over_tokens"]
 Positions = Literal["exact", "released"]
@@ -26,34 +29,6 @@ Rotate = Callable[[Tensor, Tensor], Tensor]
 
 AGE_BONUS = 1e-5
 """Bonus of a block's rank for its age: exact ties (all keys of layer 0 are the same) go to the newest."""
-
-
-class LandmarkNetwork(Protocol):
-    """The parts of a network that a session needs."""
-
-    block: int
-    landmark_id: int
-
-    @property
-    def layers(self) -> list[Any]:
-        """Blocks in order, each with `project`, `output` and `feed`."""
-        ...
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Residual stream [B,T,D] of tokens."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights, of which the first says on which device it lies."""
-        ...
-
-    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Rotary positions on x [...,d]."""
-        ...
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Final norm and output matrix."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +52,7 @@ class LandmarkSession:
 
     def __init__(
         self,
-        net: LandmarkNetwork,
+        net: LandmarkLM,
         batch: int = 1,
         *,
         blocks: int = 2,
