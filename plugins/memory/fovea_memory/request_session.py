@@ -3,9 +3,10 @@
 Knows tokens and logits; knows no model.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -17,10 +18,14 @@ class RequestSession(ABC):
     """Session of one request. Belongs to the scheduler's thread from its opening to its close.
 
     Attributes:
+        session: The stream of the model.
         num_read: Tokens of the request that it has read; more than none where it was opened behind a known beginning.
+        is_fork: Whether it is of an answer behind the request's first.
     """
 
+    session: Any
     num_read: int
+    is_fork = False
 
     @property
     def max_chunk(self) -> int:
@@ -50,9 +55,11 @@ class RequestSession(ABC):
             FoveaError: It can't go on.
         """
 
-    @abstractmethod
     def fork(self) -> Self:
         """A session that goes its own way from here."""
+        twin = copy.copy(self)
+        twin.session, twin.is_fork = self.session.fork(), True
+        return twin
 
     def close(self) -> None:  # noqa: B027  # none holds more than memory
         """Give back what it holds; nothing, where that is memory alone."""

@@ -55,10 +55,9 @@ class LandmarkRequestSession(RequestSession):
         answer_ids: Tokens of the answer.
         loaded_blocks: Numbers of all blocks that were retrieved.
         num_retrieved: Blocks retrieved by all tokens, heads and layers.
-        is_fork: Whether it is of an answer behind the request's first.
     """
 
-    is_fork = False
+    session: LandmarkSession
 
     def __init__(
         self,
@@ -69,8 +68,8 @@ class LandmarkRequestSession(RequestSession):
         checkpointer: Checkpointer | None = None,
     ) -> None:
         self.session, self.num_read = session, num_read
-        self._prompt_tokens, self._muted, self._checkpointer = prompt_tokens, list(muted), checkpointer
-        self._moved_before = session.moved_bytes
+        self._prompt_tokens, self._muted, self.checkpointer = prompt_tokens, list(muted), checkpointer
+        self.moved_before = session.moved_bytes
         self.votes: list[list[Tensor]] = []
         self.answer_ids: list[int] = []
         self.loaded_blocks: set[int] = set()
@@ -97,7 +96,7 @@ class LandmarkRequestSession(RequestSession):
     @property
     def moved_bytes(self) -> int:
         """Bytes of blocks that this request fetched from outside the device."""
-        return self.session.moved_bytes - self._moved_before
+        return self.session.moved_bytes - self.moved_before
 
     def feed(self, tokens: Sequence[int]) -> Tensor:
         stored = self.session.num_blocks
@@ -115,8 +114,8 @@ class LandmarkRequestSession(RequestSession):
             # In the first layer all landmarks have the same key: its choice says nothing but how old blocks are.
             later = [blocks for blocks in output.blocks[1:] if blocks is not None]
             self.votes.append([blocks[:, :, min(last, blocks.shape[2] - 1)][:, :, None] for blocks in later])
-        if self._checkpointer is not None:
-            self._checkpointer.on_read(self.session, self.num_read)
+        if self.checkpointer is not None:
+            self.checkpointer.on_read(self.session, self.num_read)
         logits = check_finite(output.logits[0])
         for token in self._muted:
             logits[:, token] = -torch.inf
@@ -124,11 +123,10 @@ class LandmarkRequestSession(RequestSession):
 
     def fork(self) -> Self:
         """An independent copy, which makes no checkpoints."""
-        twin = type(self)(self.session.fork(), self.num_read, self._prompt_tokens, self._muted)
+        twin = super().fork()
         twin.votes, twin.answer_ids = list(self.votes), list(self.answer_ids)
-        twin.loaded_blocks = set(self.loaded_blocks)
-        twin.is_fork = True
-        twin.num_retrieved, twin.num_fetched, twin.num_stored = self.num_retrieved, self.num_fetched, self.num_stored
+        twin.loaded_blocks, twin.checkpointer = set(self.loaded_blocks), None
+        twin.moved_before = twin.session.moved_bytes
         return twin
 
 

@@ -6,9 +6,9 @@ causal routing, and hybrids of deconstructed mixers. Knows sessions by `feed` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,43 +97,31 @@ class StatelessRequestSession(RequestSession):
         self.num_read += len(tokens)
         return check_finite(logits)
 
-    def fork(self) -> Self:
-        twin = type(self)(self.session.fork(), self._dense_token_bytes)
-        twin.num_read = self.num_read
-        return twin
-
 
 @dataclass(frozen=True)
-class _StatelessSource:
-    """Opens the session of one request; see `SessionSource`."""
+class StatelessSessionAdapter(SessionAdapter):
+    """Adapter of a network whose sessions begin empty; it opens them itself, see `SessionSource`.
 
-    adapter: StatelessSessionAdapter
+    Attributes:
+        dense_token_bytes: Bytes of a token's keys and values in dense attention of the same sizes.
+        observe: Called with each session at the end of its answer, for metrics.
+    """
+
+    dense_token_bytes: int = 0
+    observe: Callable[[Any], None] = lambda _session: None
 
     @property
     def max_bytes(self) -> int:
         """Keys and values of a whole context, and as much again for what else a mixer caches."""
-        return 2 * self.adapter.context * self.adapter.dense_token_bytes
+        return 2 * self.context * self.dense_token_bytes
 
     def open(self) -> StatelessRequestSession:
         """An empty session."""
-        return StatelessRequestSession(self.adapter.net.session(1), self.adapter.dense_token_bytes)
+        return StatelessRequestSession(self.net.session(1), self.dense_token_bytes)
 
     def on_finish(self, session: StatelessRequestSession, _last: Sequence[int]) -> None:
-        """Pass the session to the adapter's observer."""
-        self.adapter.on_finish(session.session)
-
-
-@dataclass(frozen=True)
-class StatelessSessionAdapter(SessionAdapter):
-    """Adapter of a network whose sessions begin empty.
-
-    Attributes:
-        dense_token_bytes: Bytes of a token's keys and values in dense attention of the same sizes.
-        on_finish: Called with each session at the end of its answer, for metrics.
-    """
-
-    dense_token_bytes: int = 0
-    on_finish: Callable[[Any], None] = lambda _session: None
+        """Pass the session to the observer."""
+        self.observe(session.session)
 
     def prepare(
         self,
@@ -150,17 +138,10 @@ class StatelessSessionAdapter(SessionAdapter):
             InvalidOption: A knob; there is none.
         """
         refuse_knobs(options.longctx, self.name)
-        return self.build_session_request(ids, self.limit_tokens(ids, max_tokens), options, _StatelessSource(self))
+        return self.build_session_request(ids, self.limit_tokens(ids, max_tokens), options, self)
 
 
-class HasParameters(Protocol):
-    """A network, of which only the device counts here."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights."""
-
-
-def read_ids(net: HasParameters, tokens: Sequence[int]) -> Tensor:
+def read_ids(net: nn.Module, tokens: Sequence[int]) -> Tensor:
     """Tokens [1,t] where a network lies."""
     return to_device(list(tokens), next(net.parameters()).device, torch.long)[None]
 

@@ -30,26 +30,14 @@ MAX_UPDATES = 2048
 
 
 class TitansRequestSession(RequestSession):
-    """A Titans session, whose memory has a constant size and is read whole.
+    """A Titans session, whose memory has a constant size and is read whole."""
 
-    Attributes:
-        is_fork: Whether it is of an answer behind the request's first.
-    """
+    session: TitansSession
 
-    is_fork = False
-
-    def __init__(
-        self,
-        model: str,
-        session: TitansSession,
-        muted: Sequence[int],
-        dense_token_bytes: int,
-        num_read: int = 0,
-        traces: Sequence[tuple[list[int], Tensor]] = (),
-    ) -> None:
-        self.session, self.num_read, self._model = session, num_read, model
+    def __init__(self, model: str, session: TitansSession, muted: Sequence[int], dense_token_bytes: int) -> None:
+        self.session, self.num_read, self._model = session, 0, model
         self._muted, self._dense_token_bytes = list(muted), dense_token_bytes
-        self._traces = list(traces)
+        self.traces: list[tuple[list[int], Tensor]] = []
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +52,7 @@ class TitansRequestSession(RequestSession):
         """Memory updates of this request's tokens."""
         return [
             TokenUpdate(token, *(float(x) for x in row))
-            for tokens, trace in self._traces
+            for tokens, trace in self.traces
             for token, row in zip(tokens, trace.tolist(), strict=True)
         ][-MAX_UPDATES:]
 
@@ -76,15 +64,14 @@ class TitansRequestSession(RequestSession):
             metrics.NONFINITE_STATES.labels(self._model).inc()
             raise
         self.num_read += len(tokens)
-        self._traces.append((list(tokens), self.session.trace[0].mean(1)))
+        self.traces.append((list(tokens), self.session.trace[0].mean(1)))
         for token in self._muted:
             logits[:, token] = -torch.inf
         return logits
 
     def fork(self) -> Self:
-        session, muted, dense = self.session.fork(), self._muted, self._dense_token_bytes
-        twin = type(self)(self._model, session, muted, dense, self.num_read, self._traces)
-        twin.is_fork = True
+        twin = super().fork()
+        twin.traces = list(self.traces)
         return twin
 
 

@@ -61,7 +61,7 @@ class HybridNonapproximate(SessionModel):
             net.context,
             "hybrid",
             dense_token_bytes=2 * _ITEM * layers * width,
-            on_finish=lambda session: metrics.set_mixer_state_bytes(cls.card.name, bytes_by_variant(session)),
+            observe=lambda session: metrics.set_mixer_state_bytes(cls.card.name, bytes_by_variant(session)),
         )
 
     def details(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class RoutingBytes(SessionModel):
             net.context,
             "routing",
             dense_token_bytes=8 * layers * width,
-            on_finish=lambda session: _observe_occupancy(cls.card.name, session),
+            observe=lambda session: _observe_occupancy(cls.card.name, session),
         )
 
 
