@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from fovea_recipes.detection.box_evaluation import map50, to_tensor
+from fovea_recipes.detection.box_evaluation import map50
 from fovea_recipes.detection.metrics.boxes import box_scores, resampled_map50
 from fovea_recipes.detection.model_selection import LEAST, choose_scores
 from fovea_recipes.training.calibrate import ServingFacts
@@ -24,7 +24,7 @@ from fovea_recipes.training.data.box_sets import BoxSet, check_boxes, find_boxes
 from fovea_recipes.training.data.survey import Survey, near_copies
 from fovea_recipes.training.folder_recipe import FolderRecipe, swap_ends
 from fovea_recipes.training.intervals import bootstrap
-from fovea_recipes.training.recipe import Batch, MultiScale, decay_kernels, join_names
+from fovea_recipes.training.recipe import Batch, MultiScale, decay_kernels, join_names, to_tensor
 from services.detection.boxes import letterbox, nms, unletterbox
 from services.detection.boxes.letterbox import GREY
 

@@ -41,8 +41,8 @@ class Yolo9trRoads(BoxRecipe, name="yolo9tr", weights="yolo9tr", serves="yolo9tr
     def config(self) -> dict[str, Any]:
         return {"classes": len(self._train.names), "size": self.size, "width": self.width, "branch": "both"}
 
-    def strip_training_parts(self, network_: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        return keep_main_branch(network_, self.config())
+    def strip_training_parts(self, network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        return keep_main_branch(network, self.config())
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         pixels = super().read(path)

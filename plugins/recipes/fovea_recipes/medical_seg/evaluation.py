@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fovea_recipes.medical_seg.metrics import curves, dataset_scores
-from fovea_recipes.training.recipe import Recipe, predict_in_batches
+from fovea_recipes.training.recipe import Recipe, predict_in_batches, to_tensor
 from services.medical_seg.models.polyp_network import PolypNetwork
 from services.medical_seg.preprocess import MEAN, STD
 from services.medical_seg.segmenter import TENSOR_NAMES
@@ -26,8 +26,7 @@ Masks = NDArray[np.bool_]
 
 def normalise_frames(images: NDArray[np.uint8]) -> Tensor:
     """Frames (n, h, w, 3) uint8 as network input (n, 3, h, w)."""
-    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
-    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    return (to_tensor(images) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 def predict_maps(network: nn.Module, images: NDArray[np.uint8], batch: int = 16) -> Maps:

@@ -187,6 +187,11 @@ class Recipe(_Knobs, ABC):
         return torch.optim.AdamW(network.parameters(), lr=knobs.rate, betas=knobs.betas, weight_decay=knobs.decay)
 
 
+def to_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """Pictures (n, h, w, 3) uint8 as network input (n, 3, h, w) in 0..1."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
+
+
 @torch.no_grad()
 def predict_in_batches(
     network: nn.Module,

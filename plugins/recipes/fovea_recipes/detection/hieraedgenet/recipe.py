@@ -11,13 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fovea_recipes.detection.box_evaluation import to_centres, to_tensor
+from fovea_recipes.detection.box_evaluation import to_centres
 from fovea_recipes.detection.hieraedgenet.data import KINDS, draw_slide
 from fovea_recipes.detection.losses import detection_loss
 from fovea_recipes.detection.metrics.boxes import box_average_precision, resampled_map50
 from fovea_recipes.training.data.synthetic import DrawnPictures, DrawnRecipe, Split
 from fovea_recipes.training.intervals import bootstrap
-from fovea_recipes.training.recipe import Batch, Schedule, predict_in_batches
+from fovea_recipes.training.recipe import Batch, Schedule, predict_in_batches, to_tensor
 from services.detection.boxes import nms
 from services.detection.layers.edge import Edge
 from services.detection.models.hieraedgenet_network import STRIDES, HieraEdgeNet

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fovea_recipes.detection.patnet.data import NAMES, draw_patch
 from fovea_recipes.training.data.synthetic import DrawnPictures, DrawnRecipe, Split
-from fovea_recipes.training.recipe import Batch, Schedule, predict_in_batches
+from fovea_recipes.training.recipe import Batch, Schedule, predict_in_batches, to_tensor
 from services.detection.servables.patches import MEAN, STD
 
 
@@ -86,8 +86,7 @@ class PATNetDemo(FasterNetDemo, name="patnet-demo", weights="patnet-synthetic", 
 
 def normalise_patches(images: NDArray[np.uint8], light: Tensor | float = 1.0) -> Tensor:
     """Patches (n, h, w, 3) as network input (n, 3, h, w), their brightness times `light`."""
-    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255)
-    x = (x * light).clamp(0, 1)
+    x = (to_tensor(images) * light).clamp(0, 1)
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 

@@ -12,14 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fovea_recipes.detection.box_evaluation import map50, predict_boxes, to_centres, to_tensor
+from fovea_recipes.detection.box_evaluation import map50, predict_boxes, to_centres
 from fovea_recipes.detection.losses import dual_detection_loss
 from fovea_recipes.detection.metrics.boxes import box_scores
 from fovea_recipes.detection.yolo9tr.data import NAMES, SIDE, draw_scene
 from fovea_recipes.training.data.synthetic import DrawnPictures, DrawnRecipe, Split
-from fovea_recipes.training.recipe import Batch, Schedule, decay_kernels
+from fovea_recipes.training.recipe import Batch, Schedule, decay_kernels, to_tensor
 from services.detection.models.yolo9tr_network import Yolo9tr
-from shared.registry import network
 
 
 class Yolo9trDemo(
@@ -40,8 +39,8 @@ class Yolo9trDemo(
     def config(self) -> dict[str, Any]:
         return {"classes": len(NAMES), "size": self.size, "width": self.width, "branch": "both"}
 
-    def strip_training_parts(self, network_: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        return keep_main_branch(network_, self.config())
+    def strip_training_parts(self, network: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        return keep_main_branch(network, self.config())
 
     def split(self, name: Split) -> DrawnPictures:
         return self.draw_once(draw_scene, name, self.side)
@@ -74,8 +73,8 @@ class Yolo9trDemo(
 
     def _found(self, network: nn.Module, split: Split) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Truth and detections of a split."""
-        data, predict = self.split(split), cast("Yolo9tr", network).predictions
-        return [data.boxes(index) for index in range(len(data.images))], predict_boxes(network, data.images, predict)
+        data = self.split(split)
+        return [data.boxes(index) for index in range(len(data.images))], predict_boxes(network, data.images)
 
     def facts(self) -> dict[str, str]:
         return {
@@ -92,8 +91,4 @@ class Yolo9trDemo(
 
 def keep_main_branch(trained: nn.Module, config: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """The served network of both branches: the main one, and its configuration."""
-    config = config | {"branch": "main"}
-    main: nn.Module = network("yolo9tr", **config)
-    state = trained.state_dict()
-    main.load_state_dict({key: state[key] for key in main.state_dict()})
-    return main.eval(), config
+    return cast("Yolo9tr", trained).main_branch().eval(), config | {"branch": "main"}
