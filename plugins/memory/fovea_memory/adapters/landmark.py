@@ -65,7 +65,8 @@ class _LandmarkSource:
         session.answer_ids += last
         self.finished.insert(len(self.finished) if session.is_fork else 0, session)
         if self.is_counted:
-            metrics.count_fetched_blocks(self.adapter.name, session.num_retrieved, session.moved_bytes)
+            metrics.RETRIEVED_BLOCKS.labels(self.adapter.name).inc(session.num_retrieved)
+            metrics.MOVED_BYTES.labels(self.adapter.name).inc(session.moved_bytes)
 
 
 @dataclass(frozen=True)

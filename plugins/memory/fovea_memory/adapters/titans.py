@@ -202,7 +202,9 @@ class TitansAdapter(SessionAdapter):
             transaction.new_state = self.serialize(session.session, transaction.version + 1)
             transaction.updates, transaction.tokens = updates, session.session.index
         state_bytes = len(transaction.new_state) if transaction is not None else session.nbytes
-        metrics.observe_titans_request(self.name, state_bytes, surprise.mean if surprise else None)
+        metrics.STATE_BYTES.labels(self.name).set(state_bytes)
+        if surprise is not None:
+            metrics.SURPRISE.labels(self.name).observe(surprise.mean)
         return LongctxAnswer(
             session_id=transaction.id if transaction else None,
             state_version=transaction.version + 1 if transaction else None,

@@ -1,5 +1,6 @@
 """`fovea-hybrid-nonapproximate`: every other layer scores by the key alone, with a state of constant size."""
 
+from collections import Counter
 from typing import Any, ClassVar
 
 from fovea_memory import metrics
@@ -61,7 +62,7 @@ class HybridNonapproximate(SessionModel):
             net.context,
             "hybrid",
             dense_token_bytes=2 * _ITEM * layers * width,
-            observe=lambda session: metrics.set_mixer_state_bytes(cls.card.name, bytes_by_variant(session)),
+            observe=lambda session: _observe_bytes(cls.card.name, session),
         )
 
     def details(self) -> dict[str, Any]:
@@ -83,9 +84,10 @@ class HybridNonapproximate(SessionModel):
         }
 
 
-def bytes_by_variant(session: DeconstructedSession) -> dict[str, int]:
-    """Bytes that the layers of each variant cache."""
-    found: dict[str, int] = {}
-    for variant, held in zip(session.net.mixers, session.nbytes, strict=True):
-        found[variant] = found.get(variant, 0) + held
-    return found
+def _observe_bytes(model: str, session: DeconstructedSession) -> None:
+    """Report what the layers of each variant cache."""
+    held = Counter[str]()
+    for variant, nbytes in zip(session.net.mixers, session.nbytes, strict=True):
+        held[variant] += nbytes
+    for mixer, total in held.items():
+        metrics.MIXER_BYTES.labels(model, mixer).set(total)

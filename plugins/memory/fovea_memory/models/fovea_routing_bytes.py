@@ -87,4 +87,6 @@ def _observe_occupancy(model: str, session: RoutingSession) -> None:
     if layers:
         filled = torch.stack(layers)
         alone = float((filled == 1).sum() / filled.sum())
-        metrics.set_cluster_occupancy(model, int(filled.min()), int(filled.max()), alone)
+        metrics.CLUSTER_OCCUPANCY.labels(model, "min").set(int(filled.min()))
+        metrics.CLUSTER_OCCUPANCY.labels(model, "max").set(int(filled.max()))
+        metrics.ALONE_RATIO.labels(model).set(alone)
