@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fovea_memory.mixers.landmark.attention import RetrievedBlock, citations, landmark_softmax, regular_softmax
+from fovea_memory.mixers.landmark.attention import RetrievedBlock, citations, landmark_softmax
 from fovea_memory.mixers.landmark.serialization import BlocksError, pack_blocks, unpack_blocks
 from fovea_memory.state.document_cache import CHECKPOINT_TOKENS, DocumentCache
 from shared.registry import network
@@ -52,17 +52,6 @@ def test_weights_and_gradients_equal_the_official_softmax(golden, pattern):
     assert (weights - file[f"{pattern}_probs"]).abs().max() < 1e-6
     weights.backward(file[f"{pattern}_grad_out"])
     assert (scores.grad - file[f"{pattern}_grad_scores"]).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize(("T", "block"), [(1, 3), (4, 3), (5, 3), (23, 4), (24, 1), (30, 50)])
-def test_regular_form_equals_the_general_one(T, block):
-    scores = torch.randn(2, 3, T, T, dtype=torch.float64, requires_grad=True)
-    landmark = ((torch.arange(T) + 1) % (block + 1) == 0).expand(2, T)
-    general, regular = landmark_softmax(scores, landmark), regular_softmax(scores, block)
-    assert (general - regular).abs().max() < 1e-12
-    weight = torch.randn_like(general)
-    first, second = (torch.autograd.grad((out * weight).sum(), scores)[0] for out in (general, regular))
-    assert (first - second).abs().max() < 1e-12
 
 
 def test_released_form_loses_attention_in_empty_blocks_and_ours_does_not():
