@@ -267,15 +267,6 @@ def test_16_bits_of_ours_and_of_others_stay_16_as_rgb_with_exif_and_profile():
     assert found.notes == []
 
 
-@pytest.mark.parametrize(("mode", "key"), [("P", 0), ("L", 7), ("RGB", (7, 7, 7))])
-def test_a_transparent_colour_is_white_and_said(mode, key):
-    plain = Image.new(mode, (9, 8), key)
-    found = opened(saved("PNG", plain, transparency=key))
-    assert (found.pixels == 255).all()
-    assert found.notes == ["The alpha channel was left out: what was transparent is white."]
-    assert opened(saved("PNG", plain)).notes == []
-
-
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_16_bit_tiff_keeps_all_bits(compression, order):
