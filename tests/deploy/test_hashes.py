@@ -17,8 +17,6 @@ hashes, plugins = script("hashes"), script("plugins")
 KNOWN = hashes.read_hashes(hashes.FILE.read_text("utf8"))
 GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
 MAJOR = "13"
-GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["optional-dependencies"]
-MAJOR = "13"
 
 
 def needed(extras, package="fovea-platform"):
