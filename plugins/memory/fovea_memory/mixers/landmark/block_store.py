@@ -24,8 +24,7 @@ def resolve_home(offload: bool | str) -> Home:
     """
     known: dict[bool | str, Home] = {False: "device", True: "cpu", "none": "device", "cpu": "cpu", "disk": "disk"}
     if offload not in known:
-        message = f"offload must be one of none, cpu, disk, not {offload!r}"
-        raise ValueError(message)
+        raise ValueError(f"offload must be one of none, cpu, disk, not {offload!r}")
     return known[offload]
 
 

@@ -42,11 +42,9 @@ def unpack_blocks(data: bytes, prefix_key: str, empty: LandmarkSession, tokens: 
     try:
         header, tensors = _read_header(data), load(data)
     except (SafetensorError, struct.error, ValueError, KeyError) as error:
-        message = f"the bytes are damaged: {error}"
-        raise BlocksError(message) from error
+        raise BlocksError(f"the bytes are damaged: {error}") from error
     if header != {"form": _FORM, "beginning": prefix_key}:
-        message = "they are of another text, other weights, or another form"
-        raise BlocksError(message)
+        raise BlocksError("they are of another text, other weights, or another form")
     _check(tensors, empty, tokens)
     empty.restore(tensors, tokens)
     return empty
@@ -61,12 +59,9 @@ def _read_header(data: bytes) -> object:
 def _check(tensors: dict[str, Tensor], session: LandmarkSession, tokens: int) -> None:
     expected = session.state_shapes(tokens)
     if tensors.keys() != expected.keys():
-        message = f"tensors differ: {min(tensors.keys() ^ expected.keys())}"
-        raise BlocksError(message)
+        raise BlocksError(f"tensors differ: {min(tensors.keys() ^ expected.keys())}")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name] or tensor.dtype != session.dtype:
-            message = f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {session.dtype} {expected[name]}"
-            raise BlocksError(message)
+            raise BlocksError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {session.dtype} {expected[name]}")
         if not bool(tensor.isfinite().all()):
-            message = f"{name} is not finite"
-            raise BlocksError(message)
+            raise BlocksError(f"{name} is not finite")

@@ -7,8 +7,8 @@ Knows the networks' layers and stores by append and fetch; knows no server.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 Selection = Literal["per_token_and_head", "max_over_heads", "max_over_tokens"]
 Positions = Literal["exact", "released"]
 Gate = Literal["landmark", "mean"]
-Rotate = Callable[[Tensor, Tensor], Tensor]
-"""Rotate x [...,d] to positions [...]."""
 
 AGE_BONUS = 1e-5
 """Bonus of a block's rank for its age: exact ties (all keys of layer 0 are the same) go to the newest."""
@@ -81,14 +79,11 @@ class LandmarkSession:
             ValueError: An option is out of range.
         """
         if blocks < 1 or (capacity is not None and capacity < 1):
-            message = f"blocks and capacity must be at least 1, not {blocks} and {capacity}"
-            raise ValueError(message)
+            raise ValueError(f"blocks and capacity must be at least 1, not {blocks} and {capacity}")
         self.net, self.batch, self.tokens_read = net, batch, 0
         self._inserts_landmarks = insert_landmarks
         self.layers = [
-            _LayerCache(
-                net.rotate, net.block, blocks, selection, positions, gate, BlockStore(resolve_home(offload), capacity)
-            )
+            _LayerCache(net, blocks, selection, positions, gate, BlockStore(resolve_home(offload), capacity))
             for _ in net.layers
         ]
 
@@ -200,36 +195,33 @@ class LandmarkSession:
         size = self.net.block + 1
         expected = (torch.arange(self.tokens_read, self.tokens_read + ids.shape[1], device=ids.device) + 1) % size == 0
         if not torch.equal(ids == self.net.landmark_id, expected.expand_as(ids)):
-            message = f"landmarks must follow exactly every {self.net.block} tokens of the stream"
-            raise ValueError(message)
+            raise ValueError(f"landmarks must follow exactly every {self.net.block} tokens of the stream")
         return expected
 
 
+@dataclass(eq=False, slots=True)
 class _LayerCache:
     """Cache of one layer: a store of full blocks and the tail of an open one, keys before rotation."""
 
-    def __init__(
-        self,
-        rotate: Rotate,
-        block: int,
-        top_k: int,
-        selection: Selection,
-        positions: Positions,
-        gate: Gate,
-        store: BlockStore,
-    ) -> None:
-        self.rotate, self.slot_size, self.top_k, self.store = rotate, block + 1, top_k, store
-        self.selection, self.released, self.gate = selection, positions == "released", gate
-        self.tail: tuple[Tensor, Tensor] | None = None
+    net: LandmarkLM
+    top_k: int
+    selection: Selection
+    positions: Positions
+    gate: Gate
+    store: BlockStore
+    tail: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def slot_size(self) -> int:
+        return self.net.block + 1
 
     @property
     def nbytes(self) -> int:
         return self.store.nbytes + sum(tensor.nbytes for tensor in self.tail or ())
 
     def fork(self, blocks: int | None, selection: Selection | None) -> _LayerCache:
-        twin = copy.copy(self)
-        twin.store, twin.top_k, twin.selection = self.store.fork(), blocks or self.top_k, selection or self.selection
-        return twin
+        chosen, by = blocks or self.top_k, selection or self.selection
+        return replace(self, store=self.store.fork(), top_k=chosen, selection=by)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, landmark: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mixed values [B,H,t,d] of a chunk q, k, v [B,H,t,d], and the blocks that each query chose."""
@@ -238,8 +230,8 @@ class _LayerCache:
         tail, (t, d) = open_k.shape[2], q.shape[-2:]
         start = min(len(self.store), self.top_k + 1) * self.slot_size + tail
         at = torch.arange(start - tail, start + t, device=q.device)
-        q = self.rotate(q, at[tail:]) * d**-0.5
-        scores = q @ self.rotate(local_k, at).mT
+        q = self.net.rotate(q, at[tail:]) * d**-0.5
+        scores = q @ self.net.rotate(local_k, at).mT
         visible = torch.ones(t, tail + t, dtype=torch.bool, device=q.device).tril(tail)
         closing = torch.cat((landmark.new_zeros(tail), landmark))
         block = closing.long().cumsum(0) - closing.long()
@@ -257,7 +249,7 @@ class _LayerCache:
         chosen, slots = self._select_blocks(q)
         far_k, far_v = self.store.fetch(chosen)
         at = slots[..., None] * self.slot_size + torch.arange(self.slot_size, device=q.device)
-        far_k, far_v = self.rotate(far_k, at).flatten(3, 4), far_v.flatten(3, 4)
+        far_k, far_v = self.net.rotate(far_k, at).flatten(3, 4), far_v.flatten(3, 4)
         k, columns = chosen.shape[-1], far_k.shape[3]
         scores = torch.cat((torch.einsum("bhtd,bhtcd->bhtc", q, far_k), local), -1)
         far = torch.arange(columns, device=q.device)
@@ -278,11 +270,11 @@ class _LayerCache:
         """
         n = len(self.store)
         k = min(self.top_k, n)
-        shift = int(self.released or n > k)
+        shift = int(self.positions == "released" or n > k)
         age = torch.arange(n, device=q.device)
         slots = torch.where(age >= n - k, age - (n - k) + shift, 0)
         index = self.store.landmarks if self.gate == "landmark" else self.store.means
-        keys = self.rotate(index, slots * self.slot_size + self.slot_size - 1)
+        keys = self.net.rotate(index, slots * self.slot_size + self.slot_size - 1)
         share = (q @ keys.mT).softmax(-1)
         if self.selection == "max_over_heads":
             share = share.amax(1, keepdim=True).expand_as(share)

@@ -11,7 +11,7 @@ model is in `networks`.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import torch
@@ -265,6 +265,7 @@ def _centroids_of(clusters: Tensor, centroids: Tensor) -> Tensor:
     return centroids.expand(clusters.shape[0], *centroids.shape).take_along_dim(clusters[..., None], 2)
 
 
+@dataclass(eq=False, slots=True)
 class RoutingState:
     """State of `causal` mode token by token: a ring buffer of the last w keys and values of every cluster.
 
@@ -276,17 +277,11 @@ class RoutingState:
         count: Tokens that each cluster has read [B,H,K]; None before the first token.
     """
 
-    def __init__(
-        self,
-        centroids: Tensor,
-        window: int,
-        *,
-        shared: bool = True,
-        ring: Tensor | None = None,
-        count: Tensor | None = None,
-    ) -> None:
-        self.centroids, self.window, self.shared = centroids, window, shared
-        self._ring, self._count = ring, count
+    centroids: Tensor
+    window: int
+    shared: bool = field(default=True, kw_only=True)
+    ring: Tensor | None = field(default=None, kw_only=True)
+    count: Tensor | None = field(default=None, kw_only=True)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, rotate: Rotate | None = None) -> Tensor:
         """The next token: q, k, v [B,H,1,d] → [B,H,1,d].
@@ -316,24 +311,24 @@ class RoutingState:
     @property
     def nbytes(self) -> int:
         """Bytes of the ring buffer."""
-        return 0 if self._ring is None else self._ring.nbytes
+        return 0 if self.ring is None else self.ring.nbytes
 
     def fork(self) -> Self:
         """An independent copy."""
-        ring, count = (None if buffer is None else buffer.clone() for buffer in (self._ring, self._count))
-        return type(self)(self.centroids, self.window, shared=self.shared, ring=ring, count=count)
+        ring, count = (None if buffer is None else buffer.clone() for buffer in (self.ring, self.count))
+        return replace(self, ring=ring, count=count)
 
     @property
     def occupancy(self) -> Tensor:
         """Tokens that each cluster has read [B,H,K]."""
-        return self.centroids.new_zeros(0, dtype=torch.long) if self._count is None else self._count
+        return self.centroids.new_zeros(0, dtype=torch.long) if self.count is None else self.count
 
     def _buffers(self, B: int, H: int, d: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        if self._ring is None or self._count is None:
+        if self.ring is None or self.count is None:
             K = self.centroids.shape[1]
-            self._ring = like.new_zeros(2, B, H, K, self.window, d)
-            self._count = torch.zeros(B, H, K, dtype=torch.long, device=like.device)
-        return self._ring, self._count
+            self.ring = like.new_zeros(2, B, H, K, self.window, d)
+            self.count = torch.zeros(B, H, K, dtype=torch.long, device=like.device)
+        return self.ring, self.count
 
 
 @dataclass(frozen=True, slots=True)

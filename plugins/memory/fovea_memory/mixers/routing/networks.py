@@ -216,8 +216,7 @@ class RoutingLM(nn.Module):
         first: int = 0,
     ) -> None:
         if mode == "port" and not shared:
-            message = "port mode has shared queries and keys only: give shared=True, or mode='causal'"
-            raise ValueError(message)
+            raise ValueError("port mode has shared queries and keys only: give shared=True, or mode='causal'")
         super().__init__()
         self.mode, self.context, self.local_window = mode, context, local_window
         self.token_emb = nn.Embedding(vocab, width)
@@ -275,18 +274,20 @@ class RoutingLM(nn.Module):
         flags = {key: value for key, value in self.state_dict().items() if key.endswith("initted")}
         return super().load_state_dict({**flags, **kept}, strict=strict, assign=assign)
 
+    def check_length(self, length: int) -> None:
+        """Refuse more tokens than the context: ValueError."""
+        if length > self.context:
+            raise ValueError(f"this model reads {self.context} tokens, not {length}")
+
     def _padded(self, ids: Tensor) -> tuple[Tensor, Tensor | None, int]:
         """Ids filled up to whole local blocks, and which of them are tokens."""
         length = ids.shape[1]
-        if length > self.context:
-            message = f"this model reads {self.context} tokens, not {length}"
-            raise ValueError(message)
+        self.check_length(length)
         lack = -length % self.local_window
         if not lack:
             return ids, None, length
         if self.mode == "port":
-            message = f"in port mode the length must be a multiple of {self.local_window}, not {length}"
-            raise ValueError(message)
+            raise ValueError(f"in port mode the length must be a multiple of {self.local_window}, not {length}")
         tokens = torch.arange(length + lack, device=ids.device) < length
         return functional.pad(ids, (0, lack)), tokens.expand(ids.shape[0], -1), length
 
@@ -309,9 +310,7 @@ class RoutingSession:
         Raises:
             ValueError: The stream would be longer than the model's context.
         """
-        if self.index + ids.shape[1] > self.net.context:
-            message = f"this model reads {self.net.context} tokens, not {self.index + ids.shape[1]}"
-            raise ValueError(message)
+        self.net.check_length(self.index + ids.shape[1])
         found = [self._step(token) for token in torch.split(ids, 1, 1)] if ids.shape[1] else []
         return torch.cat(found, 1) if found else self.net.logits(self.net.token_emb(ids))
 
