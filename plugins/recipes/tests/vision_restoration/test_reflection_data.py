@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fovea.errors import NotReady
 from fovea_recipes.vision_restoration import losses, synthesis
-from fovea_recipes.vision_restoration import photographs as albums
 from fovea_recipes.vision_restoration.evaluation import gain_by_darkening, restore_pairs, score_pairs, tensor
 from fovea_recipes.vision_restoration.identity_init import start_at_identity
-from fovea_recipes.vision_restoration.pairs import ReflectionPairs, sources
-from fovea_recipes.vision_restoration.photographs import photographs
+from fovea_recipes.vision_restoration.pairs import ReflectionPairs
 from plugins.recipes.tests.golden_files import read
 from shared.registry import network
 
@@ -46,23 +43,6 @@ def test_formulas_add_hide_dim_and_blur():
     spread = synthesis.blur(point, 3, 4)
     assert spread.sum() == pytest.approx(3, rel=1e-5)
     assert (spread[10, :, 0] > 0).tolist() == [6 <= place < 15 for place in range(21)]
-
-
-def test_splits_share_no_scene_pairs_repeat_with_their_seed_and_a_missing_library_is_named(monkeypatch):
-    train, test = sources("train", 3, seed=1), sources("test", 3, seed=1)
-    seen = {picture.tobytes() for picture in (*train.photographs, *train.scenes)}
-    assert not seen & {picture.tobytes() for picture in (*test.photographs, *test.scenes)}
-    assert train.digest != test.digest
-    assert train.digest == sources("train", 3, seed=1).digest
-    held = sources("valid", 2, seed=1)
-    found, again = (held.pairs(np.random.default_rng(5), 12, 64, plain=0.5) for _ in range(2))
-    assert np.array_equal(found.mixed, again.mixed)
-    assert 0 < found.plain.sum() < 12
-    for mixed, clean, plain in zip(found.mixed, found.clean, found.plain, strict=True):
-        assert np.array_equal(mixed, clean) == plain
-    monkeypatch.setattr(albums, "PHOTOGRAPHS", {"test": ("no_such_library_here/x.png",)})
-    with pytest.raises(NotReady, match="no_such_library_here"):
-        photographs("test")
 
 
 def test_losses_equal_the_published_ones_and_send_gradients_to_the_prediction_only(fill, picture):
