@@ -20,6 +20,13 @@ _SOBEL = ((1.0, 2.0, 1.0), (0.0, 0.0, 0.0), (-1.0, -2.0, -1.0))
 """Brightness above less brightness below."""
 
 
+def plain_norms(block: nn.Module) -> None:
+    """Give batch norms torch's own constants: what these modules have when they stand alone, outside a detector."""
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = 1e-5, 0.1
+
+
 class _Sobel(nn.Module):
     """Both derivatives of each channel, added. The kernels are tensors of the checkpoint, and stay as they are."""
 
@@ -55,6 +62,7 @@ class EdgeModule(nn.Module):
         super().__init__()
         self.sc = _Sobel(channels, edge)
         self.conv_1x1s = nn.ModuleList(Conv(channels, out) for out in outs)
+        plain_norms(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(n, c, h, w) → (n, out, h/2, w/2), (n, out, h/4, w/4) and so on."""
@@ -79,6 +87,7 @@ class EdgeFusion(nn.Module):
         self.conv_channel_fusion = Conv(sum(channels), half)
         self.conv_3x3_feature_extract = Conv(half, half, 3)
         self.conv_1x1 = Conv(half, out)
+        plain_norms(self)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (n, c, h, w) → (n, out, h, w)."""
@@ -92,6 +101,7 @@ class SpaceToDepthConv(nn.Module):
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         self.conv = Conv(4 * channels, out, 3)
+        plain_norms(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) → (n, out, h/2, w/2), for even h and w."""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.detection.layers.conv import Conv
+from services.detection.layers.edge import plain_norms
 from services.detection.layers.fourier import Transform, convolve_by_fft, filter_spectrum
 
 LONG = 31
@@ -90,6 +91,7 @@ class CSPOmniKernel(nn.Module):
         self.cv2 = Conv(dim, dim)
         self.sizes = [int(dim * e), dim - int(dim * e)]
         self.m = OmniKernel(self.sizes[0])
+        plain_norms(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d, h, w) → (n, d, h, w)."""

@@ -13,14 +13,15 @@ from torch import nn
 from fovea.errors import InvalidOption
 from services.detection.boxes.geometry import decode
 from services.detection.layers import fuse_batch_norms
+from services.detection.layers.edge import EdgeFusion, EdgeModule, SpaceToDepthConv
 from services.detection.layers.fourier import filter_spectrum
-from services.detection.layers.omni import CSPOmniKernel, OmniKernel
+from services.detection.layers.omni import CSPOmniKernel, FrequencyGate, OmniKernel
 from services.detection.layers.partial import drop_path
 from services.detection.layers.visual_attention import ChannelGate
 from services.detection.models.fasternet_network import FasterNet
 from services.detection.models.hieraedgenet_network import HieraEdgeNet, with_transform
 from services.detection.models.patnet_network import PATNet
-from services.detection.tests.filling import checksum, filled, picture, read, rows
+from services.detection.tests.filling import checksum, filled, noise, picture, read, rows
 from shared.export.onnx_export import export_onnx
 from shared.registry import network
 from tests.harness.hypothesis_profiles import in_depth
@@ -115,8 +116,40 @@ def test_what_was_served_can_be_trained_on_afterwards():
 CONSTANT = ("dfl.conv.weight", "conv3d.weight")
 
 
+MODULES = {
+    "fgm": (lambda: FrequencyGate(12), 1), "sef": (lambda: EdgeFusion([8, 24], 32), 1),
+    "omnikernel": (lambda: OmniKernel(16), 4), "cspokm": (lambda: CSPOmniKernel(32), 4),
+    "spdconv": (lambda: SpaceToDepthConv(8, 16), 1), "hem": (lambda: EdgeModule(16, [8, 16, 32], "official"), 1),
+}  # fmt: skip
+"""How to build each module alone, and how far apart the golden pixels are."""
+
 FORMS = {"official": "official", "described": "fixed"}
 """Our name of the edges → the golden files'."""
+
+
+def inputs(stem):
+    shapes = read(f"{stem}.keys.json")["input_shapes"]
+    return [noise(f"input:{stem}:{i}:{'x'.join(map(str, shape))}", tuple(shape)) for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_alone_equal_the_published_ones(name):
+    make, step = MODULES[name]
+    net, stem = make(), f"hiera_{name}"
+    assert rows(net) == [row[:3] for row in read(f"{stem}.keys.json")["keys"]]
+    filled(net, constant=CONSTANT)
+    golden = read(f"{stem}.arrays" if step == 1 else f"{stem}.strided4.arrays")
+    with torch.no_grad():
+        found = net(inputs(stem) if name == "sef" else inputs(stem)[0])
+    for index, made in enumerate(found if isinstance(found, list) else [found]):
+        np.testing.assert_allclose(made[..., ::step, ::step], golden[f"out{index}"], rtol=1e-4, atol=1e-3)
+
+
+def test_edges_are_those_of_the_repaired_module():
+    net, golden = filled(EdgeModule(16, [8, 16, 32]), constant=CONSTANT), read("hiera_hem.arrays")
+    with torch.no_grad():
+        for index, made in enumerate(net(inputs("hiera_hem")[0])):
+            np.testing.assert_allclose(made, golden[f"fixed_out{index}"], rtol=1e-4, atol=1e-3)
 
 
 @pytest.fixture(scope="module", params=FORMS)
