@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
@@ -221,15 +221,11 @@ class _BlockOffsets:
         covered = offsets[block.start - begin : min(block.end - begin, count)]
         start, end = (covered[0][0], covered[-1][1]) if covered else (None, None)
         return Citation(
-            block=block.block,
-            start=block.start,
-            end=block.end,
+            **asdict(block),
             char_start=start,
             char_end=end,
             document=document.id if document is not None else None,
             text="" if text is None or not covered else text[start:end],
-            weight=block.weight,
-            hits=block.hits,
         )
 
 

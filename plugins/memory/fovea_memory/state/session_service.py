@@ -199,14 +199,6 @@ def digest_request(body: str) -> str:
 
 
 def _to_session(record: SessionRecord) -> Session:
-    versions = range(max(0, record.version - KEPT_VERSIONS + 1), record.version + 1)
-    return Session(
-        id=record.id,
-        model=record.model,
-        version=record.version,
-        versions=list(versions),
-        tokens=record.tokens,
-        state_bytes=record.state_bytes,
-        created=int(record.created),
-        updated=int(record.updated),
-    )
+    versions = list(range(max(0, record.version - KEPT_VERSIONS + 1), record.version + 1))
+    times = {"created": int(record.created), "updated": int(record.updated)}
+    return Session(**asdict(record) | times, versions=versions)

@@ -20,6 +20,8 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from fovea.errors import Conflict, InvalidOption, NotFound, NotReady, RateLimited, TooLarge
 from fovea_memory.state.encryption import TenantCipher
 from shared.jobs.redis_client import RedisClient, translate_redis_errors
@@ -82,6 +84,9 @@ class SessionRecord:
     state_bytes: int
     created: float
     updated: float
+
+
+_RECORDS = TypeAdapter(SessionRecord)
 
 
 class SessionStore:
@@ -307,16 +312,7 @@ def digest_tenant(tenant: str) -> str:
 
 def _parse_record(name: str, found: Mapping[bytes, bytes]) -> SessionRecord:
     fields = {key.decode(): value.decode() for key, value in found.items()}
-    return SessionRecord(
-        name,
-        fields["model"],
-        fields["weights"],
-        int(fields["version"]),
-        int(fields["tokens"]),
-        int(fields.get("held", 0)),
-        float(fields["created"]),
-        float(fields["updated"]),
-    )
+    return _RECORDS.validate_python({"id": name, "state_bytes": fields.pop("held", 0), **fields})
 
 
 def _idempotency_field(key: str) -> str:

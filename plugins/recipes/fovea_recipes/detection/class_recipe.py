@@ -190,17 +190,10 @@ class StudentRecipe(ClassRecipe, dtype="int8"):
         return {"size": "t0", **super().config()}
 
     def pretrain(self, cache: Path, device: str, on_step: OnStep | None) -> None:
-        recipe = self.teacher or EfficientNetLite0Recipe(
-            data=self.data,
-            held_out=self.held_out,
-            group_by=self.group_by,
-            share=self.share,
-            side=self.side,
-            choose=self.choose,
-            seed=self.seed,
-            half=self.half,
-            schedule=TEACHER.model_copy(update={"steps": min(TEACHER.steps, self.schedule.steps)}),
-        )
+        schedule = TEACHER.model_copy(update={"steps": min(TEACHER.steps, self.schedule.steps)})
+        alike = ("data", "held_out", "group_by", "share", "side", "choose", "seed", "half")
+        knobs = {name: getattr(self, name) for name in alike}
+        recipe = self.teacher or EfficientNetLite0Recipe(**knobs, schedule=schedule)
         fitted = fit(recipe, cache / "teacher", device=device, on_step=on_step)
         self._taught = recipe.measure(fitted.network)
         self._teacher = cast("EfficientNetLite0", fitted.network)

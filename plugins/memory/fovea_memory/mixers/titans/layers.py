@@ -87,15 +87,8 @@ class _Memory(TitansMemory):
     """The paper's memory, bounded; its state travels by name."""
 
     def __init__(self, config: TitansConfig) -> None:
-        super().__init__(
-            "paper",
-            width=config.width,
-            heads=config.heads,
-            depth=config.depth,
-            refresh=config.refresh,
-            max_rate=_MAX_RATE,
-            clamp=_CLAMP,
-        )
+        sizes = {name: getattr(config, name) for name in ("width", "heads", "depth", "refresh")}
+        super().__init__("paper", **sizes, max_rate=_MAX_RATE, clamp=_CLAMP)
 
     def write(self, x: Tensor, state: LayerState, index: int) -> LayerOutput:
         """Store x [B,t,D] token by token; the memory's output for each."""
