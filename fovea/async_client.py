@@ -89,10 +89,11 @@ class AsyncClient(ClientMethods):
         """Send a call that is answered by events; closing the iterator closes the connection."""
         with translate_errors(self.url):
             async with self._open_stream(stream.call) as response:
-                async for event in httpx2.EventSource(response):
+                async for event in httpx2.EventSource(response, max_event_size=None):
                     if stream.is_end(event):
                         return
-                    yield stream.parse_event(event)
+                    if event.data:  # one without is none, by the standard
+                        yield stream.parse_event(event)
                 stream.finish()
 
     @asynccontextmanager

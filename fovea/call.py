@@ -10,13 +10,14 @@ import json
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx2
 from pydantic import BaseModel
 
 from fovea.error_responses import parse_error, parse_stream_error
-from fovea.errors import Fault, NotReady
+from fovea.errors import Fault, InvalidOption, NotReady
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
@@ -173,6 +174,13 @@ class AsyncPart:
     async def send(self, call: Call[Answer]) -> Answer:
         """Send a call and parse its answer."""
         return await self._client.send(call)
+
+
+def quote_id(name: str, safe: str = "") -> str:
+    """Quote an id as part of a path. Raises InvalidOption: it is empty or has dots that lead to another path."""
+    if not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise InvalidOption(f"{name!r} can't be an id or a name.", hint="Lists of what there is show the ids.")
+    return quote(name, safe, errors="surrogateescape")
 
 
 def parse_as(kind: type[Model]) -> Callable[[httpx2.Response], Model]:

@@ -119,10 +119,11 @@ class Client(ClientMethods):
     def stream(self, stream: StreamCall[Item]) -> Generator[Item, None, None]:
         """Send a call that is answered by events; closing the iterator closes the connection."""
         with translate_errors(self.url), self._open_stream(stream.call) as response:
-            for event in httpx2.EventSource(response):
+            for event in httpx2.EventSource(response, max_event_size=None):
                 if stream.is_end(event):
                     return
-                yield stream.parse_event(event)
+                if event.data:  # one without is none, by the standard
+                    yield stream.parse_event(event)
             stream.finish()
 
     @contextmanager

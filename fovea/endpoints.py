@@ -6,7 +6,6 @@ A task's request is JSON, or multipart when it has pictures, so that they are se
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
-from urllib.parse import quote
 
 import httpx2
 from pydantic import TypeAdapter
@@ -15,7 +14,7 @@ from fovea.api.job import Job, JobList
 from fovea.api.mask import SegmentOut
 from fovea.api.model import ModelEntry, ModelList, sort_tasks
 from fovea.api.sweeps import Sweep
-from fovea.call import Call, StreamCall, parse_as, read_bytes, read_json
+from fovea.call import Call, StreamCall, parse_as, quote_id, read_bytes, read_json
 from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messages
 from fovea.errors import NotFound
 from fovea.picture import PictureLike, read_picture
@@ -29,7 +28,7 @@ _PATHS = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
 
 def task_path(name: str) -> str:
     """The POST path of a task."""
-    return _PATHS.get(name, f"/v1/{quote(name)}")
+    return _PATHS.get(name, f"/v1/{quote_id(name, '/')}")
 
 
 def models(task: str | None = None) -> Call[list[ModelEntry]]:
@@ -39,12 +38,12 @@ def models(task: str | None = None) -> Call[list[ModelEntry]]:
 
 def model(name: str) -> Call[ModelCard]:
     """Get the card of one model: facts, metrics, limits, tensors and the schema of its requests."""
-    return Call("GET", f"/v1/models/{quote(name)}", parse_as(ModelCard))
+    return Call("GET", f"/v1/models/{quote_id(name, '/')}", parse_as(ModelCard))
 
 
 def example(name: str) -> Call[dict[str, Any]]:
     """Get a request of this model that can be sent as it is; its pictures are base64."""
-    return Call("GET", f"/v1/models/{quote(name)}/example", read_json)
+    return Call("GET", f"/v1/models/{quote_id(name, '/')}/example", read_json)
 
 
 def task(
@@ -127,7 +126,7 @@ def pick_default_model(task_name: str, entries: Sequence[ModelEntry]) -> str:
 
 def report(key: str, form: str) -> Call[bytes]:
     """Fetch a stored report of an experiment in one form, for example `html` or `svg`."""
-    return Call("GET", f"/v1/probe/reports/{quote(key, safe='')}", read_bytes, params={"format": form})
+    return Call("GET", f"/v1/probe/reports/{quote_id(key)}", read_bytes, params={"format": form})
 
 
 def methods() -> Call[list[MethodCard]]:
@@ -180,4 +179,4 @@ def retry(job_id: str) -> Call[Job]:
 
 
 def _job_path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
+    return f"/v1/jobs/{quote_id(job_id)}"

@@ -6,10 +6,9 @@ A chat uses one by its name: `client.chat("…", model="my-adapter")`.
 import base64
 import json
 from pathlib import Path
-from urllib.parse import quote
 
 from fovea.api.lora import LoraAdapterDeleted, LoraAdapterEntry, LoraAdapterList
-from fovea.call import AsyncPart, Call, Part, Sends, parse_as
+from fovea.call import AsyncPart, Call, Part, Sends, parse_as, quote_id
 from fovea.errors import NotFound
 
 _PATH = "/v1/lora-adapters"
@@ -44,7 +43,7 @@ def list_adapters() -> Call[list[LoraAdapterEntry]]:
 
 def delete_adapter(name: str) -> Call[LoraAdapterDeleted]:
     """Delete one of your adapters."""
-    return Call("DELETE", f"{_PATH}/{quote(name)}", parse_as(LoraAdapterDeleted))
+    return Call("DELETE", f"{_PATH}/{quote_id(name)}", parse_as(LoraAdapterDeleted))
 
 
 class _Methods:

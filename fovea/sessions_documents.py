@@ -5,10 +5,9 @@ Each function builds a `Call` for `Client.send`; `chat(…, session_id=…)` and
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from fovea.api.sessions import Deleted, DocumentInfo, DocumentList, DocumentText, Session, SessionList, SurpriseTrace
-from fovea.call import Call, parse_as, read_bytes
+from fovea.call import Call, parse_as, quote_id, read_bytes
 
 
 def open_session(model: str | None = None) -> Call[Session]:
@@ -73,17 +72,13 @@ def documents(limit: int = 100) -> Call[list[DocumentInfo]]:
 
 def document(name: str) -> Call[DocumentText]:
     """Fetch a document with its text."""
-    return Call("GET", _document_path(name), parse_as(DocumentText))
+    return Call("GET", f"/v1/documents/{quote_id(name)}", parse_as(DocumentText))
 
 
 def delete_document(name: str) -> Call[Deleted]:
     """Delete a document."""
-    return Call("DELETE", _document_path(name), parse_as(Deleted))
+    return Call("DELETE", f"/v1/documents/{quote_id(name)}", parse_as(Deleted))
 
 
 def _session_path(name: str) -> str:
-    return f"/v1/sessions/{quote(name, safe='')}"
-
-
-def _document_path(name: str) -> str:
-    return f"/v1/documents/{quote(name, safe='')}"
+    return f"/v1/sessions/{quote_id(name)}"

@@ -5,11 +5,10 @@ A chat uses a vector by name: `client.chat("…", interventions=[{"vector": "cal
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote
 
 from fovea.api.sessions import Deleted
 from fovea.api.steering import SteeringVector, SteeringVectorDeleted, SteeringVectorList
-from fovea.call import AsyncPart, Call, Part, Sends, parse_as, read_bytes
+from fovea.call import AsyncPart, Call, Part, Sends, parse_as, quote_id, read_bytes
 
 _PATH = "/v1/steering-vectors"
 
@@ -32,7 +31,7 @@ def create_vector(name: str, positive: Sequence[Any], negative: Sequence[Any], *
 def get_vector(name: str, *, values: bool = False) -> Call[SteeringVector]:
     """Get a vector by `name@version`, or the newest of a name; with `values` its numbers, too."""
     params = {"values": "true" if values else None}
-    return Call("GET", f"{_PATH}/{quote(name)}", parse_as(SteeringVector), params=params)
+    return Call("GET", f"{_PATH}/{quote_id(name)}", parse_as(SteeringVector), params=params)
 
 
 def list_vectors() -> Call[list[SteeringVector]]:
@@ -42,7 +41,7 @@ def list_vectors() -> Call[list[SteeringVector]]:
 
 def delete_vector(name: str) -> Call[SteeringVectorDeleted]:
     """Delete `name@version`, or all versions of a name."""
-    return Call("DELETE", f"{_PATH}/{quote(name)}", parse_as(SteeringVectorDeleted))
+    return Call("DELETE", f"{_PATH}/{quote_id(name)}", parse_as(SteeringVectorDeleted))
 
 
 def get_capture(capture_id: str) -> Call[bytes]:
@@ -56,7 +55,7 @@ def delete_capture(capture_id: str) -> Call[Deleted]:
 
 
 def _capture_path(capture_id: str) -> str:
-    return f"/v1/captures/{quote(capture_id.rpartition('/')[2], safe='')}"
+    return f"/v1/captures/{quote_id(capture_id.rpartition('/')[2])}"
 
 
 class _Methods:

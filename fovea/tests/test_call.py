@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fovea import AsyncClient, Client, endpoints, errors, steering
+from fovea import AsyncClient, Client, endpoints, errors, sessions_documents, steering
 from fovea.api.job import Job
 from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.api.model import ModelEntry
@@ -29,7 +29,7 @@ from fovea.call import Call, StreamCall, read_json
 from fovea.chat import ChatOptions, build_messages
 from fovea.error_responses import parse_error, parse_stream_error, read_retry_after, translate_errors
 from fovea.errors import InvalidOption, by_status
-from fovea.lora import add_adapter
+from fovea.lora import add_adapter, delete_adapter
 from fovea.picture import detect_media_type, read_picture
 from fovea.results import JobResult, ModelCard, SegmentOptions, SweepOptions
 from fovea.retry import RetryPolicy, iterate_pauses
@@ -107,7 +107,15 @@ def test_a_picture_goes_out_with_its_type_and_bytes_also_as_a_job_and_one_that_i
     assert (request.headers["prefer"], request.headers["idempotency-key"]) == ("respond-async", "once")
     assert b"Content-Type: image/png\r\n\r\n" + png in request.read()
     assert sent(endpoints.model("patches/a b")).url.raw_path == b"/v1/models/patches/a%20b"
-    assert sent(endpoints.job("a/../b")).url.raw_path == b"/v1/jobs/a%2F..%2Fb"
+    assert sent(endpoints.job("a/\udce9?")).url.raw_path == b"/v1/jobs/a%2F%E9%3F"
+    for build in (
+        endpoints.job, endpoints.model, endpoints.example, sessions_documents.session, sessions_documents.document,
+        steering.get_vector, steering.delete_vector, steering.get_capture, delete_adapter,
+        lambda name: endpoints.report(name, "svg"), lambda name: endpoints.task(name, {}, {}),
+    ):  # fmt: skip
+        for name in ("", ".", "..", "a/.."):
+            with pytest.raises(errors.BadInput, match=r"''|'[a/.]*' can't be"):
+                build(name)
     (tmp_path / "caf\udce9.png").write_bytes(b"x")
     assert b'filename="caf?.png"' in sent(endpoints.segment(tmp_path / "caf\udce9.png")).read()
     kinds = {

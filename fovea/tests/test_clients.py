@@ -232,6 +232,16 @@ async def test_an_answer_that_nobody_reads_on_is_closed_at_once():
         assert body.is_closed
 
 
+async def test_an_event_without_data_is_skipped_and_one_may_be_large():
+    first = b'data: {"id": "1", "created": 1, "model": "m%b", "choices": []}\n\n' % (b"x" * 2**20)
+    sent = b"retry: 5\n\nevent: ping\n\n%bid: 7\n\ndata:\n\ndata: [DONE]\n\n" % first
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, content=sent, headers=EVENT_STREAM))
+    with Client(transport=transport) as client:
+        assert len(list(client.chat_stream("hi"))) == 1
+    async with AsyncClient(transport=transport) as aclient:
+        assert len([piece async for piece in aclient.chat_stream("hi")]) == 1
+
+
 async def test_a_stream_that_ends_without_its_mark_is_no_whole_answer():
     for sent in (b'data: {"id": "1", "created": 1, "model": "m", "choices": []}\n\n', b""):
         transport = httpx2.MockTransport(lambda _, s=sent: httpx2.Response(200, content=s, headers=EVENT_STREAM))

@@ -12,7 +12,6 @@ import typer
 from rich.markup import escape
 
 from fovea import endpoints
-from fovea.api.model import ModelEntry
 from fovea.cli.commands.methods import fetch_method
 from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
@@ -67,7 +66,11 @@ def probe(
     with gateway.open() as client:
         experiments = client.models("probe")
         if experiment is None:
-            list_experiments(screen, experiments)
+            if not screen.wrote(*experiments):
+                told = [
+                    (f"[bold]{escape(e.id)}[/]", escape((e.model_extra or {}).get("summary", ""))) for e in experiments
+                ]
+                screen.table(("experiment", "what it does"), told, head=False)
             return
         _check_name(experiment, [one.id for one in experiments])
         schema = client.model(experiment).request_schema
@@ -90,14 +93,6 @@ def probe(
             save_report(grid_report, f"needle-{method['method']}", output, screen)
             save_figures(client, {**grid, "longctx": method}, grid_report, output, screen, f"needle-{method['method']}")
             _print_grid(screen, str(method["method"]), grid_report)
-
-
-def list_experiments(screen: Screen, experiments: Sequence[ModelEntry]) -> None:
-    """Write the experiments with what they find out."""
-    if screen.wrote(*experiments):
-        return
-    rows = [(f"[bold]{escape(one.id)}[/]", escape((one.model_extra or {}).get("summary", ""))) for one in experiments]
-    screen.table(("experiment", "what it does"), rows, head=False)
 
 
 def _check_name(name: str, known: Sequence[str]) -> None:

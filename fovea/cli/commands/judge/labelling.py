@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fovea.call import Call, read_bytes
+from fovea.call import Call, quote_id, read_bytes
 from fovea.cli.commands.judge.options import (
     Llm,
     Output,
@@ -140,7 +140,7 @@ def templates(
     screen = gateway.screen
     if name is not None:
         filled = {"query": query or "{query}", "passage": passage or "{passage}"}
-        shown = compute(f"templates/{name}/render", gateway, **filled)
+        shown = compute(f"templates/{quote_id(name)}/render", gateway, **filled)
         if not screen.wrote(shown):
             screen.text("\n\n".join(filter(None, [shown["system"], *("\n".join(turn) for turn in shown["turns"])])))
         return
