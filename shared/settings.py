@@ -258,8 +258,8 @@ class Settings(BaseSettings):
             hint = "a password with other signs than letters and digits goes into FOVEA_REDIS_PASSWORD"
             raise ValueError(f"FOVEA_REDIS_URL must be redis://, rediss:// or redis+sentinel:// and host:port; {hint}")
         password = self.redis_password.get_secret_value() if self.redis_password else None
-        if self.redis_password_file:
-            password = self.redis_password_file.read_text("utf-8").strip()
+        if self.redis_password_file and not (password := self.redis_password_file.read_text("utf-8").strip()):
+            raise ValueError(f"The file that FOVEA_REDIS_PASSWORD_FILE names, {self.redis_password_file}, is empty")
         files = {"ssl_ca_certs": self.redis_ca_file, "ssl_certfile": self.redis_cert_file}
         files["ssl_keyfile"] = self.redis_key_file
         object.__setattr__(self, "redis_url", _complete_url(url, password, files))

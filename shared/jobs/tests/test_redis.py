@@ -238,6 +238,9 @@ def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path):
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
     files = {"redis_url_file": tmp_path / "url", "redis_password_file": tmp_path / "password"}
     assert Settings(**files).redis_url == "redis://:p%40ss%2Fw%3Ard@redis:7000/2"
+    (tmp_path / "password").write_text("\n")
+    with pytest.raises(ValueError, match="FOVEA_REDIS_PASSWORD_FILE names, .*/password, is empty"):
+        Settings(**files)
     assert Settings(redis_url="redis://me@h", redis_password=PASSWORD).redis_url == "redis://me:p%40ss%2Fw%3Ard@h"
     assert Settings(redis_url="redis://:own@h", redis_password=PASSWORD).redis_url == "redis://:own@h"
     assert Settings(redis_url="redis://h", redis_ca_file=Path("/ca")).redis_url == "redis://h"
