@@ -100,8 +100,7 @@ class GatewayMiddleware(Shell[RequestContext]):
 
     async def _admit(self, ctx: RequestContext) -> None:
         gateway = self._gateway
-        caller = await gateway.authenticate(ctx.headers, (ctx.scope.get("client") or ("",))[0])
-        ctx.caller = caller
+        ctx.caller = caller = await gateway.authenticate(ctx.headers, (ctx.scope.get("client") or ("",))[0])
         try:
             status = await gateway.limits.count(caller, may_spend=ctx.method == "POST")
         except QuotaSpent as spent:
@@ -176,6 +175,7 @@ class GatewayMiddleware(Shell[RequestContext]):
         async def send(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), *ctx.extra_headers]
+                ctx.streams_events = dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
                 message = {**message, "headers": add_security_headers(headers)}
             await ctx.send(message)
 

@@ -9,12 +9,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from fovea import AsyncClient, endpoints
 from fovea.api.job import Job
 from fovea.errors import Conflict, NotReady, QueueFull
+from services.gateway.app import build_gateway
 from services.gateway.routes import jobs
-from services.gateway.tests.conftest import ROUTES
+from services.gateway.server import create_server
+from services.gateway.tests.conftest import ROUTES, listening, shut_down
 from services.gateway.tests.stage import ForgetfulQueue
-from shared.jobs.queue import Result
+from shared.jobs.queue import Payload, Result
 
 ASYNC = {"prefer": "respond-async"}
 
@@ -158,6 +161,19 @@ async def test_events_tell_every_change_and_end(scene, queue, monkeypatch):
     told = [(e["status"], e["progress"]) for e in parsed(answer.content)]
     assert told == [("queued", 0.0), ("running", 0.5), ("succeeded", 1.0)]
     assert answer.content.count(b": still here\n\n") >= 2
+
+
+async def test_events_that_outlive_the_grace_of_a_stopping_gateway_end_with_an_error_event(gateway_settings, queue):
+    app = build_gateway(gateway_settings, queue)
+    server = create_server(app, gateway_settings)
+    job, _ = await queue.submit(Payload("svc", "/v1/echo", b""))
+    async with listening(server) as url, AsyncClient(url) as client:
+        events = client.jobs._stream(endpoints.job_events(job.id))
+        assert (await anext(events)).status == "queued"
+        stopping = asyncio.create_task(shut_down(server))
+        with pytest.raises(NotReady, match="is stopping"):
+            await anext(events)
+        await stopping
 
 
 async def test_a_tenant_follows_so_many_jobs_at_a_time_also_of_those_asked_for_at_once(scene, queue, monkeypatch):
