@@ -169,6 +169,7 @@ class JobMethods:
     get = Sends(endpoints.job)
     result = Sends(endpoints.result)
     cancel = Sends(endpoints.cancel)
+    delete = Sends(endpoints.delete)
     retry = Sends(endpoints.retry)
 
 

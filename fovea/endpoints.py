@@ -5,6 +5,7 @@ A task's request is JSON, or multipart when it has pictures, so that they are se
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, Unpack
 
 import httpx2
@@ -19,8 +20,6 @@ from fovea.chat import ChatAnswer, ChatOptions, ChatPiece, Messages, build_messa
 from fovea.errors import NotFound
 from fovea.picture import PictureLike, read_picture
 from fovea.results import JobResult, MethodCard, ModelCard, SegmentOptions, SweepOptions
-
-HTTP_ACCEPTED = 202
 
 _PATHS = {"chat": "/v1/chat/completions", "complete": "/v1/completions"}
 """Tasks with a path of OpenAI's; every other task is at `/v1/<task>`."""
@@ -63,7 +62,7 @@ def allow_job(call: Call[Any]) -> Call[Any]:
     """Allow a `Job` as the answer of a call: services queue what takes long."""
 
     def read(response: httpx2.Response) -> Any:
-        return (parse_as(Job) if response.status_code == HTTP_ACCEPTED else call.read)(response)
+        return (parse_as(Job) if response.status_code == HTTPStatus.ACCEPTED else call.read)(response)
 
     return replace(call, read=read)
 
@@ -171,6 +170,11 @@ def result(job_id: str) -> Call[JobResult]:
 def cancel(job_id: str) -> Call[Job]:
     """Cancel a job, also while it runs; a finished job is left as it is."""
     return Call("POST", f"{_job_path(job_id)}/cancel", parse_as(Job))
+
+
+def delete(job_id: str) -> Call[Job]:
+    """Cancel a job that is not over; forget a finished one with its request and its answer. Returns its last state."""
+    return Call("DELETE", _job_path(job_id), parse_as(Job))
 
 
 def retry(job_id: str) -> Call[Job]:

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fovea import endpoints
 from fovea.api.job import Job
-from fovea.call import Call, read_bytes
+from fovea.call import Call
 from fovea.cli.output import Screen
 from fovea.client import Client
 from fovea.errors import FoveaError, NotFound
@@ -66,4 +66,4 @@ def job_result(client: Client, screen: Screen, call: Call[Any], title: str | Non
     job = follow_job(client, screen, client.send(endpoints.as_job(call)), title=title)
     yield client.jobs.result(job.id).json()
     with contextlib.suppress(FoveaError):
-        client.send(Call("DELETE", f"/v1/jobs/{job.id}", read_bytes))
+        client.jobs.delete(job.id)

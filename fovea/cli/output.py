@@ -105,6 +105,16 @@ class Screen:
             table.add_row(escape(name), escape(value))
         self.out.print(table)
 
+    def tables(self, facts: Mapping[str, Any], tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> None:
+        """Write facts and tables; in a pipe as one table of names and values: a cell's name is its row and column."""
+        if self.is_tsv:
+            cells = [(columns, row, i) for columns, rows in tables for row in rows for i in range(1, len(row))]
+            facts = {**facts, **{f"{names[0]} {row[0]}, {names[i]}": row[i] for names, row, i in cells}}
+        self.facts(facts)
+        for columns, rows in () if self.is_tsv else tables:
+            self.out.print()
+            self.table(columns, [tuple(map(escape, row)) for row in rows])
+
     def _write_tsv(self, rows: Iterable[Sequence[str]]) -> None:
         if self.form == "csv":
             sys.stdout.write(format_csv(rows))

@@ -269,6 +269,8 @@ def test_a_job_is_submitted_watched_and_its_result_written_or_its_failure_the_ex
     for verb, status in (("retry", "queued"), ("cancel", "cancelled"), ("get", "cancelled")):
         assert lines(fovea("jobs", verb, job, "--json")[1])[0]["status"] == status
     assert job in {told["id"] for told in lines(fovea("jobs", "list", "--json")[1])}
+    assert lines(fovea("jobs", "delete", job, "--json")[1])[0]["status"] == "cancelled"
+    assert (fovea("jobs", "get", job)[0], fovea("jobs", "delete", "..")[0]) == (4, 2)
 
 
 def test_the_key_comes_from_the_environment_or_the_flag(fovea, tmp_path, monkeypatch):

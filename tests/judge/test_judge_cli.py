@@ -114,6 +114,8 @@ def test_agreement_and_rankings_show_kappa_alpha_tau_and_bias(fovea, files):
     code, out, _ = fovea("judge", "agreement", *words, *texts(files))
     assert (code, "0.9792" in out, "by length" in out, "012|3" in out) == (0, True, True, True), out
     assert json.loads(fovea("judge", "agreement", *words, "--json")[1])["pairs"] == 192
+    table = list(csv.reader(fovea("judge", "agreement", *words, *texts(files), "--format", "csv")[1].splitlines()))
+    assert ({len(row) for row in table}, dict(table)["reference 0, judge 0"]) == ({2}, "48")
     code, out, _ = fovea("judge", "rankings", *words, *runs(files), "--family", "bm25=llm")
     assert (code, "tau-b" in out, "kappa" in out, "self-preference" in out) == (0, True, True, True), out
 

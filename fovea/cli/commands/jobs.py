@@ -1,4 +1,4 @@
-"""`fovea jobs …`: lists, follows, cancels and retries queued requests."""
+"""`fovea jobs …`: lists, follows, cancels, deletes and retries queued requests."""
 
 from datetime import datetime
 from typing import Annotated
@@ -14,7 +14,7 @@ from fovea.cli.option_groups import CommandApp
 from fovea.cli.output import Screen, colour_status, format_age
 from fovea.cli.text_files import write_file
 
-app = CommandApp(help="List, follow, cancel and retry queued requests.", no_args_is_help=True)
+app = CommandApp(help="List, follow, cancel, delete and retry queued requests.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, as `fovea jobs list` prints it.")]
 
@@ -59,6 +59,12 @@ def watch(job_id: JobId, *, gateway: GatewayOptions) -> None:
 def cancel(job_id: JobId, *, gateway: GatewayOptions) -> None:
     """Cancel a job, also while it runs."""
     _print(gateway.screen, gateway.send(endpoints.cancel(job_id)))
+
+
+@app.command()
+def delete(job_id: JobId, *, gateway: GatewayOptions) -> None:
+    """Forget a finished job with its answer; cancel one that is not over."""
+    _print(gateway.screen, gateway.send(endpoints.delete(job_id)))
 
 
 @app.command()

@@ -239,7 +239,7 @@ def test_url_and_password_come_from_files_as_secrets_are_mounted(tmp_path):
     files = {"redis_url_file": tmp_path / "url", "redis_password_file": tmp_path / "password"}
     assert Settings(**files).redis_url == "redis://:p%40ss%2Fw%3Ard@redis:7000/2"
     (tmp_path / "password").write_text("\n")
-    with pytest.raises(ValueError, match="FOVEA_REDIS_PASSWORD_FILE names, .*/password, is empty"):
+    with pytest.raises(ValueError, match=r"FOVEA_REDIS_PASSWORD_FILE names, .*/password, is empty"):
         Settings(**files)
     assert Settings(redis_url="redis://me@h", redis_password=PASSWORD).redis_url == "redis://me:p%40ss%2Fw%3Ard@h"
     assert Settings(redis_url="redis://:own@h", redis_password=PASSWORD).redis_url == "redis://:own@h"

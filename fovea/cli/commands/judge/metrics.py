@@ -1,13 +1,12 @@
 """Commands of `fovea judge` that compute from labels: agreement and ensembles."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from fovea.cli.commands.judge.options import compute, format_figure, format_interval
 from fovea.cli.common_options import GatewayOptions, OutputFile
-from fovea.cli.output import Screen
 from fovea.cli.text_files import read_text, write_text
 
 Reference = Annotated[Path, typer.Argument(metavar="REFERENCE", help="Reference qrels; may be .gz.")]
@@ -31,7 +30,7 @@ def agreement(
         return
     counted = ("missing", "extra", "clamped", "clamped_reference")
     more = ", ".join(f"{found[name]} {name.replace('_', ' in the ')}" for name in counted if found.get(name))
-    screen.facts({
+    facts = {
         "pairs": f"{found['pairs']} ({more})" if more else str(found["pairs"]),
         "kappa": f"{format_figure(found['kappa'])}   ({format_interval(found['kappa_interval'])})",
         "alpha (ordinal)": format_figure(found["alpha"]),
@@ -41,20 +40,15 @@ def agreement(
         "mean error": format_figure(found["mae"]),
         "invalid": found["invalid"] or None,
         "not calibrated": f"{found['uncalibrated']} pairs without a grade" if found["uncalibrated"] else None,
-    })  # fmt: skip
-    screen.out.print()
-    cuts = found["kappa_by_cut"]
-    rows = [(cut, format_figure(cuts[cut]), format_figure(found["alpha_by_cut"][cut])) for cut in cuts]
-    screen.table(("cut", "kappa", "alpha"), rows)
-    screen.out.print()
-    grid = found["confusion"]
-    screen.table(
-        ("reference ↓ judge →", *map(str, range(len(grid)))),
-        ((str(grade), *map(str, row)) for grade, row in enumerate(grid)),
-    )
-    for name, block in ((name, (found["bias_by_text"] or {}).get(name)) for name in ("by_length", "by_overlap")):
-        if block:
-            _print_terciles(screen, name, block)
+    }
+    cuts = [(cut, kappa, found["alpha_by_cut"][cut]) for cut, kappa in found["kappa_by_cut"].items()]
+    grid = [(str(grade), *row) for grade, row in enumerate(found["confusion"])]
+    tables = [(("cut", "kappa", "alpha"), cuts), (("reference", *(f"judge {n}" for n in range(len(grid)))), grid)]
+    for name, block in (("by length", "by_length"), ("by overlap", "by_overlap")):
+        parts = (found["bias_by_text"] or {}).get(block) or ()
+        rows = [(f"{one['lowest']:g}–{one['highest']:g}", one["pairs"], one["bias"], one["kappa"]) for one in parts]
+        tables.append(((name, "pairs", "bias", "kappa"), rows))
+    screen.tables(facts, [(head, [tuple(map(format_figure, row)) for row in rows]) for head, rows in tables if rows])
 
 
 def ensemble(
@@ -78,13 +72,3 @@ def ensemble(
     if output is not None:
         counts = " · ".join(map(str, found["counts"]))
         screen.note(f"wrote {output} ({found['pairs']} pairs, {counts} per grade)", markup=False)
-
-
-def _print_terciles(screen: Screen, name: str, block: list[dict[str, Any]]) -> None:
-    screen.out.print()
-    columns, figures = (name.replace("_", " "), "pairs", "bias", "kappa"), ("bias", "kappa")
-    rows = (
-        (f"{one['lowest']:g}–{one['highest']:g}", str(one["pairs"]), *(format_figure(one[key]) for key in figures))
-        for one in block
-    )
-    screen.table(columns, rows)

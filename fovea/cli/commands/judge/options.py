@@ -69,9 +69,9 @@ def read_judges(paths: Sequence[Path]) -> dict[str, str]:
     return dict(zip(kept, map(read_text, paths), strict=True))
 
 
-def format_figure(value: float | None) -> str:
-    """Format a number with four decimals; a dash where it is undefined."""
-    return "–" if value is None else f"{value:.4f}"
+def format_figure(value: float | str | None) -> str:
+    """Format a number with four decimals, a count as it is; a dash where it is undefined."""
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def format_interval(ends: list[float] | None) -> str:

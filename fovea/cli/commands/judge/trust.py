@@ -66,11 +66,8 @@ def weights(
             "pair order, weighted": f"{format_figure(found['pair_order'])}   (on queries left out)",
             "pair order, equal": format_figure(found["pair_order_equal"]),
         }
-        screen.facts(facts)
-        rows = (
-            (escape(m["judge"]), format_figure(m["weight"]), format_figure(m["pair_order"])) for m in found["members"]
-        )
-        screen.table(("judge", "weight", "pair order alone"), rows)
+        rows = [(m["judge"], format_figure(m["weight"]), format_figure(m["pair_order"])) for m in found["members"]]
+        screen.tables(facts, [(("judge", "weight", "pair order alone"), rows)])
     if output is not None:
         if found["options"] is None:
             detail = "A judge's file names no template, so its signal can't be asked for again."
