@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fovea.errors import Malformed
 from fovea_evaluation.collection_forms import parse_records, parse_relevance
+from services.relevance_judge.parsing.trec import MAX_GRADE
 
 CRANFIELD_GRADES: Mapping[int, int] = {1: 3, 2: 2, 3: 1, 4: 1, 5: 0}
 """Code of the collection's own readme → grade: complete answer, high relevance, background, minimum interest, none."""
@@ -37,7 +38,7 @@ def parse_collection(
 
     Relevance lines are `qid docid code`, `qid 0 docid grade` (TREC), `qid docid 0 0` (relevant, no grade), or lists.
     `grades` are those of codes; lines of other codes are left out and counted in a note. Raises Malformed if a file has
-    no records, a line has another form, no line names a document, or a topic is not known.
+    no records, a line has another form, no line names a document, a topic is not known, or a grade is beyond any scale.
     """
     notes: list[str] = []
     passages = _texts(documents, "documents", notes)
@@ -55,6 +56,8 @@ def parse_collection(
         if grade is None:
             odd[int(code)] = odd.get(int(code), 0) + 1
             continue
+        if abs(int(grade)) > MAX_GRADE:
+            raise Malformed(f"The grade {grade} of {qid} {docid} lies beyond ±{MAX_GRADE}.")
         if docid not in passages:
             absent[docid] = absent.get(docid, 0) + 1
         pair = (names[qid], docid)

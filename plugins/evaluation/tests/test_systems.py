@@ -198,6 +198,9 @@ def test_systems_whose_queries_add_up_to_as_much_are_tied(measure):
     assert (found.tau_b, found.rho) == (pytest.approx(1), pytest.approx(1))
 
 
+TEXTS = dict.fromkeys(("documents", "topics"), ".I 1\n.W\na b\n")
+
+
 @pytest.mark.parametrize(("path", "body", "status", "told"), [
     ("significance", {"labels": "1 0 a 1", "runs": "1 Q0 a 1 1 x"}, 422, "1 systems"),
     ("significance", {"labels": "1 0 a 1", "runs": RUNS, "measure": "bpref"}, 422, "no measure"),
@@ -205,6 +208,9 @@ def test_systems_whose_queries_add_up_to_as_much_are_tied(measure):
     ("corrected", {"human": "1 0 a 1\n2 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "no labels of the query 2"),
     ("corrected", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS}, 422, "3 are the least"),
     ("budget", {"human": "1 0 a 1", "judge": "1 0 a 1", "runs": RUNS, "half_width": 0}, 422, "half_width"),
+    ("corrected", {"human": "", "judge": "", "runs": RUNS, "confidence": 1 - 2**-53}, 422, "0.9999"),
+    ("collection", {**TEXTS, "relevance": "1 0 1 99999"}, 400, "The grade 99999"),
+    ("collection", {**TEXTS, "relevance": "1 1 2", "grades": {2: -1e4}}, 400, "-1000"),
     ("support", {"query": "q", "answer": " ", "passages": {"a": "x"}, "how": "similarity"}, 422, "no sentence"),
     ("preferences", {}, 422, "nothing to compare"),
     ("preferences", {"comparisons": [PAIR], "template": "direct"}, 422, "is for"),

@@ -33,7 +33,7 @@ class HumanSample(StrictModel):
     runs: Runs
     measure: Measure = "ndcg_cut_10"
     relevance_level: RelevanceLevel = 1
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the intervals.")
+    confidence: float = Field(0.95, gt=0.5, le=0.9999, description="Of the intervals.")
 
 
 class EstimateOut(BaseModel):
