@@ -104,7 +104,11 @@ class Scheduler(Generic[S]):
     @torch.inference_mode()
     def step(self) -> None:
         """Drop what was cancelled, decode one token everywhere, read on in one prompt."""
-        self._drop_cancelled()
+        for sequence in self._in_flight():
+            try:
+                sequence.request.check()
+            except FoveaError as error:
+                self._end(sequence, error)
         self._preempt_for_room()
         if self.running:
             self._decode(list(self.running))
@@ -119,13 +123,6 @@ class Scheduler(Generic[S]):
         """End everything that is in flight."""
         for sequence in self._in_flight():
             self._end(sequence, error)
-
-    def _drop_cancelled(self) -> None:
-        for sequence in self._in_flight():
-            try:
-                sequence.request.check()
-            except FoveaError as error:
-                self._end(sequence, error)
 
     def _in_flight(self) -> list[Sequence[S]]:
         return [*self.waiting, *([self.prefilling] if self.prefilling else ()), *self.running]

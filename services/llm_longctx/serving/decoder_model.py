@@ -84,6 +84,7 @@ class DecoderModel(TextModel):
             others.channel.send((kv_bytes, max_batch))
         model, digest, folder = weights.model, weights.sha256, weights.folder
         tokenizer = Tokenizer.from_folder(folder)
+        share, least = (float(place.options.get(f"llm_fidelity_{x}", 0)) for x in ("sample_rate", "min_agreement"))
         engine = Engine(
             model,
             weights_sha256=digest,
@@ -91,7 +92,7 @@ class DecoderModel(TextModel):
             threads=place.threads,
             kv_bytes=kv_bytes,
             max_batch=max_batch,
-            monitor=None if others else _monitor(place),
+            monitor=None if others else FidelityMonitor(share, least),
             prefix_block=_PREFIX_BLOCK,
             cache_bits=cache_bits,
             team=None if others is None else others.team,
@@ -171,14 +172,6 @@ def choose_room(device: str, cache_bits: int) -> tuple[int, int]:
     torch.cuda.empty_cache()  # and torch its memory, which is free, too
     free, _ = torch.cuda.mem_get_info(device)
     return int(_DEVICE_SHARE * free) // (1 if cache_bits == 16 else 2), _DEVICE_BATCH
-
-
-def _monitor(place: LoadContext) -> FidelityMonitor:
-    """The fidelity monitor with the platform's sample rate and floor; by default it samples nothing."""
-    return FidelityMonitor(
-        float(place.options.get("llm_fidelity_sample_rate", 0)),
-        float(place.options.get("llm_fidelity_min_agreement", 0)),
-    )
 
 
 def _read_sampling(source: Path) -> SamplingDefaults | None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from services.llm_longctx.serving.tools.tool_parser import split_at
+
 
 class StopStringFilter:
     """Lets text through up to the first stop string, or up to its end.
@@ -25,17 +27,12 @@ class StopStringFilter:
         if met:
             place, self.hit = min(met, key=lambda one: one[0])
             return self._release(place + len(self.hit) * self._is_kept, forget=True)
-        return self._release(len(self._held_back) - self._partial_stop())
+        tails = (split_at(self._held_back, stop)[1] for stop in self._stops)  # in which a stop may be beginning
+        return self._release(len(self._held_back) - max(map(len, tails), default=0))
 
     def end(self) -> str:
         """Text that was held back, when no more text comes."""
         return "" if self.hit is not None else self._release(len(self._held_back))
-
-    def _partial_stop(self) -> int:
-        """Length of the longest tail that begins a stop."""
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        tails = (self._held_back[-size:] for size in range(min(longest, len(self._held_back)), 0, -1))
-        return next((len(tail) for tail in tails if any(stop.startswith(tail) for stop in self._stops)), 0)
 
     def _release(self, size: int, *, forget: bool = False) -> str:
         shown, self._held_back = self._held_back[:size], "" if forget else self._held_back[size:]

@@ -56,7 +56,8 @@ class ChunkAttention:
             if whole:
                 own = take_rows(q, _rows(whole, q.shape[0] // G)), take_rows(k, whole), take_rows(v, whole)
                 _put_rows((out, lse), whole, self._attend_whole(layer, *own, offset, whole))
-            held = {g: _append_chunk(cache.entries(layer, g), k[g], v[g], offset) for g in cut}
+            at = torch.arange(offset, offset + k.shape[1], device=k.device)
+            held = {g: cache.entries(layer, g).join(k[g], v[g], at) for g in cut}
             own = take_rows(q, _rows(cut, q.shape[0] // G)), take_rows(k, cut), take_rows(v, cut)
             _put_rows((out, lse), cut, self._attend_cut(layer, *own, offset, cut, held))
         if calibrated := policy.calibrated_heads(layer):
@@ -210,11 +211,6 @@ def _put_rows(whole: Part, heads: Sequence[int], part: Part) -> None:
         R = len(found) // len(heads)
         for i, g in enumerate(heads):
             to[g * R : (g + 1) * R] = found[i * R : (i + 1) * R]
-
-
-def _append_chunk(held: Entries, k: Tensor, v: Tensor, offset: int) -> Entries:
-    """Entries of a head, then those of the chunk."""
-    return held.join(k, v, torch.arange(offset, offset + len(k), device=k.device))
 
 
 def _view(held: Entries) -> CacheView:

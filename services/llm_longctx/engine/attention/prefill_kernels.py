@@ -40,8 +40,10 @@ def over_history(q: Tensor, k: Tensor, v: Tensor, plan: PrefillPlan, backend: st
         case WindowSink(sink=sink, window=window):
             return window_prefill(q, k, v, sink, window, backend=backend)
         case TokenLists():
-            together = plan.block is not None and _native(q, backend)
-            return _listed_together(q, k, v, plan, backend) if together else _listed(q, k, v, plan)
+            kernel = choose("block_sparse_prefill", backend, q.dtype, q.device.type)
+            if plan.block is not None and kernel == "cpu_ext":  # with all blocks kept it beats torch's own
+                return _listed_together(q, k, v, plan, backend)
+            return _listed(q, k, v, plan)
 
 
 def over_held(q: Tensor, held: Part, weight: Tensor, k: Tensor, v: Tensor) -> Part:
@@ -62,11 +64,6 @@ def window_mask(positions: Tensor, offset: int, queries: int, sink: int, window:
     """Keys at `positions` [n] that queries offset … may see with a sink and a window: [T,n]."""
     at = torch.arange(offset, offset + queries, device=positions.device)[:, None]
     return (positions <= at) & ((positions < sink) | (at - positions < window))
-
-
-def _native(q: Tensor, backend: str) -> bool:
-    """Whether the C++ kernel serves these tensors: with all blocks kept it beats torch's own, most of all in bf16."""
-    return choose("block_sparse_prefill", backend, q.dtype, q.device.type) == "cpu_ext"
 
 
 def _dense_kernel(q: Tensor, backend: str) -> Backend | None:

@@ -152,7 +152,8 @@ class FewBitCache(PagedCache):
                 self._move_first(at)
         starts = [int(self.own.start[at]) for at in heads]
         slots = np.concatenate([start + np.arange(count[at] * PAGE) for start, at in zip(starts, heads, strict=True)])
-        copied, to = self._copy(to_device(slots, self.pool.device)), []
+        which, pool, to = to_device(slots, self.pool.device), self.pool, []
+        copied = Entries(pool.keys[which], pool.values[which], pool.positions[which], pool.log_weights[which])
         for at in heads:  # whole pages go back first: packed ones need less
             self.own.drop_front(*at, int(count[at]))
             begin = int(self.packed.n[at])
@@ -339,10 +340,6 @@ class FewBitCache(PagedCache):
         pages, counts = torch.unique(page, return_counts=True)
         whole = pages[(counts == PAGE) & (pages >= 0)]
         return whole.tolist(), which[~torch.isin(page, whole)]
-
-    def _copy(self, slots: Tensor) -> Entries:
-        pool = self.pool
-        return Entries(pool.keys[slots], pool.values[slots], pool.positions[slots], pool.log_weights[slots])
 
     def _number(self, at: tuple[int, int]) -> int:
         """The number of a head in the model, which seeds its rotation."""

@@ -173,7 +173,11 @@ class TextModelAdapter(ABC):
 
         Raises InvalidOption: They name a token that the model does not know.
         """
-        self._check_tokens(options)
+        for field in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+            for token in getattr(options, field) or ():
+                if token >= self.vocab:
+                    detail = f"{field} names token {token}; this model's ids are below {self.vocab}."
+                    raise InvalidOption(detail, field=field)
         ends = {*(options.stop_token_ids or ()), *(() if options.ignore_eos else self.tokenizer.eos)}
         spelled = (f"{space}{word.lstrip()}" for word in options.bad_words or () for space in ("", " "))
         words = {tuple(self.tokenize(text, "bad_words", special=False)) for text in spelled} - {()}
@@ -214,13 +218,6 @@ class TextModelAdapter(ABC):
     async def extra_payload(self, request: GenerationRequest) -> LongctxAnswer | None:
         """The `longctx` field of the answer, once all answers to a request are over."""
         return None
-
-    def _check_tokens(self, options: SamplingOptions) -> None:
-        for field in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
-            for token in getattr(options, field) or ():
-                if token >= self.vocab:
-                    detail = f"{field} names token {token}; this model's ids are below {self.vocab}."
-                    raise InvalidOption(detail, field=field)
 
 
 def build_samplings(options: GenerationOptions, defaults: SamplingDefaults) -> list[Sampling]:
