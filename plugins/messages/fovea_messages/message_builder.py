@@ -31,6 +31,8 @@ class MessageBuilder:
         """The events of one more chunk."""
         if chunk.usage is not None:
             self.message.usage = _to_usage(chunk.usage)
+        if chunk.warnings and not chunk.choices:  # the last chunk: the one before it has them, too
+            self.message.warnings = [*(self.message.warnings or ()), *chunk.warnings]
         if not self.message.model:
             self.message.model = chunk.model
             self.message.usage.output_tokens = 0  # the tokens of an answer come at its end

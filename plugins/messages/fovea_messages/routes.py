@@ -58,7 +58,7 @@ async def count_tokens(body: Conversation, request: Request, host: HostDep) -> T
     with name_fields(NAMES):
         chat = build_chat(body)
         adapter = (await find_model(host, chat.model, request)).adapter
-        text = await asyncio.to_thread(render_prompt, adapter, chat)
+        text, *_ = await asyncio.to_thread(render_prompt, adapter, chat)
         return TokenCount(input_tokens=len(adapter.tokenize(text, "messages", special=False)))
 
 

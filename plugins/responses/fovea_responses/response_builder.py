@@ -57,6 +57,8 @@ class ResponseBuilder:
             yield from self._feed_choice(choice)
         if chunk.usage is not None:
             self.response.usage = _to_usage(chunk.usage)
+        if chunk.warnings and not chunk.choices:  # the last chunk: the one before it has them, too
+            self.response.warnings = [*(self.response.warnings or ()), *chunk.warnings]
 
     def end(self) -> Iterator[Event]:
         """The events after the last chunk; before the last of them the answer is whole."""

@@ -30,7 +30,12 @@ from services.llm_longctx.serving.adapters.base import RequestState, TextModelAd
 from services.llm_longctx.serving.answer_text import OutputChunk
 from services.llm_longctx.serving.chat_template import read_template_options
 from services.llm_longctx.serving.generation import Generation
-from services.llm_longctx.serving.grammars.formats import asks_for_form, find_unenforced_keywords
+from services.llm_longctx.serving.grammars.formats import (
+    asks_for_form,
+    find_grammar_source,
+    find_unenforced_keywords,
+    may_hold,
+)
 from services.llm_longctx.serving.grammars.token_grammar import TokenGrammar
 from services.llm_longctx.serving.protocol import MIN_LOGPROB, CompletionProtocol, join_captured, to_prompt_logprobs
 from services.llm_longctx.serving.reasoning.reasoning_parser import find_reasoning_parser
@@ -57,25 +62,26 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
     ) -> None:
         if request.top_logprobs and not request.logprobs:
             raise InvalidOption("top_logprobs needs logprobs to be true.", field="top_logprobs")
-        own = adapter.tokenizer.chat_template
-        form = read_template_options(request, own, may_bring=adapter.takes_templates)
-        template = form.source or own
-        tools = read_tool_use(request, template)
+        text, template, tools = render_prompt(adapter, request)
+        is_formed = asks_for_form(request)
+        if tools is not None and not tools.is_forced and is_formed and tools.parser.is_first:
+            tools = None  # such calls are JSON themselves
+            generation.warnings.append("No tool can be called: this model's calls can't be told from the form.")
         grammar = adapter.add_rules(_compile_grammar(adapter, request, tools), request)
-        text = adapter.render_chat(request.messages, form, tools=tools)
         ids = adapter.tokenize(text, "messages", special=bool(request.add_special_tokens))
         if not ids:
             raise InvalidOption("The conversation is empty under the model's template.", field="messages")
         engine_request = adapter.build_request(ids, request.longest, request, "messages", text=text, state=state)
         generation.extend(engine_request)
         engine_request.top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        is_forced, is_formed = tools is not None and tools.is_forced, asks_for_form(request)
-        if tools is not None and (is_forced or not is_formed):
+        is_forced = tools is not None and tools.is_forced
+        if tools is not None:
             generation.use_parser(partial(tools.parser, tools.functions), is_forced=is_forced)
-        generation.unenforced += [] if tools is None else tools.unenforced
+            generation.unenforced += tools.unenforced
         generation.unenforced += () if is_forced else find_unenforced_keywords(request)
         if (reasoner := find_reasoning_parser(template)) is not None and not (is_forced or is_formed):
-            generation.use_reasoner(partial(reasoner, text), is_shown=request.include_reasoning)
+            begun = text if may_hold(request, reasoner.closing) else ""  # else all of the answer would be thoughts
+            generation.use_reasoner(partial(reasoner, begun), is_shown=request.include_reasoning)
         options = build_text_options(request, prompt_logprobs=request.prompt_logprobs)
         generation.begin(engine_request, options, grammar)
 
@@ -135,28 +141,31 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         return [*chunks, ChatChunk(**stamp, choices=[], usage=completion.usage)]
 
 
-def render_prompt(adapter: TextModelAdapter, request: ChatRequest) -> str:
-    """The text that a chat's answer goes on with. Raises InvalidOption: its template or its tools can't be used."""
+def render_prompt(adapter: TextModelAdapter, request: ChatRequest) -> tuple[str, str | None, ToolUse | None]:
+    """The text that a chat's answer goes on with, its template, and its tools. Raises InvalidOption: They don't fit."""
     own = adapter.tokenizer.chat_template
     form = read_template_options(request, own, may_bring=adapter.takes_templates)
-    return adapter.render_chat(request.messages, form, tools=read_tool_use(request, form.source or own))
+    tools = read_tool_use(request, template := form.source or own)
+    return adapter.render_chat(request.messages, form, tools=tools), template, tools
 
 
 def _compile_grammar(
     adapter: TextModelAdapter, request: ChatRequest, tools: ToolUse | None
 ) -> TokenGrammar | CallGrammar | None:
-    """Grammar of an answer: forced calls, the request's own, or free text in which calls are valid."""
+    """Grammar of an answer: forced calls, the request's own, calls or a form, or free text in which calls are valid."""
     if tools is not None and tools.is_forced:
         return adapter.grammars.compile(tools.grammar_source(), "tools")
-    asked = adapter.compile_grammar(request)
+    asked, form = adapter.compile_grammar(request), find_grammar_source(request)
+    if tools is not None and form is not None and asks_for_form(request):
+        return adapter.grammars.compile(tools.grammar_source(form[0]), "tools")
     if asked is not None or tools is None:
         return asked
     try:
         call = adapter.grammars.compile(tools.grammar_source(), "tools")
     except InvalidOption:  # functions that are too many for one grammar: their calls are read as they come
         return None
-    names, is_single = frozenset(f.name for f in tools.functions), request.parallel_tool_calls is False
-    return CallGrammar(call, tools.parser, names, adapter.grammars, is_single=is_single)
+    names = frozenset(function.name for function in tools.functions)
+    return CallGrammar(call, tools.parser, names, adapter.grammars, is_single=not tools.is_parallel)
 
 
 def _to_delta(update: CallUpdate) -> ToolCallDelta:

@@ -39,6 +39,7 @@ class Generation:
         requests: Requests that were begun.
         extensions: Parts of plug-ins in the call.
         unenforced: Keywords of its schemas that are left to the model.
+        warnings: Sentences about what was asked for in vain.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Generation:
         self._make_parser: Callable[[], ToolParser] | None = None
         self._is_forced = False
         self.unenforced: list[str] = []
+        self.warnings: list[str] = []
         self._parsers: dict[int, ToolParser] = {}
         self._make_reasoner: Callable[[], ReasoningParser] | None = None
         self._reasoners: dict[int, ReasoningParser] = {}

@@ -77,11 +77,12 @@ class CompletionProtocol(ABC, Generic[RequestT, ChunkT, AnswerT]):
             for extension in extensions:
                 variants = [varied for one in variants for varied in extension.vary(one)]
             with Generation(adapter.scheduler, adapter.tokenizer, run, extensions) as generation:
+                generation.warnings += warnings
                 with span.span.activate():
                     for one in variants:
                         await asyncio.to_thread(self.begin, generation, adapter, one, state)
                 run.consume(tokens_in=sum(len(one.prompt_ids) for one in generation.requests))
-                chunks = _ChunkBuilder(self, adapter, generation, request, warnings)
+                chunks = _ChunkBuilder(self, adapter, generation, request)
                 sent: list[ChunkT] = []
                 while (piece := await generation.read()) is not None:
                     span.note(piece)
@@ -138,10 +139,9 @@ class _ChunkBuilder(Generic[ChunkT]):
         adapter: TextModelAdapter,
         generation: Generation,
         request: GenerationOptions,
-        warnings: list[str],
     ) -> None:
         self._protocol: CompletionProtocol[Any, ChunkT, Any] = protocol
-        self._adapter, self._generation, self._warnings = adapter, generation, warnings
+        self._adapter, self._generation = adapter, generation
         self._has_logprobs = generation.requests[0].top_logprobs is not None
         options = request.stream_options if request.stream else None
         self._has_usage = options is not None and options.include_usage and options.continuous_usage_stats
@@ -191,7 +191,8 @@ class _ChunkBuilder(Generic[ChunkT]):
         requests, adapter = self._generation.requests, self._adapter
         payload = await adapter.extra_payload(requests[0])
         extra = added if payload is None else {"longctx": payload, **added}
-        extra |= {"warnings": self._warnings} if self._warnings else {}
+        told = [*dict.fromkeys(self._generation.warnings)]  # once for all answers of a comparison
+        extra |= {"warnings": told} if told else {}
         usage = build_usage(requests, self.produced, adapter, self._generation.unenforced)
         span.describe_answer(self._stamp["id"], usage, requests)
         last: list[ChunkT] = [] if self._held is None else [self._held.model_copy(update=extra)]

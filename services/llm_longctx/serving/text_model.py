@@ -66,7 +66,7 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
             raise InvalidOption("Give either prompt or messages.", field="prompt")
         if request.messages is not None:
             same = ChatRequest.model_fields.keys() & TokenizeRequest.model_fields.keys() & request.model_fields_set
-            text = render_prompt(self.adapter, ChatRequest(**{name: getattr(request, name) for name in same}))
+            text, *_ = render_prompt(self.adapter, ChatRequest(**{name: getattr(request, name) for name in same}))
             ids = self.adapter.tokenize(text, "messages", special=bool(request.add_special_tokens))
         else:
             text = request.prompt or ""

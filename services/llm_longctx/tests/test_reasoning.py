@@ -75,6 +75,8 @@ TOOL = [{"type": "function", "function": {"name": "f", "parameters": JSON}}]
     {"extra_body": {"structured_outputs": {"json": JSON}}}, {"tools": TOOL, "tool_choice": "required"},
     {"extra_body": {"structured_outputs": {"choice": ['{"a": 1}']}}},
     {"extra_body": {"response_format": {"type": "choice", "choices": ['{"a": 1}']}}},
+    {"extra_body": {"structured_outputs": {"regex": r'\{"a": [01]\}'}}},
+    {"extra_body": {"structured_outputs": {"grammar": 'start: "{\\"a\\": 1}"'}}},
 ])  # fmt: skip
 def test_what_a_form_demands_is_no_thought_where_the_prompt_begins_one(thinker, more):
     extra = more.get("extra_body", {}) | {"chat_template_kwargs": {"opens": True}}

@@ -172,6 +172,34 @@ def test_a_forced_call_that_is_cut_is_no_error_and_leaves_no_markup(roomy, choic
         assert not any(delta.content for delta in deltas)
 
 
+ON = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+FORMS = [
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": ON, "strict": True}}},
+    {"extra_body": {"structured_outputs": {"choice": ['{"on": true}']}}},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_chooses_between_a_call_and_the_form_that_is_asked_for(roomy, codec, form, monkeypatch):
+    def choose(first, **more):
+        bias = {str(codec.encode(first)[0]): 100}
+        answer = say(roomy, tools=TOOLS, logit_bias=bias, temperature=1, seed=1, max_tokens=900, **form, **more)
+        return answer, answer.choices[0]
+
+    _, called = choose("<")
+    for call in called.message.tool_calls:
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+    assert (called.finish_reason, called.message.content) == ("tool_calls", None)
+    assert len(choose("<", parallel_tool_calls=False)[1].message.tool_calls) == 1
+    answer, written = choose("{")
+    assert (written.finish_reason, written.message.tool_calls, answer.model_extra["warnings"]) == ("stop", None, None)
+    assert json.loads(written.message.content).keys() == {"on"}
+    monkeypatch.setattr(HermesParser, "is_first", True)  # as where calls are JSON without tags
+    answer, written = choose("<")
+    assert json.loads(written.message.content).keys() == {"on"}
+    assert "No tool can be called" in answer.model_extra["warnings"][0]
+
+
 def test_usage_names_what_was_left_to_the_model(roomy):
     schema = {"type": "array", "uniqueItems": True, "items": {"enum": [1]}, "maxItems": 2}
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}

@@ -43,6 +43,13 @@ def asks_for_form(options: GenerationOptions) -> bool:
     return options.response_format is not None and options.response_format.type.startswith(("json_", "choice"))
 
 
+def may_hold(options: GenerationOptions, text: str) -> bool:
+    """Whether an answer may hold a text, as far as the request's expression or grammar, if it has one, names it."""
+    given = options.structured_outputs
+    source = None if given is None else given.regex or given.grammar
+    return source is None or text in source.replace("\\", "")
+
+
 def find_unenforced_keywords(options: GenerationOptions) -> tuple[str, ...]:
     """Keywords of the request's schema that are left to the model, because the schema is not strict."""
     given = options.response_format.json_schema if options.response_format is not None else None

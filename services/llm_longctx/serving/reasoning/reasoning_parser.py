@@ -14,9 +14,11 @@ class ReasoningParser(ABC):
 
     Class attributes:
         name: Name of the form.
+        closing: Ends the thoughts.
     """
 
     name: ClassVar[str]
+    closing: ClassVar[str]
 
     @classmethod
     @abstractmethod

@@ -12,6 +12,7 @@ class ThinkTagParser(ReasoningParser):
     """Reads `<think>…</think>`; white space around the thoughts belongs to neither part."""
 
     name: ClassVar[str] = "think_tags"
+    closing: ClassVar[str] = _CLOSE
 
     @classmethod
     def detects(cls, template: str) -> bool:

@@ -61,13 +61,15 @@ class ToolUse:
     is_forced: bool
     is_parallel: bool
 
-    def grammar_source(self) -> str:
-        """The grammar of valid calls and nothing else: of a forced answer, or of one call in a free one."""
+    def grammar_source(self, form: str | None = None) -> str:
+        """The grammar of a forced answer or of one call in a free one; of calls or a form, given as one rule."""
         calls = [self.parser.call_rule(function, _to_rule) for function in self.functions]
         rules = [f"call_{i}: {call}" for i, call in enumerate(calls)]
         choice = " | ".join(f"call_{i}" for i in range(len(calls)))
-        more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if self.is_parallel else ""
-        return "\n".join([f"{HEADER}start: call{more}", f"call: {choice}", *rules, *self.parser.rules])
+        is_several = self.is_parallel and (self.is_forced or form is not None)
+        start = f'call ("\\n" call){{0,{MAX_CALLS - 1}}}' if is_several else "call"
+        start += "" if form is None else f" | {form.removeprefix(f'{HEADER}start: ')}"
+        return "\n".join([f"{HEADER}start: {start}", f"call: {choice}", *rules, *self.parser.rules])
 
     @property
     def unenforced(self) -> list[str]:
@@ -129,7 +131,7 @@ def read_tool_use(request: ChatRequest, template: str | None) -> ToolUse | None:
         parser=find_parser(template or "") if is_native else HermesParser,
         is_native=is_native,
         is_forced=choice != "auto",
-        is_parallel=choice == "required" and request.parallel_tool_calls is not False,
+        is_parallel=not isinstance(choice, NamedToolChoice) and request.parallel_tool_calls is not False,
     )
 
 
