@@ -33,9 +33,7 @@ class Refusal:
 
     def concerns(self, value: object) -> bool:
         """Whether a value asks for something."""
-        if value == self.default or value in ("", [], {}):
-            return False
-        return bool(value) or self.default is not None
+        return value not in (self.default, "", [], {}) and (bool(value) or self.default is not None)
 
 
 _BEAM = "Beam search is not served; ask for `n` answers with logprobs"
@@ -118,6 +116,7 @@ ACCEPTED: Final[Mapping[str, str]] = {
     "*.cache_control": "Prompts are cached by what they say.",
     "*.encrypted_content": "Thoughts are not kept.",
     "*.id": "Items are read in their order.",
+    "*.index": "Calls are read in their order.",
     "*.logprobs": "The model reads the text.",
     "*.phase": "The model reads the text.",
     "*.prompt_cache_breakpoint": "Prompts are cached by what they say.",
@@ -173,8 +172,7 @@ def check_fields(
         if refusal is None and keys.isdisjoint(accepted):
             shown = name[:_LONGEST_NAME]
             if is_strict:
-                hint = "Leave it out, or leave out strict."
-                raise InvalidOption(f"There is no field {shown!r}.", hint=hint, field=shown)
+                raise InvalidOption(f"There is no field {shown!r}.", hint="Leave it out, or strict.", field=shown)
             warnings.append(f"There is no field {shown!r}{_suggest(name, owner)}: it was ignored.")
     return warnings[:_MOST_WARNINGS]
 

@@ -339,7 +339,7 @@ class TokenizerInfo(BaseModel):
     chat_template: str | None
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(NullIsAbsent):
     """Ours: tokens to be joined into text."""
 
     model: str | None = None
@@ -350,3 +350,4 @@ class Detokenized(BaseModel):
     """The text."""
 
     prompt: str
+    warnings: list[str] | None = Field(None, description="Fields that were ignored, a sentence each.")

@@ -30,13 +30,13 @@ class Tool(BaseModel, extra="allow"):
     function: FunctionDefinition
 
 
-class FunctionName(BaseModel):
+class FunctionName(BaseModel, extra="allow"):
     """Names a function."""
 
     name: str
 
 
-class NamedToolChoice(BaseModel):
+class NamedToolChoice(BaseModel, extra="allow"):
     """The one function that must be called."""
 
     type: Literal["function"] = "function"
@@ -52,14 +52,14 @@ def _refuse_other_types(choice: Any) -> Any:
 ToolChoice = Annotated[Literal["none", "auto", "required"] | NamedToolChoice, BeforeValidator(_refuse_other_types)]
 
 
-class FunctionCall(BaseModel):
+class FunctionCall(BaseModel, extra="allow"):
     """A call: the function, and its arguments as JSON text."""
 
     name: str
     arguments: str
 
 
-class ToolCall(BaseModel):
+class ToolCall(BaseModel, extra="allow"):
     """A call that the model made."""
 
     id: str

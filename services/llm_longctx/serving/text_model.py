@@ -82,10 +82,11 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
 
     def detokenize(self, request: DetokenizeRequest) -> Detokenized:
         """Text of tokens, special ones as their names. Raises InvalidOption: An id that the model does not know."""
+        warnings = check_fields(request)
         if any(token >= self.adapter.vocab for token in request.tokens):
             detail = f"tokens holds {max(request.tokens)}; this model's ids are below {self.adapter.vocab}."
             raise InvalidOption(detail, field="tokens")
-        return Detokenized(prompt=self.adapter.tokenizer.decode(request.tokens))
+        return Detokenized(prompt=self.adapter.tokenizer.decode(request.tokens), warnings=warnings or None)
 
     def close(self) -> None:
         self.adapter.scheduler.close()
