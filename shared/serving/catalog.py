@@ -98,7 +98,7 @@ class Catalog:
             if name and (error := plugins.explain_missing("models", name, f"The model {name!r}", "model")):
                 raise error
             known = ", ".join(fitting) or "none"
-            missing = f"no model {name!r}" if name else f"no model for {task or 'anything'}"
+            missing = f"no model {name!r}" if name is not None else f"no model for {task or 'anything'}"
             raise NotFound(f"There is {missing} here; known are: {known}.", field="model")
         if name not in fitting:
             its_task = self._slots[name].kind.card.task

@@ -23,6 +23,13 @@ NAMES = {
 """Names in chats of fields that these requests name otherwise."""
 
 
+def find_names(request: Conversation) -> dict[str, str]:
+    """`NAMES` for one request: how much is thought is said in one of two fields."""
+    is_off = request.thinking is not None and request.thinking.type == "disabled"
+    has_effort = request.output_config is not None and request.output_config.effort is not None
+    return {**NAMES, "reasoning_effort": "output_config.effort"} if has_effort and not is_off else NAMES
+
+
 def build_chat(request: Conversation) -> ChatRequest:
     """The chat that answers a request.
 

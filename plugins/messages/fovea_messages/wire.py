@@ -97,6 +97,7 @@ class Conversation(NullIsAbsent):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
 
 
 class MessagesRequest(Conversation):
@@ -109,7 +110,6 @@ class MessagesRequest(Conversation):
     top_k: int | None = Field(None, ge=0)
     top_p: float | None = Field(None, ge=0, le=1)
     longctx: LongctxOptions | None = Field(None, description="Ours, as in chats.")
-    strict: bool = Field(False, description="Ours: refuse fields that are not known here.")
 
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
@@ -157,3 +157,4 @@ class TokenCount(BaseModel):
     """Tokens of a conversation under the model's template."""
 
     input_tokens: int
+    warnings: list[str] | None = Field(None, description="Ours: fields that were ignored, a sentence each.")

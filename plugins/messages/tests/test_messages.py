@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from fovea.api.text import ChatRequest
-from fovea_messages.build_chat import build_chat
+from fovea_messages.build_chat import build_chat, find_names
 from fovea_messages.wire import Conversation
 from services.gateway.tests.stage import fronted
 from services.llm_longctx.tests.conftest import HELLO, MODEL, Server, app_of, write_folder
@@ -96,6 +96,9 @@ def test_stop_sequences_and_unknown_fields_are_named_thinking_is_turned_off_and_
 
     with pytest.raises(anthropic.BadRequestError, match="mcp_servers is not served"):
         client.messages.count_tokens(model=MODEL, messages=HELLO, extra_body={"mcp_servers": [{}]})
+    with pytest.raises(anthropic.BadRequestError, match="no field 'frobnicate'"):
+        client.messages.count_tokens(model=MODEL, messages=HELLO, extra_body={"frobnicate": 1, "strict": True})
+    assert client.messages.count_tokens(model=MODEL, messages=HELLO, extra_body={"frobnicate": 1}).warnings
     extra = {"extra_body": {"frobnicate": 1, **GREEDY}, "metadata": {"user_id": "me"}}
     assert client.messages.create(**ASK | extra).warnings == ["There is no field 'frobnicate': it was ignored."]
     deltas = [e for e in client.messages.create(**ASK | extra, stream=True) if e.type == "message_delta"]
@@ -108,7 +111,10 @@ def test_stop_sequences_and_unknown_fields_are_named_thinking_is_turned_off_and_
 ])  # fmt: skip
 def test_effort_says_how_much_is_thought_unless_thinking_is_off(thinking, effort, wanted):
     body = {"messages": HELLO, "output_config": {"effort": effort}, "thinking": thinking and {"type": thinking}}
-    assert build_chat(Conversation.model_validate(body)).reasoning_effort == wanted
+    asked = Conversation.model_validate(body)
+    assert build_chat(asked).reasoning_effort == wanted
+    named = "thinking" if effort is None or thinking == "disabled" else "output_config.effort"
+    assert find_names(asked)["reasoning_effort"] == named
 
 
 @pytest.mark.parametrize(
@@ -142,7 +148,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 
 
 @pytest.mark.parametrize(("bad", "error", "match"), [
-    ({"model": "claude"}, "NotFoundError", MODEL),
+    ({"model": "claude"}, "NotFoundError", MODEL), ({"model": ""}, "NotFoundError", "no model ''"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "BadRequestError", "'image'"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "BadRequestError", "input_schema"),
     ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "BadRequestError", "none of the tools"),
