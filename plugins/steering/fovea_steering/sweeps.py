@@ -100,6 +100,9 @@ def _read_grid(
     else:
         with in_field("heads"):
             heads = resolve_indices(body.heads, count, "head")
+    for field, found in (("layers", layers), ("positions", positions), ("heads", heads or ())):
+        if len(set(found)) < len(found):  # -1 and the number of the last are one
+            raise InvalidOption(f"{field} names one twice.", hint="Negative ones count from the end.", field=field)
     return [Site(site.name, layer) for layer in layers], positions, heads
 
 

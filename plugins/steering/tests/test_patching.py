@@ -196,6 +196,7 @@ def test_heads_are_swept_at_some_positions_as_they_are_patched_alone(server, pos
     ({"site": "scores"}, "sites are resid_pre, resid_mid", "site"),
     ({"site": "resid_post.1"}, "There is no site 'resid_post.1' of a layer", "site"),
     ({"layers": [2]}, "layers are 0…1", "layers"), ({"layers": [1, 1]}, "layers names one twice", None),
+    ({"positions": [-1, N - 1]}, "positions names one twice", "positions"),
     ({"positions": [N]}, "no position 32", "positions"), ({"by": "head"}, "resid_post has no heads", "site"),
     ({"by": "head", "site": "z", "heads": [4]}, "no head 4", "heads"),
     ({"prompt": [999] * N}, "ids are below 272", "prompt"),

@@ -273,10 +273,8 @@ def test_answers_that_are_sent_back_as_their_clients_hold_them_ask_for_nothing_u
     assert say(client, messages=[*HELLO, choice.message.model_dump(), *HELLO], max_tokens=2).warnings is None
     call = {"id": "a", "index": 0, "type": "function", "function": {"name": "f", "arguments": "{}", "parsed": 1}}
     choice_of_f = {"type": "function", "function": {"name": "f", "nmae": "f"}, "mode": "auto"}
-    turns, tool = (
-        [*HELLO, {"role": "assistant", "tool_calls": [call]}, *HELLO],
-        {"type": "function", "function": {"name": "f"}},
-    )
+    turns = [*HELLO, {"role": "assistant", "tool_calls": [call]}, *HELLO]
+    tool = {"type": "function", "function": {"name": "f"}}
     found = say(roomy, messages=turns, max_tokens=2, tools=[tool], tool_choice=choice_of_f).warnings
     named = ["messages[1].tool_calls[0].function.parsed", "tool_choice.mode", "tool_choice.function.nmae"]
     assert [one.split("'")[1] for one in found] == named
