@@ -84,7 +84,8 @@ class DecoderModel(TextModel):
             others.channel.send((kv_bytes, max_batch))
         model, digest, folder = weights.model, weights.sha256, weights.folder
         tokenizer = Tokenizer.from_folder(folder)
-        share, least = (float(place.options.get(f"llm_fidelity_{x}", 0)) for x in ("sample_rate", "min_agreement"))
+        given = place.options
+        share, least = given.get("llm_fidelity_sample_rate", 0), given.get("llm_fidelity_min_agreement", 0)
         engine = Engine(
             model,
             weights_sha256=digest,
@@ -92,7 +93,7 @@ class DecoderModel(TextModel):
             threads=place.threads,
             kv_bytes=kv_bytes,
             max_batch=max_batch,
-            monitor=None if others else FidelityMonitor(share, least),
+            monitor=None if others else FidelityMonitor(float(share), float(least)),
             prefix_block=_PREFIX_BLOCK,
             cache_bits=cache_bits,
             team=None if others is None else others.team,
