@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from fovea.errors import InvalidOption
@@ -13,7 +12,7 @@ from fovea_circuits.patching import attribution_patch, logit_difference
 from fovea_edges import circuit_search
 from fovea_edges.edge_attribution import attribute_edges, patch_edges, score_circuit
 from fovea_edges.edge_graph import EdgeGraph, EdgeSource, EdgeTarget
-from fovea_edges.edge_runs import run_circuit, run_edges, run_embedding
+from fovea_edges.edge_runs import run_circuit, run_edges
 from fovea_edges.experiments import edge_attribution
 from fovea_edges.experiments.acdc import Acdc
 from fovea_edges.experiments.edge_attribution import EdgeAttribution
@@ -197,20 +196,6 @@ def test_known_circuits_are_found_and_left_by_pruning(which):
     assert {graph.name(edge) for edge in graph.edges_of(mask)} == known
     scores = attribute_edges(net, clean, corrupt, answers, steps=50, metric="kl").edges
     assert circuit_search.rank_agreement(scores, mask) == 1
-
-
-def test_attribution_is_patching_for_a_counterfactual_close_by(golden):
-    """To first order nothing else is left."""
-    net = golden.model.double()
-    clean, far = runs(net, golden.clean, golden.corrupt)
-    near = run_embedding(net, clean.written[0] + 1e-4 * (far.written[0] - clean.written[0]))
-    _, _, edges = everything(net)
-    exact = patch_edges(net, clean, near, golden.answers, edges)
-    scores = attribute_edges(net, clean, near, golden.answers, steps=3).edges
-    net.float()
-    estimated = np.array([scores[edge] for edge in edges])
-    assert spearmanr(np.abs(exact), np.abs(estimated)).statistic > 0.999
-    assert np.corrcoef(exact, estimated)[0, 1] > 0.9999
 
 
 NODE = {
