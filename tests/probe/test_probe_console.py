@@ -196,13 +196,6 @@ def test_refusals_and_broken_permalinks_are_told_in_words(page, complaints):
     complaints.clear()  # the browser notes the 422
 
 
-def test_report_fits_a_narrow_screen(page):
-    page.set_viewport_size({"width": 360, "height": 780})
-    page.goto(spec_page("head-patterns", lm="tiny", half=12))
-    page.locator(".report svg").first.wait_for()
-    assert page.locator("html").evaluate("element => element.scrollWidth") <= 360
-
-
 def test_a_notebooks_maps_are_white_at_zero_and_named_by_their_ticks(monkeypatch):
     source = (Path(__file__).parents[2] / "services/gateway/console/static/js/notebook.js").read_text("utf8")
     drawn = MagicMock()
