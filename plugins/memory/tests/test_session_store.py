@@ -2,7 +2,6 @@
 
 import asyncio
 import stat
-from functools import partial
 
 import pytest
 import redis as sync_redis
@@ -14,7 +13,7 @@ from fovea_memory.state.document_service import DocumentService
 from fovea_memory.state.document_store import DocumentStore
 from fovea_memory.state.encryption import TenantCipher, load_master_key
 from fovea_memory.state.session_store import KEPT_ANSWERS, KEPT_VERSIONS, SessionStore
-from shared.jobs.redis_client import RedisClient, retry_until_connected
+from shared.jobs.redis_client import RedisClient
 
 MASTER = b"0123456789abcdef"
 
@@ -52,25 +51,6 @@ async def test_versions_follow_each_other_and_the_last_three_are_kept(store):
     with pytest.raises(NotFound, match="no version 2"):
         await store.read_version("ann", head.id, 2)
     assert (await store.get("ann", head.id)).tokens == 5
-
-
-async def test_of_two_writers_from_one_version_one_is_told_to_come_again(store):
-    head = await store.create("ann", "m", "d", b"0")
-    # A machine that stands still for a second answers `NotReady` to those that connect: they come again.
-    writers = (partial(store.write_version, "ann", head, b"%d" % n, tokens=n) for n in range(20))
-    results = await asyncio.gather(*map(retry_until_connected, writers), return_exceptions=True)
-    assert [r for r in results if not isinstance(r, Conflict)] == [1]
-    assert await store.read_version("ann", head.id, 1) == b"%d" % results.index(1)
-
-
-async def test_repeated_request_is_answered_and_not_written_again(store):
-    head = await store.create("ann", "m", "d", b"0")
-    assert await store.find_answer("ann", head.id, "key") is None
-    await store.write_version("ann", head, b"1", 5, idempotency_key="key", answer=b'{"told": 1}')
-    assert await store.find_answer("ann", head.id, "key") == b'{"told": 1}'
-    with pytest.raises(Conflict):
-        await store.write_version("ann", head, b"again", 5, idempotency_key="key", answer=b"other")
-    assert await store.find_answer("ann", head.id, "key") == b'{"told": 1}'
 
 
 async def test_sessions_are_listed_newest_first_in_pages_and_only_their_tenants(store):

@@ -142,6 +142,8 @@ def test_storing_it_again_elsewhere_reads_nothing_but_its_end(two):
     again = second.store()
     assert (again["id"], again["cached_tokens"], again["shared"], second.read) == (name, WHOLE, True, TOKENS - WHOLE)
     assert second.store(f"{TEXT} {FILL} ant blue")["cached_tokens"] == WHOLE
+    other = second.store(longctx={"blocks": 1})
+    assert (other["id"] != name, other["cached_tokens"]) == (True, 0)
 
 
 def test_deleted_its_blocks_are_gone_too(two, redis_server):

@@ -1,11 +1,9 @@
 """Titans' sessions behind OpenAI's routes: versions, one writer, answers given once, and no values but numbers."""
 
 import json
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
 
 from fovea_memory.adapters.titans import _TitansSource
 from fovea_memory.mixers.titans.state import SessionState, pack_state, unpack_state
@@ -44,26 +42,6 @@ def _export(http, session):
 def _import(http, session, data):
     headers = {"content-type": "application/octet-stream"}
     return http.post(f"/v1/sessions/{session}/import", content=data, headers=headers)
-
-
-@pytest.mark.parametrize("model", TITANS)
-def test_resumed_at_random_points_it_remembers_what_one_pass_does(http, adapter, model):
-    rng = random.Random(model)
-    ids = [rng.randrange(41) for _ in range(150)]
-    once, often = _open(http, model), _open(http, model)
-    _read(http, once, ids, model)
-    cuts = sorted(rng.sample(range(1, 150), 6))
-    for begin, end in zip([0, *cuts], [*cuts, 150], strict=True):
-        _read(http, often, ids[begin:end], model)
-    assert _facts(http, once)["tokens"] == _facts(http, often)["tokens"] == 150
-    assert (_facts(http, once)["version"], _facts(http, often)["version"]) == (1, 7)
-    digest = adapter(model).digest
-    one, other = (unpack_state(_export(http, s), digest) for s in (once, often))
-    for name, tensor in one.tensors.items():
-        assert torch.allclose(tensor, other.tensors[name], atol=1e-5), name
-    tops = [_read(http, s, [40, 11], model, max_tokens=1, logprobs=5) for s in (once, often)]
-    tops = [answer["choices"][0]["logprobs"]["top_logprobs"][0] for answer in tops]
-    assert all(abs(tops[0][k] - tops[1][k]) < 1e-4 for k in tops[0].keys() & tops[1].keys())
 
 
 def test_session_has_read_the_answers_too_and_stays_of_one_size(http):
