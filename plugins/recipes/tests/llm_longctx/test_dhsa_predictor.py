@@ -5,9 +5,6 @@ import torch
 
 from fovea_recipes.llm_longctx import dhsa_predictor as dhsa
 from fovea_recipes.llm_longctx.dhsa_predictor import BoundaryPredictor, predict_boundaries
-from services.llm_longctx.engine import Engine
-from services.llm_longctx.methods import method
-from services.llm_longctx.tests.conftest import tiny_decoder
 
 
 def text(seed, topics=6, channels=8):
@@ -66,18 +63,3 @@ def test_it_learns_borders_that_its_keys_show():
 def test_borders_are_compared_as_sets(found, wanted, told):
     score = dhsa.agreement(found, wanted)
     assert (score.precision, score.recall, score.f1, score.overlap) == pytest.approx(told)
-
-
-def test_predicted_borders_serve_as_the_methods_own():
-    model, ids = tiny_decoder(), [i % 250 for i in range(150)]
-    engine = Engine(model, page=8)
-    first = engine.open()
-    first.prefill(ids)
-    keys = torch.cat([first.entries(0, g).k for g in range(model.config.kv_heads)], -1)
-    borders = predict_boundaries(BoundaryPredictor(keys.shape[1], heads=4).eval(), keys, theta=-50, instruction=16)
-    assert (borders[0], borders[-1]) == (0, 150)
-    assert len(borders) > 3
-    how = method("dhsa", block=16, budget=64, global_tokens=8, local_tokens=16, instruction=16)
-    logits = engine.open(how).prefill(ids, boundaries=borders)
-    assert logits.isfinite().all()
-    assert not torch.equal(logits, engine.open(how).prefill(ids))
