@@ -4,6 +4,9 @@ import csv
 import datetime as dt
 import io
 import json
+import re
+import shutil
+import subprocess
 import zipfile
 from typing import Any
 
@@ -297,3 +300,16 @@ def test_damage_of_one_spot_is_drawn_dot_by_dot_with_its_number(client):
     assert len(dots) == 24
     assert apart.min() > 2 * float(dots[0].get("r")) - 1
     assert [one.text for one in root.iter(f"{SVG}text") if one.get("class") == "count"] == ["8", "8", "8"]
+
+
+@pytest.mark.skipif(shutil.which("ogrinfo") is None, reason="ogrinfo is not installed")
+def test_gdal_opens_the_geojson_and_it_sums_to_the_json(client, tmp_path):
+    found = client.post("/v1/detect/survey", files=place_photographs()).json()
+    (tmp_path / "survey.geojson").write_text(json.dumps(found["geojson"]))
+    query = "SELECT kind, COUNT(*) AS number, SUM(damages) AS damages FROM survey GROUP BY kind ORDER BY kind"
+    command = ["ogrinfo", "-q", "-dialect", "SQLite", "-sql", query, tmp_path / "survey.geojson"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [dict(re.findall(r"(\w+) \(\w+\) = (.*)", part)) for part in said.split("OGRFeature")[1:]]
+    assert [row["kind"] for row in rows] == ["damage", "segment"]
+    assert int(rows[0]["number"]) == len(found["damages"]) + len(found["not_placed"])
+    assert int(rows[1]["damages"]) == len(found["damages"])
