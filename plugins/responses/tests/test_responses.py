@@ -102,12 +102,6 @@ def test_a_forced_function_is_called_and_its_result_goes_on(client):
     assert client.responses.create(model=MODEL, input=turns, max_output_tokens=4).output_text
 
 
-def test_a_text_keeps_to_the_schema_that_is_asked_for(client):
-    form = {"type": "json_schema", "name": "a", "schema": {"type": "object", **SWITCH}, "strict": True}
-    answer = client.responses.create(model=MODEL, input="On?", max_output_tokens=300, text={"format": form})
-    assert set(json.loads(answer.output_text)) == {"on"}
-
-
 def test_a_stored_response_is_gone_on_from(client):
     first = client.responses.create(model=MODEL, input="Hello", max_output_tokens=6, store=True)
     assert client.responses.retrieve(first.id).output_text == first.output_text
