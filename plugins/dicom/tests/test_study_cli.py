@@ -10,11 +10,9 @@ import pytest
 from pydicom import dcmread
 
 from fovea_dicom import segment_study
-from fovea_dicom.bodies import build_related
 from plugins.dicom.tests.test_dicom_objects import raw
 from plugins.dicom.tests.test_dicom_routes import endoscopy
 from tests.harness.models import ok
-from tests.harness.waiting import wait_until
 
 
 def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, url, tmp_path):
@@ -92,13 +90,3 @@ def test_slices_that_a_shell_lists_are_one_segmentation(fovea, tmp_path):
     assert int(dcmread(tmp_path / "out" / "series-1.2.4.seg.dcm").NumberOfFrames) == 3
     (instance, *_) = json.loads((tmp_path / "out" / "series-1.2.4.json").read_text())["instances"]
     assert instance["frames"][0]["max_probability"] == 1  # as only stretched probabilities are
-
-
-def test_what_a_pacs_stores_is_accepted_as_a_job_and_segmented(url):
-    kind, body = build_related([endoscopy(frames=1)])
-    answer = httpx2.post(f"{url}/v1/dicomweb/studies", content=body, headers={"content-type": kind}, timeout=60)
-    assert answer.status_code == 202, answer.text
-    job = answer.headers["location"]
-    ends = {"done", "failed", "succeeded"}
-    wait_until(lambda: httpx2.get(f"{url}{job}").json()["status"] in ends, 60, "the job's end")
-    assert len(ok(httpx2.get(f"{url}{job}/result"))["00081199"]["Value"]) == 1
