@@ -176,9 +176,8 @@ def test_each_class_has_a_status_and_a_code_of_grpc_and_is_read_again_from_a_pro
 
 
 def test_nonsense_is_a_fault_a_gateway_that_moved_names_its_address_and_unnamed_facts_ride_along():
-    with pytest.raises(errors.BadInput, match="308") as caught:
+    with pytest.raises(errors.BadInput, match="308", check=lambda told: "https://gateway/v1" in told.hint):
         endpoints.report("k", "svg").parse(answer(308, b"", location="https://gateway/v1"))
-    assert "https://gateway/v1" in str(caught.value.hint)
     for call, body in ((endpoints.models(), {"data": "x"}), (Call("GET", "/", read_json), b"<html>")):
         with pytest.raises(errors.Fault, match="can't be read"):
             call.parse(answer(200, body))
@@ -248,9 +247,8 @@ def test_waits_of_its_own_grow_and_stay_bounded(attempt):
 def test_a_key_from_a_file_has_a_line_break_and_what_can_not_be_a_key_is_not_shown(client):
     assert client(key="fovea_1_s3cret\n")._http.headers["authorization"] == "Bearer fovea_1_s3cret"
     for key in ("fovea_1_s3cret\nX: 1", "fovea_1_s3cret\u2026"):
-        with pytest.raises(errors.Unauthenticated) as refused:
+        with pytest.raises(errors.Unauthenticated, check=lambda told: "s3cret" not in str(told)):
             client(key=key)
-        assert "s3cret" not in str(refused.value)
 
 
 def test_a_broken_connection_is_an_error_of_ours():
@@ -290,9 +288,8 @@ def test_the_default_of_a_task_is_the_first_that_is_ready_or_loading():
         facts = {"task": task, "ready": state == "ready", "state": state}
         entries.append(ModelEntry(id=name, created=1, service="s", **facts))
     assert [endpoints.pick_default_model(task, entries) for task in ("segment", "chat", "detect")] == ["b", "c", "d"]
-    with pytest.raises(errors.NotFound, match="paint") as caught:
+    with pytest.raises(errors.NotFound, match="paint", check=lambda told: "chat, segment" in told.hint):
         endpoints.pick_default_model("paint", entries)
-    assert "chat, segment" in (caught.value.hint or "")
 
 
 HEAVY = (

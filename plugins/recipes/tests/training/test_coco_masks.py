@@ -53,9 +53,8 @@ def test_outlines_mark_the_pixels_whose_centres_they_hold_of_named_classes_alone
     assert 45 <= found[:, 18:].sum() <= 55  # the diagonal runs through ten centres: pycocotools takes none of them
     assert marked(write(tmp_path / "more" / "set", [label([*SQUARE, [10, 5, 20, 5, 20, 12, 10, 12]])])).sum() == 15 * 7
     assert marked(folder, ("polyp",)).sum() == 70
-    with pytest.raises(InvalidOption, match="no class cyst") as caught:
+    with pytest.raises(InvalidOption, match="no class cyst", check=lambda told: "polyp, tool" in told.hint):
         read(folder, ("cyst",))
-    assert "polyp, tool" in str(caught.value.hint)
     pairs, problems = read(write(tmp_path / "bare" / "set", []))
     assert len(pairs) == 1
     assert not problems
@@ -119,9 +118,8 @@ def test_files_of_several_splits_name_their_own_pictures_and_masks_as_pictures_c
     assert marked(folder).all()
     (tmp_path / "bare").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "bare" / "a.png")
-    with pytest.raises(NotFound, match="no pictures with masks") as caught:
+    with pytest.raises(NotFound, match="no pictures with masks", check=lambda told: "COCO" in told.hint):
         read(tmp_path / "bare")
-    assert "COCO" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("part", ["images", "annotations", "categories"])
