@@ -106,9 +106,8 @@ def test_the_client_s_pages_reach_the_oldest_file_and_batch(client):
 ])  # fmt: skip
 def test_files_that_hold_no_requests_are_refused(client, data, told):
     stored = client.files.create(file=("a.jsonl", data), purpose="batch")
-    with pytest.raises(openai.BadRequestError, match=told) as caught:
+    with pytest.raises(openai.BadRequestError, match=told, check=lambda error: error.param == "input_file_id"):
         create(client, stored.id)
-    assert caught.value.param == "input_file_id"
 
 
 def test_a_file_of_millions_of_parts_or_lines_is_refused_before_it_is_parsed():
@@ -158,9 +157,8 @@ def test_bad_calls_are_refused_before_a_job_is_queued(stage, client):
 async def test_files_hold_so_many_bytes_and_beyond_them_answers_are_kept_but_no_batch_begins(tmp_path):
     store = FileStore(ObjectStore.open((tmp_path / "files").as_uri()), 10_000)
     large = store.add("a", "x", "batch", b"1" * 9_000)
-    with pytest.raises(RateLimited, match="10,000") as caught:
+    with pytest.raises(RateLimited, match="10,000", check=lambda told: "DELETE /v1/files" in told.hint):
         store.add("a", "y", "batch", b"1" * 9_000)
-    assert "DELETE /v1/files" in caught.value.hint
     store.add("b", "y", "batch", b"1" * 9_000)
     store.delete("a", large.id)
     assert [file.id for file in store.list_files("a")] == []

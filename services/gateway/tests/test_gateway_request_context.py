@@ -121,12 +121,10 @@ def test_the_model_is_read_wherever_callers_put_it(kind, body, query, service):
 
 def test_a_model_of_another_path_or_of_nobody_is_told_with_those_there_are_and_an_adapter_found():
     made = make_context([(b"content-type", b"application/json")])
-    with pytest.raises(NotFound) as refused:
+    with pytest.raises(NotFound, check=lambda told: "m1, m2" in told.hint):
         asyncio.run(resolve_service(made, CLASSIFIERS.find("/v1/classify"), b'{"model": "m3"}', CLASSIFIERS))
-    assert "m1, m2" in (refused.value.hint or "")
-    with pytest.raises(NotFound) as refused:
+    with pytest.raises(NotFound, check=lambda told: "org/pranet" in told.hint):
         TABLE.find("/v2/models/prenet/infer")
-    assert "org/pranet" in (refused.value.hint or "")
     route = WITH_ADAPTERS.find("/v1/models/my-adapter")
     assert (route.services, route.model) == (("llm",), ""), "what a caller makes up is no label of metrics"
     assert WITH_ADAPTERS.find("/v1/models/pranet").services == ("seg",)
