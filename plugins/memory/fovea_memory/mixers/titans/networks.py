@@ -68,8 +68,6 @@ class TitansLM(nn.Module):
             StateError: The bytes are damaged or of another model.
         """
         state = unpack_state(data, model)
-        if not isinstance(state, SessionState):
-            raise StateError("this is the state of a memory, not of a session")
         return TitansSession(self, self._split_by_layer(state), state.index, state.batch)
 
     def _split_by_layer(self, state: SessionState) -> list[LayerState]:

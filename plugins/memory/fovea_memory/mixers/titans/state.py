@@ -69,35 +69,33 @@ def from_tensors(tensors: Mapping[str, Tensor], index: int) -> MemoryState:
         raise StateError(f"the state lacks the tensor {error}") from error
 
 
-def pack_state(state: MemoryState | SessionState, model: str = "", version: int = 0) -> bytes:
+def pack_state(state: SessionState, model: str = "", version: int = 0) -> bytes:
     """A state as bytes.
 
     Args:
-        state: State of a memory, or of a session.
+        state: State of a session.
         model: Digest of the weights that it belongs to.
         version: Counts the stored versions of a session.
 
     Raises:
         StateError: It holds values that are not finite: such a memory must be dropped, not kept.
     """
-    kind = "memory" if isinstance(state, MemoryState) else "session"
-    tensors = to_tensors(state) if isinstance(state, MemoryState) else dict(state.tensors)
-    if broken := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+    if broken := [name for name, t in state.tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
         raise StateError(f"the state is not finite: {broken[0]} (and {len(broken) - 1} more)")
     # Numbers of fixed width: what is remembered is of constant size, so the bytes are, too.
-    facts = {"kind": kind, "model": model, "version": f"{version:016}", "index": f"{state.index:016}"}
-    batch = {} if isinstance(state, MemoryState) else {"batch": state.batch}
-    listed = [(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in tensors.items()]
-    header = json.dumps({**facts, **batch, "tensors": listed}, separators=(",", ":"), sort_keys=True).encode()
+    facts = {"kind": "session", "model": model, "version": f"{version:016}", "index": f"{state.index:016}"}
+    listed = [(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in state.tensors.items()]
+    told = {**facts, "batch": state.batch, "tensors": listed}
+    header = json.dumps(told, separators=(",", ":"), sort_keys=True).encode()
     body = b"".join(
         t.detach().cpu().contiguous().numpy().astype(_DTYPES[dtype]).tobytes()
-        for t, (_, dtype, _) in zip(tensors.values(), listed, strict=True)
+        for t, (_, dtype, _) in zip(state.tensors.values(), listed, strict=True)
     )
     rest = struct.pack("<I", len(header)) + header + body
     return _HEAD.pack(_MAGIC, _FORMAT, zlib.crc32(rest), len(rest)) + rest
 
 
-def unpack_state(data: bytes, model: str = "") -> MemoryState | SessionState:
+def unpack_state(data: bytes, model: str = "") -> SessionState:
     """The state that bytes hold.
 
     Raises:
@@ -108,7 +106,7 @@ def unpack_state(data: bytes, model: str = "") -> MemoryState | SessionState:
     try:
         header = json.loads(rest[4 : 4 + size])
         tensors = _tensors(header["tensors"], rest[4 + size :])
-        kind, owner, index, batch = header["kind"], header["model"], int(header["index"]), header.get("batch", 1)
+        owner, index, batch = header["model"], int(header["index"]), header["batch"]
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise StateError(f"the header of the state can't be read: {error}") from error
     if type(batch) is not int or batch < 1 or index < 0 or not isinstance(owner, str):
@@ -116,7 +114,7 @@ def unpack_state(data: bytes, model: str = "") -> MemoryState | SessionState:
     if owner != model:
         message = f"the state belongs to the model {owner[:16] or 'without a name'}, not to {model[:16] or 'this one'}"
         raise StateMismatch(message)
-    return from_tensors(tensors, index) if kind == "memory" else SessionState(index, batch, tensors)
+    return SessionState(index, batch, tensors)
 
 
 def _verify(data: bytes) -> bytes:
