@@ -61,6 +61,7 @@ def answers(how, bits, recorder: StandInGraph | None, device: PretendCuda, rank=
         assert device.transfers["read"] - before[0] == 1
         assert device.transfers["sent"] - before[1] == 1 or packs
     scheduler.close()
+    assert all(ear.ids for ear in ears), "a request failed"
     return [ear.ids for ear in ears]
 
 
