@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from fovea_evaluation.imported_collection import ImportedCollection, parse_collection
+from fovea_evaluation.metrics.significance import mean_interval
 from loadtests.bench.result import Row, Table
 from services.relevance_judge.embeddings import embed_windows, judging_embedders, load_embedder
 from services.relevance_judge.metrics.baselines import LexicalIndex
-from services.relevance_judge.metrics.bootstrap import mean_interval
 from services.relevance_judge.metrics.pair_order import order_counts
 from shared.lm.bundled_models import MINILM
 

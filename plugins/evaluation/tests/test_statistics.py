@@ -9,8 +9,14 @@ from scipy import stats
 from fovea.errors import InvalidOption
 from fovea_evaluation.metrics import significance
 from fovea_evaluation.metrics.corrected import correct_mean, human_mean, plan_labels, tune_weight
-from fovea_evaluation.metrics.significance import compare_systems, correct_p_values, permutation_p, tabulate_scores
-from services.relevance_judge.metrics.bootstrap import mean_interval
+from fovea_evaluation.metrics.significance import (
+    compare_systems,
+    correct_p_values,
+    mean_interval,
+    permutation_p,
+    split_draws,
+    tabulate_scores,
+)
 
 DRAW = np.random.default_rng(5)
 
@@ -210,3 +216,25 @@ def test_a_query_that_a_run_lacks_scores_nothing():
     assert (names, queries, scores.tolist()) == (["whole", "part"], ["q1", "q2"], [[1.0, 1.0], [0.0, 0.0]])
     assert tabulate_scores(runs, qrels, measure="P_1", relevance_level=2)[2].tolist() == [[0.0, 1.0], [0.0, 0.0]]
     assert tabulate_scores({}, qrels, measure="P_1")[2].shape == (0, 2)
+
+
+def test_the_interval_of_a_mean_is_near_scipys_bootstrap():
+    x = np.random.default_rng(2).gamma(2, 1, 60)
+    oracle = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    assert mean_interval(x) == pytest.approx((oracle.low, oracle.high), abs=0.03)
+
+
+def test_intervals_are_of_as_many_samples_as_are_asked_for():
+    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    x = np.random.default_rng(2).gamma(2, 1, 25)
+    assert mean_interval(x) == mean_interval(x, confidence=0.95, draws=10_000, seed=0) != mean_interval(x, seed=1)
+    source = np.random.default_rng(6)
+    expected = np.percentile(x[source.integers(0, 25, (2500, 25))].mean(1), (10, 90))
+    assert mean_interval(x, confidence=0.8, draws=2500, seed=6) == pytest.approx(tuple(expected))
+    assert [split_draws(5, count) for count in (0, 1_500_000, 2_000_000, 5_000_000)] == [
+        [5],
+        [2, 2, 1],
+        [2, 2, 1],
+        [1] * 5,
+    ]
+    assert split_draws(4_000_001, 1) == [4_000_000, 1]

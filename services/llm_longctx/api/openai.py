@@ -79,7 +79,7 @@ async def tokenize(body: TokenizeRequest, request: Request, host: HostDep) -> To
     return await asyncio.to_thread(model.tokenize, body)
 
 
-@router.post("/detokenize", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS)
+@router.post("/detokenize", responses=ERROR_RESPONSES, openapi_extra=OPENAI_ERRORS, response_model_exclude_none=True)
 async def detokenize(body: DetokenizeRequest, request: Request, host: HostDep) -> Detokenized:
     """Join tokens into text."""
     model = await find_model(host, body.model, request)

@@ -1,7 +1,6 @@
 """Bootstrap over whole queries: pairs of one query are not independent, so queries are what is drawn again."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,22 +29,10 @@ def draw_ratios(counts: Sequence[Ratio], *, draws: int, seed: int) -> Floats:
         return np.asarray(np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan))
 
 
-def mean_interval(values: Any, *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean of values [n] when they are drawn again."""
-    x, source = np.asarray(values, float), np.random.default_rng(seed)
-    step = max(1, min(1000, 4_000_000 // max(len(x), 1)))  # a few million numbers at a time
-    sizes = [min(step, draws - begin) for begin in range(0, draws, step)]
-    means = np.concatenate([x[source.integers(0, len(x), (size, len(x)))].mean(1) for size in sizes])
-    return _cut_tails(means, confidence)
-
-
 def percentile_interval(values: Floats, confidence: float = 0.95) -> tuple[float, float] | None:
     """Percentile interval of bootstrap values; None where all are undefined."""
-    known = values[~np.isnan(values)]
-    return _cut_tails(known, confidence) if known.size else None
-
-
-def _cut_tails(values: Floats, confidence: float) -> tuple[float, float]:
-    tail = (1.0 - confidence) * 50.0
-    low, high = np.percentile(values, (tail, 100.0 - tail))
+    known, tail = values[~np.isnan(values)], (1.0 - confidence) * 50.0
+    if not known.size:
+        return None
+    low, high = np.percentile(known, (tail, 100.0 - tail))
     return float(low), float(high)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from fovea_evaluation.metrics.rankings import Run, check_queries, evaluate
 from services.relevance_judge.metrics.agreement import Qrels
-from services.relevance_judge.metrics.bootstrap import mean_interval
+from services.relevance_judge.metrics.bootstrap import percentile_interval
 
 Floats = NDArray[np.float64]
 Correction = Literal["none", "bonferroni", "holm", "fdr", "max-t"]
@@ -64,6 +64,20 @@ def permutation_p(differences: Any, *, draws: int = 10_000, seed: int = 0) -> fl
         return float((np.abs(signs @ d) >= observed).mean())
     hits = sum(int((np.abs(signs @ d) >= observed).sum()) for signs in _draw_signs(len(d), draws, seed))
     return (1 + hits) / (1 + draws)
+
+
+def mean_interval(values: Any, *, confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of values [n]; NaN where the values are."""
+    x, source = np.asarray(values, float), np.random.default_rng(seed)
+    sizes = split_draws(draws, len(x))
+    means = np.concatenate([x[source.integers(0, len(x), (size, len(x)))].mean(1) for size in sizes])
+    return percentile_interval(means, confidence) or (np.nan, np.nan)
+
+
+def split_draws(draws: int, count: int, at_once: int = 4_000_000) -> list[int]:
+    """Sizes of blocks of draws of `count` numbers each: a block has a few million numbers, and at least one draw."""
+    step = max(1, at_once // max(count, 1))
+    return [min(step, draws - begin) for begin in range(0, draws, step)]
 
 
 def correct_p_values(p: Sequence[float], how: Correction) -> list[float]:
@@ -127,9 +141,9 @@ def compare_systems(
 
 def _draw_signs(count: int, draws: int, seed: int) -> Iterator[Floats]:
     """A few million signs at a time: all of them together fill the memory where there are many queries."""
-    source, step = np.random.default_rng(seed), max(1, min(1000, 4_000_000 // max(count, 1)))
-    for begin in range(0, draws, step):
-        yield source.choice((1.0, -1.0), (min(step, draws - begin), count))
+    source = np.random.default_rng(seed)
+    for size in split_draws(draws, count):
+        yield source.choice((1.0, -1.0), (size, count))
 
 
 def _max_range_p(scores: Floats, gaps: Sequence[Floats], draws: int, seed: int) -> list[float]:
