@@ -54,6 +54,7 @@ def test_permalink_of_one_forward_draws_a_figure_that_tells_its_values_and_is_sa
     cell = page.locator(".report svg g:has(> title), .report svg rect:has(> title), .report svg a:has(> title)").first
     cell.wait_for()
     assert page.locator(".report h2").inner_text() == "Attention"
+    assert page.locator(".report a", has_text="Permalink").count() == 0  # it would stand above the page's own
     assert page.locator("#option-text").input_value() == "kqzwxm kqzwx"
     words = cell.locator("> title").first.text_content()
     cell.dispatch_event("pointerover")
@@ -111,7 +112,7 @@ def test_an_experiment_is_a_notebook_that_runs_and_a_figure_is_csv_and_both_are_
     notebook = json.loads(kept(page, "Notebook", "attention.ipynb"))
     assert b"<h1>Attention" in kept(page, "Download the report", "attention.html")
     page.get_by_role("button", name="Copy permalink").click()
-    page.wait_for_url("**model=attention*")
+    page.wait_for_url("**model=attention&spec=*kqzwxm*")
     assert "model=attention" in "".join(notebook["cells"][0]["source"])
     assert (notebook["nbformat"], len({cell["id"] for cell in notebook["cells"]})) == (4, 4)
     namespace = {}
@@ -151,19 +152,6 @@ def test_a_job_that_answered_json_opens_as_its_report(page, url, see):
     page.goto(f"/console/probe?model=attention&job={job}")
     see(page.locator("[data-part=answer] .heat-map, [data-part=answer] svg").first).to_be_visible()
     see(page.locator("#option-text")).to_have_value("kqzwxm kqzwx")
-
-
-def test_spec_goes_into_the_address_and_comes_back(page):
-    page.goto("/console/probe?model=attention-sinks")
-    page.get_by_role("button", name="Use the example").click()
-    page.get_by_role("button", name="Run", exact=True).click()
-    page.locator(".report svg").first.wait_for()
-    assert page.locator(".report a", has_text="Permalink").count() == 0  # it would stand above the page's own
-    page.get_by_role("button", name="Copy permalink").click()
-    page.get_by_role("button", name=re.compile("Permalink copied|Permalink is in the address bar")).wait_for()
-    page.reload()
-    page.locator(".report svg").first.wait_for()
-    assert "heron" in page.locator("#option-text").input_value()
 
 
 def test_job_reports_and_offers_the_loop_where_there_is_a_plan(page):
