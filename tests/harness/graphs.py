@@ -89,7 +89,6 @@ def copy(source: Path, target: Path) -> None:
 class GraphFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.exports = 0
         folder.mkdir(parents=True, exist_ok=True)
         for file in (*folder.glob("*.onnx"), *folder.glob("*.json")):
             with suppress(FileNotFoundError):  # another worker removes it, too
@@ -106,7 +105,6 @@ class GraphFolder:
         with locked(kept.with_suffix(".lock")):
             if not facts.exists():  # written last
                 parity = _export(forms)
-                self.exports += 1
                 copy(target, kept)
                 draft = facts.with_suffix(f".{os.getpid()}")
                 draft.write_text(json.dumps(asdict(parity)), "utf8")

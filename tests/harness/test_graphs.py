@@ -1,4 +1,4 @@
-"""Graphs are exported once for all: between folders, between processes, and again when anything of theirs changes."""
+"""Graphs that are kept for later runs have another name when anything of theirs changes."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 from shared.registry.weights import read_weights
 from tests.contract.toys import write_toy
 from tests.harness import graphs
-from tests.harness.graphs import GraphFolder, imported_files, name_graph
+from tests.harness.graphs import imported_files, name_graph
 
 
 @pytest.fixture
@@ -15,14 +15,6 @@ def forms(tmp_path):
     kind = write_toy("family-actions", tmp_path / "toys")
     weights = read_weights(tmp_path / "toys/family-actions.safetensors")
     return lambda name: kind.artifacts(weights, kind.data_config(weights), tmp_path / name)
-
-
-def test_a_second_cache_gets_the_graph_of_the_first(forms, tmp_path):
-    folder = GraphFolder(tmp_path / "kept")
-    first, second = (folder.export(forms(name)) for name in ("one", "two"))
-    assert (folder.exports, first.max_difference) == (1, second.max_difference)
-    one, two = (next((tmp_path / name).glob("*.onnx")) for name in ("one", "two"))
-    assert (one.name, one.read_bytes()) == (two.name, two.read_bytes())
 
 
 def test_other_wishes_and_code_have_another_name_and_code_is_what_a_network_imports(forms, monkeypatch):
