@@ -68,12 +68,6 @@ def placed(code, product):
     return code.replace("127.0.0.1:8080", product.url[7:]).replace("127.0.0.1:8081", f"127.0.0.1:{product.grpc}")
 
 
-def test_there_are_blocks_to_run():
-    assert len(PYTHON) >= 4
-    assert len(CURL) >= 4
-    assert [len(code.splitlines()) for (_, code), _ in STEPS] == [3] * 4
-
-
 def test_the_example_at_the_root_runs(product, tmp_path):
     script = tmp_path / "example.py"
     script.write_text(placed((ROOT / "example.py").read_text("utf8"), product), "utf8")
