@@ -83,9 +83,8 @@ def test_a_text_becomes_what_the_schema_asks_for_a_list_entry_by_entry_and_an_un
     assert parse_options(pairs, SCHEMA) == {"words": ["a", "b", "c", "d, e"], "threshold": 0.2}
     with pytest.raises(InvalidOption, match="--prompt has no value"):
         split_arguments(["a.png", "--prompt"], SCHEMA)
-    with pytest.raises(InvalidOption, match="--thresold") as caught:
+    with pytest.raises(InvalidOption, match="--thresold", check=lambda e: e.hint == "Did you mean --threshold?"):
         parse_options([("thresold", "1")], SCHEMA)
-    assert caught.value.hint == "Did you mean --threshold?"
     with pytest.raises(InvalidOption) as caught:
         parse_options([("zzz", "1")], SCHEMA)
     assert ("--top-k" in caught.value.hint, "--image" in caught.value.hint) == (True, False)

@@ -56,9 +56,8 @@ def test_rows_are_those_of_the_pattern_queries_slice_them_and_a_dump_of_millions
     sliced = ask(AttentionPatterns, context, layers=[1], heads=[2], queries=[-1, 3])
     assert sliced.grid("1-2").values == [whole[3], whole[-1]]
     assert ask(AttentionPatterns, context, text=None, ids=[1, 2, 3]).scalars["tokens"].value == 3
-    with pytest.raises(TooLarge, match="3·4·1500·1500 = 27,000,000") as caught:
+    with pytest.raises(TooLarge, match="3·4·1500·1500 = 27,000,000", check=lambda e: "queries" in e.hint):
         ask(AttentionPatterns, context, text="x" * 1500, layers=None)
-    assert "queries" in caught.value.hint
     assert ask(AttentionPatterns, context, text="x" * 1500, layers=None, queries=[-1]).scalars["queries"].value == 1
     seen = []
     ids = tiny.tensor([[i % 250 for i in range(2000)]])

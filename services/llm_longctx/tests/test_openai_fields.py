@@ -76,9 +76,8 @@ def test_bad_words_and_allowed_tokens_bound_what_is_drawn(client):
     forced = {"structured_outputs": {"regex": "[abc]{9}"}, "bad_words": ["a", "bb"]}
     assert set(answer(client, extra=forced)[0]) <= set("bc")
     assert "bb" not in answer(client, extra=forced)[0]
-    with pytest.raises(openai.BadRequestError, match="No token may follow") as caught:
+    with pytest.raises(openai.BadRequestError, match="No token may follow", check=lambda e: e.param == "bad_words"):
         go_on(client, extra_body={"structured_outputs": {"regex": "z+"}, "allowed_token_ids": [64]})
-    assert caught.value.param == "bad_words"
 
 
 def test_vllms_ranges_are_taken(client):

@@ -124,9 +124,8 @@ def test_a_byte_order_mark_is_ignored_a_header_longer_than_the_body_malformed_an
     for length in (-1, 10**6):
         with pytest.raises(Malformed, match="inference-header-content-length"):
             decode(request(RAW), bytes(8), length)
-    with pytest.raises(TooLarge, match="bytes of JSON") as caught:
+    with pytest.raises(TooLarge, match="bytes of JSON", check=lambda e: "binary" in str(e.hint)):
         decode(b" " * (32 * 2**20 + 1))
-    assert "binary" in str(caught.value.hint)
     text = json.dumps(request({**X, "data": [1, 2]})).encode()
     assert decode(b"\xef\xbb\xbf" + text).feeds["x"].tolist() == [1, 2]
 
@@ -156,9 +155,8 @@ def test_outputs_travel_as_they_are_asked_for_and_all_as_json_when_none_is_named
 
 def test_an_unknown_output_is_refused_and_one_that_the_model_forgets_is_our_fault():
     call = InferCall("m", {}, requested={"heat": None})
-    with pytest.raises(Malformed, match="no output 'heat'") as caught:
+    with pytest.raises(Malformed, match="no output 'heat'", check=lambda e: "'mask'" in str(e.hint)):
         check_outputs(call, ["mask"])
-    assert "'mask'" in str(caught.value.hint)
     with pytest.raises(Fault, match="'heat'"):
         build_answer(call, {"mask": np.zeros(1)}, "1")
 
@@ -168,9 +166,8 @@ def test_nan_stays_in_an_answer_of_bytes_and_is_named_where_json_can_not_carry_i
     body = oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
     assert np.isnan(decode_json(body)["y"]).all()
     call = InferCall("m", {}, requested={"y": False})
-    with pytest.raises(Malformed, match=r"^Tensor 'y'") as caught:
+    with pytest.raises(Malformed, match=r"^Tensor 'y'", check=lambda e: e.field == "y"):
         oip_json.encode_answer(InferAnswer("m", "1", {"y": np.float32([np.nan])}), call)
-    assert caught.value.field == "y"
 
 
 def message(raw: list[bytes] | None = None, **tensor: Any) -> pb.ModelInferRequest:
@@ -284,9 +281,8 @@ def test_bytes_and_values_come_back_as_the_same_array_and_a_wrong_number_of_byte
     ("FP8", [1]), ("fp32", [1]), ("", []),
 ])  # fmt: skip
 def test_impossible_tensors_are_refused_before_anything_is_allocated(datatype, shape):
-    with pytest.raises(Malformed, match="Tensor 'weights'") as caught:
+    with pytest.raises(Malformed, match="Tensor 'weights'", check=lambda e: e.field == "weights"):
         tensors.element_count("weights", datatype, shape)
-    assert caught.value.field == "weights"
 
 
 def test_text_elements_need_their_lengths_only_and_arrays_of_fixed_width_are_bytes():
@@ -318,9 +314,8 @@ def test_bytes_that_are_no_values_of_their_tensor_are_refused():
     texts = (b"\x05\0\0\0abc", b"\xff\xff\xff\xff", b"\x01\0\0", b"\x01\0\0\0ab", b"")
     wrong = [("BYTES", raw, "don't hold 1 length-prefixed") for raw in texts]
     for datatype, raw, told in (*wrong, ("BOOL", b"\2", "other than 0 and 1")):
-        with pytest.raises(Malformed, match=told) as caught:
+        with pytest.raises(Malformed, match=told, check=lambda e: e.field == "t"):
             tensors.from_raw("t", datatype, [1], raw)
-        assert caught.value.field == "t"
 
 
 @pytest.mark.parametrize(("datatype", "values"), [
@@ -331,9 +326,8 @@ def test_bytes_that_are_no_values_of_their_tensor_are_refused():
     ("BYTES", [1]), ("FP32", []), ("FP32", [1.0, 2.0]),
 ])  # fmt: skip
 def test_values_of_another_kind_range_or_number_are_refused(datatype, values):
-    with pytest.raises(Malformed, match=r"^Tensor 't'") as caught:
+    with pytest.raises(Malformed, match=r"^Tensor 't'", check=lambda e: e.field == "t"):
         tensors.from_values("t", datatype, [1], values)
-    assert caught.value.field == "t"
 
 
 def test_raw_tensors_are_views_of_the_bytes_that_they_came_in_or_aligned_copies():
@@ -366,9 +360,8 @@ def test_arrays_of_any_layout_are_written_little_endian_and_row_major_and_what_n
         np.testing.assert_array_equal(tensors.to_values("t", array), array.reshape(-1))
     for array in (np.array([1j]), np.array(["2026-01-01"], "M8[D]"), np.array([object()]), np.array([3], object)):
         for write in (tensors.to_raw, tensors.to_values):
-            with pytest.raises(Fault, match=r"^Tensor 't'") as caught:
+            with pytest.raises(Fault, match=r"^Tensor 't'", check=lambda e: e.field == "t"):
                 write("t", array)
-            assert caught.value.field == "t"
 
 
 def test_refusals_and_feeds_that_are_not_finite_name_the_tensor_and_say_what_to_do():
@@ -382,6 +375,5 @@ def test_refusals_and_feeds_that_are_not_finite_name_the_tensor_and_say_what_to_
         assert (refused.value.field, refused.value.hint) == ("t", "Ask for it as binary data.")
     tensors.require_finite({"a": np.float32([1, 2]), "b": np.array([b"x"], object), "c": np.float16([3])})
     for datatype in FLOATS:
-        with pytest.raises(Malformed, match=rf"^Tensor 'b' of {datatype} holds NaN") as caught:
+        with pytest.raises(Malformed, match=rf"^Tensor 'b' of {datatype} holds NaN", check=lambda e: e.field == "b"):
             tensors.require_finite({"a": np.float32([1]), "b": np.array([np.inf], tensors.DTYPES[datatype])})
-        assert caught.value.field == "b"
