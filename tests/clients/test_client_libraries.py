@@ -39,9 +39,8 @@ def test_openai(url):
     assert client.models.retrieve(MODEL).id == MODEL
     assert len(client.embeddings.create(model=MINILM, input="a", dimensions=16).data[0].embedding) == 16
     assert client.responses.parse(model=MODEL, input="On?", text_format=Switch).output_parsed is not None
-    with pytest.raises(openai.NotFoundError) as caught:
+    with pytest.raises(openai.NotFoundError, check=lambda e: len(e.message) < 200):
         client.moderations.create(input="a")
-    assert len(caught.value.message) < 200
 
 
 @pytest.mark.release

@@ -74,9 +74,8 @@ REFUSED: dict[str, tuple[Any, type[FoveaError]]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_matrix_is_refused(name):
     given, error = REFUSED[name]
-    with pytest.raises(error) as caught:
+    with pytest.raises(error, check=lambda e: e.status < 500):
         read_matrices(given, "features")
-    assert caught.value.status < 500
 
 
 def test_names_that_are_no_text_bombs_and_rows_beyond_the_limit_are_refused():

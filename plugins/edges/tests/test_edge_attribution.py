@@ -254,9 +254,8 @@ def test_pruning_keeps_what_attribution_ranks_first_and_a_search_without_tries_i
     assert report.scalars["attribution_auc"].value > 0.8
     assert report.scalars["measured"].value <= report.scalars["edges"].value
     for field, refused in (("sizes", {"sizes": [10**6]}), ("steps", {"metric": "kl", "steps": 1})):
-        with pytest.raises(InvalidOption) as caught:
+        with pytest.raises(InvalidOption, check=lambda e, field=field: e.field == field):
             ask(EdgeAttribution, context, **refused)
-        assert caught.value.field == field
     monkeypatch.setattr(edge_attribution, "MAX_SEARCH", 1)
     report = ask(EdgeAttribution, context, sizes=[1, 80], controls=1)
     assert report.scalars["minimal_edges"].value in {40, 80}

@@ -140,9 +140,8 @@ def test_hidden_heads_change_a_grid_and_lengths_and_depths_that_no_prompt_has_ar
     hidden = ask(NeedleGrid, context, heads=[[l, h] for l in range(3) for h in range(4)])
     assert np.array(plain.grid("needle").values).shape == (2, 2)
     assert hidden.scalars["heads_hidden"].value == 12
-    with pytest.raises(TooLarge) as caught:
+    with pytest.raises(TooLarge, check=lambda e: e.field == "lengths"):
         ask(NeedleGrid, context, lengths=[3000])
-    assert caught.value.field == "lengths"
     for options, told in (
         ({"lengths": [250, 700]}, "of 250 tokens has no room"),
         ({"lengths": [700], "corpus": "Too short. " * 9}, "The haystack has"),

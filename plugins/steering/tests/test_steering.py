@@ -267,6 +267,5 @@ def test_a_vector_comes_with_a_layer_a_strength_and_its_side_effects(client, ser
 def test_prompts_of_a_file_with_a_byte_order_mark_are_the_texts_alone(tmp_path):
     (tmp_path / "calm.txt").write_bytes(b"\xef\xbb\xbfcalm\r\n\r\nat ease\r\n")
     assert steer._read_texts([f"@{tmp_path / 'calm.txt'}", "so quiet"], "--positive") == ["calm", "at ease", "so quiet"]
-    with pytest.raises(FoveaError) as caught:
+    with pytest.raises(FoveaError, check=lambda e: e.field == "--positive"):
         steer._read_texts([f"@{tmp_path / 'gone.txt'}"], "--positive")
-    assert caught.value.field == "--positive"
