@@ -7,6 +7,7 @@ from each other.
 
 import functools
 import importlib.util
+import ntpath  # noqa: F401  # Python 3.13's paths import it late, and endlessly where pytester has just taken it away
 import os
 import pathlib
 

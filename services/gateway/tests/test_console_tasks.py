@@ -460,6 +460,7 @@ def test_corrections_of_two_pictures_one_after_the_other_are_both_stored(boxes, 
     boxes.wait_for_timeout(1800)
     counts = """async () => {
         const { list } = await import("/console/static/js/runs.js");
-        return Object.fromEntries((await list()).map(({ input, answer }) => [input, answer.detections.length]));
+        const ours = (await list()).filter(({ model }) => model === "slide");  // a test before may store late
+        return Object.fromEntries(ours.map(({ input, answer }) => [input, answer.detections.length]));
     }"""
     assert boxes.evaluate(counts) == {"example": 2, "b.jpg": 3, "c.jpg": 3}
