@@ -172,7 +172,7 @@ def check_fields(
         if refusal is None and keys.isdisjoint(accepted):
             shown = name[:_LONGEST_NAME]
             if is_strict:
-                raise InvalidOption(f"There is no field {shown!r}.", hint="Leave it out, or strict.", field=shown)
+                raise InvalidOption(f"There is no field {shown!r}.", hint="Leave out the field or strict.", field=shown)
             warnings.append(f"There is no field {shown!r}{_suggest(name, owner)}: it was ignored.")
     return warnings[:_MOST_WARNINGS]
 
