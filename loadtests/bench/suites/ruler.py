@@ -2,7 +2,7 @@
 
 vLLM's dense answers stand beside ours as a check.
 
-SmolLM2 in bfloat16. `PARTS` says which lengths and protocols are measured, and on how many samples.
+SmolLM2 and Gemma 3 in bfloat16. `PARTS` says which lengths and protocols are measured, and on how many samples.
 Predictions are kept beside the results, so that a run that was cut short goes on where it stopped, and a larger one
 answers only what is new. One sample is always answered again by every method, and where an answer has changed all of
 ours are. kvpress has an environment of its own, which is made once and kept, and is skipped loudly where that fails.
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from fovea_lab.ruler.spec import RulerSpec
 from loadtests.bench.longctx import gguf
 from loadtests.bench.peers.environment import PeerMissing, prepare_environment
 from loadtests.bench.result import Row, Table, machine
+from loadtests.bench.suites.longctx_gemma import gemma_file
 from services.llm_longctx.engine import Engine
 from shared.lm.gguf_file import unpack
 from shared.lm.head_plan import HeadPlan
@@ -63,11 +65,13 @@ NEEDLES = ("niah_single_1", "niah_single_2", "niah_multivalue", "niah_multikey_1
 """Tasks that small models can do at 1,024 tokens; at 4,096 they can do the first."""
 
 MODEL = "SmolLM2-135M-Instruct"
+GEMMA = "Gemma 3 270M"
+"""Reads windows of 512 tokens in 15 of 18 layers: only at long prompts can half of its bytes be freed."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One section of the page: one length under one protocol, on `n` samples a task.
+    """One section of the page: one model at one length under one protocol, on `n` samples a task.
 
     `presses` says how many of them each press of kvpress answers.
     """
@@ -77,11 +81,14 @@ class Part:
     tasks: tuple[str, ...]
     n: int
     presses: Mapping[str, int] = field(default_factory=dict)
+    model: str = MODEL
 
     @property
     def spec(self) -> RulerSpec:
-        """What is evaluated."""
-        facts = {"methods": METHODS, "budgets": BUDGETS, "lengths": [self.length], "tasks": self.tasks}
+        """What is evaluated: of a model without head plans, the methods that need none."""
+        methods = [one for one in METHODS if self.model == MODEL or "plan" not in one]
+        budgets = BUDGETS if self.model == MODEL else BUDGETS[:2]
+        facts = {"methods": methods, "budgets": budgets, "lengths": [self.length], "tasks": self.tasks}
         return RulerSpec.model_validate({**facts, "n": self.n, "protocol": self.protocol, "max_answer": 32})
 
 
@@ -93,30 +100,33 @@ PARTS = (
     Part(1024, "agnostic", NEEDLES, 50, presses=PRESSES),
     Part(1024, "aware", NEEDLES, 15),
     Part(4096, "agnostic", NEEDLES[:1], 7, presses=dict.fromkeys(("keydiff", "knorm"), 3)),
+    Part(4096, "agnostic", NEEDLES[:1], 10, model=GEMMA),
 )
 
 
 def measure(rounds: int = 0, count: int = 0) -> Table:
     """Evaluate all parts and write page and picture; for a look, `rounds` samples of the first part, `count` tokens."""
     parts = [replace(PARTS[0], n=rounds, length=max(count, 256), presses={})] if rounds else PARTS
+    reports, costs = list[RulerReport](), dict[str, float]()
     with tempfile.TemporaryDirectory() as folder, _unpacked() as store:
-        on, files = _open_model(Path(folder))
-        _forget_changed(on, parts[0].spec, store)
-        for part in parts:
-            run_ruler(on, part.spec, store=store, progress=_say)
-        reports = [_report(part, on, files, store) for part in parts]
-        costs = measure_costs(on, parts[0].spec)
+        for name, mine in groupby(parts, lambda part: part.model):
+            on, files, group = *_open_model(name, Path(folder)), list(mine)
+            _forget_changed(on, group[0].spec, store)
+            for part in group:
+                run_ruler(on, part.spec, store=store, progress=_say)
+            reports += [_report(part, on, files, store) for part in group]
+            costs = costs or measure_costs(on, group[0].spec)
     if not rounds:
         _write_pages(reports, costs)
     return _table(reports[0])
 
 
-def _open_model(folder: Path) -> tuple[EvaluatedModel, Path]:
-    """The model in bfloat16, and the folder of its files."""
-    files = unpack(gguf(), folder, torch.bfloat16)
+def _open_model(name: str, folder: Path) -> tuple[EvaluatedModel, Path]:
+    """A model in bfloat16, and the folder of its files."""
+    files = unpack(gguf() if name == MODEL else gemma_file(folder), folder / name, torch.bfloat16)
     engine = Engine(load_decoder(files, torch.bfloat16, "cpu"), kv_bytes=POOL_BYTES)
-    plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")}
-    return EvaluatedModel(engine, Tokenizer.from_folder(files), plans, MODEL), files
+    plans = {file.stem: HeadPlan.read(file) for file in PLANS.glob("*.json")} if name == MODEL else {}
+    return EvaluatedModel(engine, Tokenizer.from_folder(files), plans, name), files
 
 
 def _forget_changed(on: EvaluatedModel, spec: RulerSpec, store: Path) -> None:
