@@ -186,10 +186,9 @@ def read(memory: PagedCache, kv: torch.Tensor, begin: int, end: int) -> None:
 
 def step(memory: PagedCache, kv: torch.Tensor, at: int) -> None:
     slots = memory.begin_step()
-    for layer in range(L):
-        for g in range(G):
-            memory.pool.keys[slots[layer, g]] = kv[0, layer, g, at]
-            memory.pool.values[slots[layer, g]] = kv[1, layer, g, at]
+    for layer, g in np.ndindex(L, G):
+        memory.pool.keys[slots[layer, g]] = kv[0, layer, g, at]
+        memory.pool.values[slots[layer, g]] = kv[1, layer, g, at]
     memory.end_step()
 
 
@@ -209,6 +208,7 @@ def test_the_first_page_and_the_recent_window_are_whole_to_the_bit(bits, n):
     memory, kv = FewBitCache(pool(), L, G, bits), text(n + 40)
     memory.reserve(np.full((L, G), n + 40))
     read(memory, kv, 0, n)
+    before = memory.entries(0, 0)
     for at in range(n, n + 40):
         step(memory, kv, at)
         for layer in range(L):
@@ -218,6 +218,9 @@ def test_the_first_page_and_the_recent_window_are_whole_to_the_bit(bits, n):
             assert exact[:P].all()
             assert exact[-RECENT:].all()
             assert (got.origin >= 0).sum() == max((at - RECENT) // P - 1, 0) * P or at == n  # a chunk packs at its end
+    packed, after = before.origin >= 0, memory.entries(0, 0)
+    assert packed.sum() == max(n // P - 3, 0) * P
+    assert torch.equal(after.k[:n][packed], before.k[packed])
     keys, values = memory.whole_heads(1, [0, 1])
     assert torch.equal(keys[1], memory.entries(1, 1).k)
     assert torch.equal(values[0], memory.entries(1, 0).v)
@@ -226,20 +229,6 @@ def test_the_first_page_and_the_recent_window_are_whole_to_the_bit(bits, n):
             assert torch.equal(memory.span(0, 1, begin, end)[0], memory.entries(0, 1).k[begin:end])
     memory.close()
     assert memory.pool.budget.held == memory.store.held == 0
-
-
-@pytest.mark.parametrize("bits", [4, R4])
-def test_packed_entries_are_rounded_once(bits):
-    memory, kv = FewBitCache(pool(), L, G, bits), text(400)
-    read(memory, kv, 0, 300)
-    before = memory.entries(0, 0)
-    for at in range(300, 400):
-        step(memory, kv, at)
-    after = memory.entries(0, 0)
-    packed = before.origin >= 0
-    assert packed.sum() > 200
-    assert torch.equal(after.k[:300][packed], before.k[packed])
-    memory.close()
 
 
 def test_eviction_in_the_middle_of_pages_leaves_other_pages_as_they_are():

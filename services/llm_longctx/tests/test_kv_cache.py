@@ -1,5 +1,6 @@
 """Pages: nothing leaks, nothing is freed twice, and no sequence ever reads or writes another's entries."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
+from services.llm_longctx.kernels.packed_pages import CACHE_FORMATS
 from services.llm_longctx.kv_cache import Entries, PagedCache, PagePool, PoolExhausted
+from shared.serving.memory_guard import read_proc_bytes
 
 L, G, D, P = 2, 3, 4, 4
 
@@ -43,10 +46,9 @@ def feed(memory, T, sliding=()):
 def step(memory):
     slots = memory.begin_step()
     k, v = fresh_entries(1, memory.length)
-    for layer in range(L):
-        for head in range(G):
-            memory.pool.keys[slots[layer, head]] = k[head, 0] + 0.5 * layer
-            memory.pool.values[slots[layer, head]] = v[head, 0]
+    for layer, head in np.ndindex(L, G):
+        memory.pool.keys[slots[layer, head]] = k[head, 0] + 0.5 * layer
+        memory.pool.values[slots[layer, head]] = v[head, 0]
     memory.end_step()
 
 
@@ -83,13 +85,8 @@ def test_what_leaves_a_window_is_averaged_into_the_virtual_entry(weighted):
     assert torch.allclose(now.k[virtual][0], torch.arange(2.0, 17).mean().expand(D))
     assert float(now.log_weight[virtual]) == pytest.approx(np.log(15) if weighted else 0.0)
     assert float(now.log_weight[~virtual].abs().sum()) == 0
-
-
-def test_more_than_the_window_can_not_slide():
-    memory = PagedCache(pool(), L, G)
-    feed(memory, 9)
     with pytest.raises(ValueError, match="window of 3"):
-        memory.keep(0, 0, memory.entries(0, 0), sink=1, slide=3)
+        memory.keep(0, 1, memory.entries(0, 1), sink=1, slide=3)
 
 
 def test_memory_really_goes_back_to_the_system():
@@ -107,6 +104,22 @@ def test_memory_really_goes_back_to_the_system():
     memory.close()
     assert resident() - before < 4e6
     assert float(big.keys[5, 0]) == 0, "the page came back from the system, zeroed"
+
+
+def test_addresses_are_no_memory_for_the_kernels_limit():
+    """A server with a small limit could not load its model, and one with a larger no third type of cache."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bounded = read_proc_bytes("status", "VmData:") + 300 * 2**20
+    resource.setrlimit(resource.RLIMIT_DATA, (bounded, hard))
+    try:
+        kept = PagePool(100_000, 16, 64, torch.float32)
+        assert all(kept.open_packed(bits).addresses for bits in CACHE_FORMATS)
+        with pytest.raises(MemoryError):
+            bytearray(2**30)
+        del kept
+        assert resource.getrlimit(resource.RLIMIT_DATA)[0] == bounded
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def test_small_pages_go_back_with_the_last_of_a_page_of_the_system():
@@ -185,15 +198,14 @@ class Pages(RuleBasedStateMachine):
     @invariant()
     def everybody_reads_their_own_entries(self):
         for memory, cuts in self.live.items():
-            for layer in range(L):
-                for head in range(G):
-                    found = told(memory, layer, head)
-                    assert sorted(found) == sorted(positions(memory, layer, head))
-                    n = memory.length
-                    if (recent := cuts.get((layer, head))) is None:
-                        assert found == list(range(n))
-                    else:
-                        assert {0, *range(max(n - recent, 0), n)} >= set(found) >= set(range(max(n - 1, 0), n))
+            for layer, head in np.ndindex(L, G):
+                found = told(memory, layer, head)
+                assert sorted(found) == sorted(positions(memory, layer, head))
+                n = memory.length
+                if (recent := cuts.get((layer, head))) is None:
+                    assert found == list(range(n))
+                else:
+                    assert {0, *range(max(n - recent, 0), n)} >= set(found) >= set(range(max(n - 1, 0), n))
 
     @invariant()
     def pages_balance(self):

@@ -5,8 +5,12 @@ cheaper than memory: more are handed out than pages may be held, and a page cost
 stores share one budget of bytes. Knows nothing about what a page holds, nor about sequences, layers or heads.
 """
 
+import contextlib
 import mmap
+import resource
 import sys
+import threading
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +24,8 @@ OVERCOMMIT = 3
 
 _NORESERVE = 0x4000 if sys.platform == "linux" else 0
 """Linux's MAP_NORESERVE: addresses that nobody may ever touch need no promise of memory."""
+
+_LIMIT_LOCK = threading.Lock()
 
 
 class PoolExhausted(RuntimeError):
@@ -59,7 +65,10 @@ class PageStore:
             return torch.zeros(shape, dtype=dtype, device=self.device)
         # Anonymous memory costs nothing until it is touched, and can be given back page by page.
         count = int(np.prod(shape))
-        memory = mmap.mmap(-1, max(count * dtype.itemsize, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        size = max(count * dtype.itemsize, 1)
+        raised = _raise_data_limit(size)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        weakref.finalize(memory, _raise_data_limit, -raised).atexit = False
         self._maps.append((memory, count // max(self.addresses, 1) * dtype.itemsize))
         return torch.frombuffer(memory, dtype=dtype, count=count).view(shape)
 
@@ -165,3 +174,19 @@ class PageStore:
             begin, end = -(-first * size // mmap.PAGESIZE), last * size // mmap.PAGESIZE
             if begin < end:
                 memory.madvise(mmap.MADV_DONTNEED, begin * mmap.PAGESIZE, (end - begin) * mmap.PAGESIZE)
+
+
+def _raise_data_limit(size: int) -> int:
+    """Raise the kernel's limit of a process's memory, if there is one; return by how many bytes.
+
+    The limit (`shared.serving.watchdog`) counts addresses, of which a store takes several times its budget.
+    """
+    with _LIMIT_LOCK:
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = soft + size if hard == resource.RLIM_INFINITY else min(soft + size, hard)
+        if not size or soft == resource.RLIM_INFINITY:
+            return 0
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
+            return wanted - soft
+    return 0
