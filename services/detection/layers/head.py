@@ -49,6 +49,5 @@ def raw_maps(box: nn.ModuleList, kind: nn.ModuleList, levels: Sequence[Tensor]) 
 
 def _bias(conv: nn.Conv2d) -> Tensor:
     if conv.bias is None:
-        message = "a tower ends in a convolution with a bias"
-        raise TypeError(message)
+        raise TypeError("a tower ends in a convolution with a bias")
     return conv.bias

@@ -14,11 +14,8 @@ from shared.serving.http.tenant import get_tenant
 async def find_model(host: Host, name: str | None, request: Request) -> TextModel:
     """The language model of that name, or the one that the caller's adapter of that name adapts; by default the first.
 
-    The request learns the model's own name, for the metrics.
-
-    Raises:
-        ModelNotFound: There is none.
-        NotReady: It is not loaded.
+    The request learns the model's own name, for the metrics. Raises ModelNotFound: there is none; NotReady: it is not
+    loaded.
     """
     try:
         return find_served_model(host, name, request)

@@ -23,9 +23,7 @@ class StateLoader(Protocol):
     async def load(self, body: GenerationOptions, request: Request, host: Host) -> RequestState | str:
         """Load the state with which the request begins; or return the answer (JSON) that the same request got before.
 
-        Raises:
-            NotFound: The caller has nothing of that name.
-            InvalidOption: The model can't continue it.
+        Raises NotFound: the caller has nothing of that name; InvalidOption: the model can't continue it.
         """
         ...
 
@@ -33,8 +31,7 @@ class StateLoader(Protocol):
 async def load_state(body: GenerationOptions, request: Request, host: Host) -> RequestState | str | None:
     """Load what the request continues, if it names something; or return the answer (JSON) that it got before.
 
-    Raises:
-        InvalidOption: It names two things to continue.
+    Raises InvalidOption: it names two things to continue.
     """
     loaders: dict[str, StateLoader] = plugins.load_all(GROUP)
     named = [field for field in sorted(loaders) if getattr(body, field, None) is not None]

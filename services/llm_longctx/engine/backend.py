@@ -48,17 +48,14 @@ class SequenceBackend(ABC, Generic[S]):
     def allocate(self, sequence: Sequence[S], parent: Sequence[S] | None = None) -> None:
         """Give a sequence what it is prefilled with: nothing read yet, a cached prefix, or all that its parent read.
 
-        Raises:
-            PoolExhausted: There is no room.
-            FoveaError: It can't be served.
+        Raises PoolExhausted: there is no room; FoveaError: it can't be served.
         """
 
     @abstractmethod
     def prefill_chunk(self, sequence: Sequence[S], limit: int) -> Tensor:
         """Read the next chunk of its prompt, about `limit` tokens: the logits that `count_logits` asks for [t,V].
 
-        Raises:
-            PoolExhausted: There is no room; the sequence is of no use until it is allocated anew.
+        Raises PoolExhausted: there is no room; the sequence is of no use until it is allocated anew.
         """
 
     def can_append(self, running: Collection[Sequence[S]]) -> bool:
@@ -69,8 +66,7 @@ class SequenceBackend(ABC, Generic[S]):
     def decode_batch(self, batch: list[Sequence[S]]) -> Iterable[Tensor | DrawnRow | Exception]:
         """Feed each its next token: the logits [V] of each, on a device with a token, or why it alone can't go on.
 
-        Raises:
-            PoolExhausted: Room ran out on the way; none of them is of use any more.
+        Raises PoolExhausted: room ran out on the way; none of them is of use any more.
         """
 
     @abstractmethod
@@ -136,8 +132,7 @@ class PagedBackend(SequenceBackend[PagedState]):
         request, state, begin = sequence.request, sequence.state, sequence.num_computed
         size = self.next_size(sequence, limit)
         if not self._make_room(state.cache.pages_needed(size)):
-            message = f"a chunk of {size} tokens does not fit"
-            raise PoolExhausted(message)
+            raise PoolExhausted(f"a chunk of {size} tokens does not fit")
         end = begin + size
         logits = self.runner.prefill(
             state,

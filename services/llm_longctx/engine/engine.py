@@ -108,9 +108,8 @@ class EngineCore:
     ) -> Policy:
         """A method made ready for this model; what is left out is the engine's.
 
-        Raises:
-            InvalidOption: The method can't work with this plan, or pages are of another size than few bits need.
-            BadInput: The plan is another model's.
+        Raises InvalidOption: the method can't work with this plan, or pages are of another size than few bits need;
+        BadInput: the plan is another model's.
         """
         bits = self.policy.cache_bits if cache_bits is None else cache_bits
         if bits != 16:

@@ -44,8 +44,7 @@ class PagedState:
     def reserve(self, prompt: int, new: int) -> None:
         """Reserve addresses for a prompt of so many tokens and an answer, so that nothing need move later.
 
-        Raises:
-            PoolExhausted: There are no addresses left.
+        Raises PoolExhausted: there are no addresses left.
         """
         self.prompt_length, self.max_length = prompt, prompt + new
         entries, _ = self.policy.footprint(prompt, new)
@@ -56,8 +55,7 @@ class PagedState:
     def fork(self) -> Self:
         """A twin that goes its own way and shares whole pages.
 
-        Raises:
-            PoolExhausted: There is no room for what is copied.
+        Raises PoolExhausted: there is no room for what is copied.
         """
         twin = type(self)(self.cache.pool, self.policy, self.adapter)
         twin.resume(self.cache.fork(), self.memos)

@@ -106,16 +106,13 @@ class ModelRunner:
         In C++, while no head is cut, a sequence may come several times, one behind the other, with a token and those
         behind it: each sees the ones before, and the logits are the ones of as many steps.
 
-        Sequences may have `taps`. With `draws`, a token is drawn next to each row of logits; not in C++.
-
-        Raises:
-            PoolExhausted: The step needs more pages than are free; then nothing has changed. Or addresses ran out in
-                the middle of it; then its sequences are of no use any more.
+        Sequences may have `taps`. With `draws`, a token is drawn next to each row of logits; not in C++. Raises
+        PoolExhausted: the step needs more pages than are free; then nothing has changed. Or addresses ran out in the
+        middle of it; then its sequences are of no use any more.
         """
         times = Counter(states)
         if (wanted := sum(s.cache.pages_needed(n) for s, n in times.items())) > self.pool.free:
-            message = f"a step needs {wanted} pages, and {self.pool.free} are free"
-            raise PoolExhausted(message)
+            raise PoolExhausted(f"a step needs {wanted} pages, and {self.pool.free} are free")
         if any(taps) and self.passes.has_native_step and not self._inputs_of(states).is_tapped:
             return self._decode_tapped(states, tokens, taps)
         return self._run_step(StepRows(states, tokens, draws), taps=taps)

@@ -57,9 +57,7 @@ class Scheduler(Generic[S]):
     def add_request(self, request: GenerationRequest) -> None:
         """Line up a request; its hooks are called from now on.
 
-        Raises:
-            QueueFull: As many sequences wait as may.
-            NotReady: The scheduler is closed.
+        Raises QueueFull: as many sequences wait as may; NotReady: the scheduler is closed.
         """
         arrival, vocab, context = next(self._arrivals), self.backend.vocab, contextvars.copy_context()
         answers = range(len(request.samplings))
@@ -74,8 +72,7 @@ class Scheduler(Generic[S]):
     def run_when_idle(self, work: Generator[None, None, None]) -> None:
         """Work on the scheduler's thread, piece by piece while nobody waits; closed where a sequence needs its memory.
 
-        Raises:
-            NotReady: The scheduler is closed.
+        Raises NotReady: the scheduler is closed.
         """
         self.waiting.require_open()
         self.backend.background_tasks.add(work)

@@ -109,9 +109,7 @@ class Sequence(Generic[S]):
         """Choose the next token from the logits [V] after what was fed: for `append_token`, once the choice was read.
 
         After a preemption the tokens that were drawn already are fed again first: then there is nothing to choose.
-
-        Raises:
-            InvalidOption: Its interventions have made the logits useless.
+        Raises InvalidOption: its interventions have made the logits useless.
         """
         logits, hooks = row.logits if isinstance(row, DrawnRow) else row, self.request.hooks
         if self.taps is not None:

@@ -4,8 +4,6 @@ A back end that is not there or can't take a call is passed over with a reason, 
 name, it runs or says why it can't. Knows nothing about what the operations compute.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from functools import cache
 from typing import Literal
@@ -80,11 +78,9 @@ def _named(backend: str, dtype: torch.dtype, device: str) -> Backend:
     for name in BACKENDS:
         if name == backend:
             if reason := _absent(name) or _unfit(name, dtype, device, asked=True):
-                detail = f"The kernel back end {name} can't be used: {reason}."
-                raise NotReady(detail, hint=_HINTS.get(name))
+                raise NotReady(f"The kernel back end {name} can't be used: {reason}.", hint=_HINTS.get(name))
             return name
-    detail = f"There is no kernel back end {backend!r}; known are auto, {', '.join(BACKENDS)}."
-    raise BadInput(detail, field="backend")
+    raise BadInput(f"There is no kernel back end {backend!r}; known are auto, {', '.join(BACKENDS)}.", field="backend")
 
 
 @cache

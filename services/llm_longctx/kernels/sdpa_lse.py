@@ -4,8 +4,6 @@ The operators that return the log-sum-exp, FlashAttention's on a GPU, are not pu
 a tiny example, and where one is gone or has changed a plain product takes its place. Knows shapes only.
 """
 
-from __future__ import annotations
-
 from functools import cache, lru_cache
 from typing import Any
 

@@ -69,8 +69,7 @@ class Recycled(AttentionMethod):
         **inputs: Any,
     ) -> Reference:
         if q_new is None or k_new is None or v_new is None:
-            message = "recycled needs the decode steps q_new, k_new and v_new"
-            raise ValueError(message)
+            raise ValueError("recycled needs the decode steps q_new, k_new and v_new")
         (H, T, _), (G, N) = q_new.shape, k.shape[:2]
         keys, values = torch.cat((k, k_new), 1), torch.cat((v, v_new), 1)
         mask, selected, full_steps = torch.zeros(H, T, N + T, dtype=torch.bool), [], []

@@ -37,8 +37,7 @@ class SnapKv(EvictionMethod):
     @classmethod
     def _is_odd(cls, kernel: int) -> int:
         if kernel % 2 == 0:
-            message = "kernel must be odd, so that it has a middle"
-            raise ValueError(message)
+            raise ValueError("kernel must be odd, so that it has a middle")
         return kernel
 
     @property

@@ -84,9 +84,8 @@ def embed_request(
 ) -> Embeddings:
     """Answer a request; `check` raises where nobody waits any more.
 
-    Raises:
-        InvalidOption: No text or too many, a token that is unknown, more dimensions than there are.
-        ContextLengthExceeded: A text is longer than the model reads, and is not to be cut.
+    Raises InvalidOption: no text or too many, a token that is unknown, more dimensions than there are;
+    ContextLengthExceeded: a text is longer than the model reads, and is not to be cut.
     """
     inputs = request.list_inputs()
     warnings = check_fields(request)

@@ -96,8 +96,7 @@ class Generation:
     ) -> None:
         """Line up a request; a grammar says what its answers may say. Any thread may call it before `read` is called.
 
-        Raises:
-            QueueFull: Too many requests wait, and this is the first.
+        Raises QueueFull: too many requests wait, and this is the first.
         """
         recorder = None if self.requests else self._recorder
         request.hooks = TextHooks(self._open, request, options, grammar, self._tokenizer, self._put, recorder)
@@ -111,8 +110,7 @@ class Generation:
     async def read(self) -> OutputChunk | None:
         """Wait for what is new in one of the answers; None once all have ended.
 
-        Raises:
-            FoveaError: An answer failed: cancelled, too late, or our fault.
+        Raises FoveaError: an answer failed: cancelled, too late, or our fault.
         """
         if not self._open:
             return None

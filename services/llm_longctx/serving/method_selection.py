@@ -139,9 +139,7 @@ def _part(given: str | dict[str, Any] | None) -> AttentionMethod:
 def find_plan(given: str | dict[str, Any] | None, plans: Mapping[str, HeadPlan]) -> HeadPlan | None:
     """A head plan by name, or given; None is the default one.
 
-    Raises:
-        InvalidOption: There is none of that name.
-        Malformed: It is not a plan.
+    Raises InvalidOption: there is none of that name; Malformed: it is not a plan.
     """
     if given is None:
         return plans.get(DEFAULT_PLAN)
@@ -164,11 +162,8 @@ def fit_policy(
 ) -> Policy:
     """Knobs under which pages, rounded up head by head, stay within the budget.
 
-    A budget is met in entries, and pages round up: so the entries are searched by bisection.
-
-    Raises:
-        BudgetNotMet: None do.
-        InvalidOption: The method frees no memory.
+    A budget is met in entries, and pages round up: so the entries are searched by bisection. Raises BudgetNotMet: none
+    do; InvalidOption: the method frees no memory.
     """
     bits = engine.policy.cache_bits if cache_bits is None else cache_bits
     config, page = engine.model.config, engine.pool.page

@@ -76,9 +76,7 @@ class ParallelProcesses:
 def read_size(place: LoadContext) -> int:
     """How many processes hold the decoder.
 
-    Raises:
-        InvalidOption: It is none of the sizes there are.
-        NotReady: There are fewer GPUs.
+    Raises InvalidOption: it is none of the sizes there are; NotReady: there are fewer GPUs.
     """
     asked = place.options.get(OPTION, "1")
     if asked not in {str(size) for size in _SIZES}:

@@ -35,9 +35,7 @@ class RequestExtension:
     def __init__(self, adapter: TextModelAdapter, request: GenerationOptions, run: CallContext) -> None:
         """Take part in a request to the model of an adapter.
 
-        Raises:
-            InvalidOption: The model can't do that.
-            PermissionDenied: The caller's key does not allow it.
+        Raises InvalidOption: the model can't do that; PermissionDenied: the caller's key does not allow it.
         """
 
     def vary(self, request: Any) -> list[Any]:
@@ -47,9 +45,7 @@ class RequestExtension:
     def extend(self, request: GenerationRequest) -> None:
         """Add to an engine request before it begins. May block.
 
-        Raises:
-            InvalidOption: It can't be served.
-            NotFound: It names something that does not exist.
+        Raises InvalidOption: it can't be served; NotFound: it names something that does not exist.
         """
 
     def capture(self, piece: OutputChunk) -> list[Captured]:
@@ -59,8 +55,7 @@ class RequestExtension:
     async def finish(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
         """Fields of the last chunk, once all requests are answered.
 
-        Raises:
-            FoveaError: They can't be found: cancelled, too late, or too large.
+        Raises FoveaError: they can't be found: cancelled, too late, or too large.
         """
         return {}
 
@@ -68,9 +63,8 @@ class RequestExtension:
 def open_extensions(adapter: TextModelAdapter, request: GenerationOptions, run: CallContext) -> list[RequestExtension]:
     """Make the extensions that a request asks for.
 
-    Raises:
-        NotFound: The plug-in that reads one of its fields is not installed.
-        FoveaError: One of them refuses the request.
+    Raises NotFound: the plug-in that reads one of its fields is not installed; FoveaError: one of them refuses the
+    request.
     """
     asked = {field for field in type(request).model_fields if getattr(request, field) not in (None, [])}
     for field in asked.intersection(find_unread_fields()):

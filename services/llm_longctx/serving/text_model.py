@@ -57,9 +57,8 @@ class TextModel(Servable[ChatRequest, ChatCompletion]):
     def tokenize(self, request: TokenizeRequest) -> Tokenized:
         """Tokens of a text or of a conversation under the template.
 
-        Raises:
-            InvalidOption: Neither or both were given, a field that is not served, or the template refuses.
-            ContextLengthExceeded: The text is longer than any prompt may be.
+        Raises InvalidOption: neither or both were given, a field that is not served, or the template refuses;
+        ContextLengthExceeded: the text is longer than any prompt may be.
         """
         warnings, tokenizer = check_fields(request), self.adapter.tokenizer
         if (request.prompt is None) == (request.messages is None):

@@ -30,8 +30,7 @@ def apply_retention(
     """
     for head, retention in update.retain.items():
         if s.policy.full[layer, head]:
-            message = f"{s.policy.layers[layer].name} cuts head {head} of layer {layer}, which it said is full"
-            raise ValueError(message)
+            raise ValueError(f"{s.policy.layers[layer].name} cuts head {head} of layer {layer}, which it said is full")
         entries, absorbed = _select_entries(held[head], retention)
         s.cache.keep(
             layer,

@@ -90,9 +90,7 @@ class Policy:
     ) -> Policy:
         """Make a method ready.
 
-        Raises:
-            InvalidOption: No such method, or it can't work with this plan.
-            BadInput: The plan is another model's.
+        Raises InvalidOption: no such method, or it can't work with this plan; BadInput: the plan is another model's.
         """
         chosen = method(wanted) if isinstance(wanted, str) else wanted
         checked = None if plan is None else HeadPlan.parse(plan).check(config, weights_sha256, force=force)

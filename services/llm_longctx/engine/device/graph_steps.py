@@ -41,8 +41,7 @@ class GraphRecorder(Protocol):
     def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """Record a function: what replays it, and its outputs, which each replay overwrites.
 
-        Raises:
-            RuntimeError: It does something that can't be recorded.
+        Raises RuntimeError: it does something that can't be recorded.
         """
         ...
 

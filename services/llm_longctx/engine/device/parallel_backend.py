@@ -160,8 +160,7 @@ def open_backend(channel: Channel | None, team: Team | None, *arguments: Any) ->
 def check_divisible(policy: Policy, *, has_taps: bool) -> None:
     """Check that a method works on some of the heads as on all.
 
-    Raises:
-        InvalidOption: It doesn't, or its request looks into the model.
+    Raises InvalidOption: it doesn't, or its request looks into the model.
     """
     if has_taps:
         detail = "Interventions, captures and adapters need the whole model in one process; several hold this one."

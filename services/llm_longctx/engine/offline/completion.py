@@ -119,13 +119,11 @@ class RequestOutput:
     def of(cls, asked: Request, policy: Policy, backend: str) -> RequestOutput:
         """The output of a request that is yet to be served by a method, on a kernels' back end.
 
-        Raises:
-            InvalidOption: There is no prompt, or a token is unknown.
+        Raises InvalidOption: there is no prompt, or a token is unknown.
         """
         vocab = policy.config.vocab
         if not len(asked.ids) or not all(0 <= i < vocab for i in asked.ids):
-            detail = f"A prompt needs tokens below {vocab}."
-            raise InvalidOption(detail, field="ids")
+            raise InvalidOption(f"A prompt needs tokens below {vocab}.", field="ids")
         collector = TokenCollector()
         sampling = Sampling(asked.temperature, asked.top_p, asked.top_k, asked.min_p, asked.seed)
         request = GenerationRequest(
@@ -143,16 +141,10 @@ class RequestOutput:
         return cls(request, policy, backend, collector)
 
     def completion(self) -> Completion:
-        """The whole answer.
-
-        Raises:
-            FoveaError: It failed.
-            RuntimeError: It is not over yet.
-        """
+        """The whole answer. Raises FoveaError: it failed; RuntimeError: it is not over yet."""
         reason = self.collector.reason
         if reason is None:
-            message = "the answer is not over yet"
-            raise RuntimeError(message)
+            raise RuntimeError("the answer is not over yet")
         if isinstance(reason, FoveaError):
             raise reason
         usage = CompletionUsage(

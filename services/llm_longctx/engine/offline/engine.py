@@ -29,9 +29,8 @@ class Engine(EngineCore):
     def add_request(self, request: Request) -> RequestOutput:
         """Line up a request; its answer gathers as the scheduler steps.
 
-        Raises:
-            InvalidOption: There is no prompt, a token is unknown, or the method can't work.
-            QueueFull: Too many requests wait.
+        Raises InvalidOption: there is no prompt, a token is unknown, or the method can't work; QueueFull: too many
+        requests wait.
         """
         output = self._prepare(request)
         self.scheduler.add_request(output.request)
@@ -40,8 +39,7 @@ class Engine(EngineCore):
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer requests together by continuous batching, in their order.
 
-        Raises:
-            FoveaError: A request can't be served, or one failed; the others were finished.
+        Raises FoveaError: a request can't be served, or one failed; the others were finished.
         """
         outputs = [self._prepare(request) for request in requests]
         scheduler = Scheduler(self.scheduler.backend, max_waiting=len(outputs))
@@ -61,9 +59,7 @@ class Engine(EngineCore):
     ) -> OpenSequence:
         """A sequence of its own, under the engine's method and plan unless told otherwise.
 
-        Raises:
-            InvalidOption: The method can't work with this plan.
-            BadInput: The plan is another model's.
+        Raises InvalidOption: the method can't work with this plan; BadInput: the plan is another model's.
         """
         return OpenSequence(self.runner, self.runner.open(self.policy_of(method, plan), adapter), self._opened)
 
@@ -79,17 +75,12 @@ class Engine(EngineCore):
     def step(self, token: int) -> Tensor:
         """Feed one token to the default sequence: logits of the next [V].
 
-        Raises:
-            InvalidOption: Nothing was read yet.
+        Raises InvalidOption: nothing was read yet.
         """
         return self._current().step(token)
 
     def entries(self, layer: int, kv_head: int) -> Entries:
-        """Entries of a head of the default sequence.
-
-        Raises:
-            InvalidOption: Nothing was read yet.
-        """
+        """Entries of a head of the default sequence. Raises InvalidOption: nothing was read yet."""
         return self._current().entries(layer, kv_head)
 
     def batch(self, tokens: Mapping[OpenSequence, int]) -> dict[OpenSequence, Tensor]:
@@ -101,8 +92,7 @@ class Engine(EngineCore):
 
     def _current(self) -> OpenSequence:
         if self._default is None:
-            detail = "Nothing was read yet: prefill comes before step."
-            raise InvalidOption(detail)
+            raise InvalidOption("Nothing was read yet: prefill comes before step.")
         return self._default
 
     @cached_property

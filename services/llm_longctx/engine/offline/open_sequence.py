@@ -53,11 +53,9 @@ class OpenSequence:
         ids, lengths = [int(i) for i in ids], [len(ids)] if chunks is None else list(chunks)
         method = self.policy.method
         if sum(lengths) != len(ids) or any(n < 0 for n in lengths):
-            detail = f"Chunks of {lengths} tokens don't make a prompt of {len(ids)}."
-            raise InvalidOption(detail, field="chunks")
+            raise InvalidOption(f"Chunks of {lengths} tokens don't make a prompt of {len(ids)}.", field="chunks")
         if len(lengths) > 1 and not method.supports.chunked_prefill:
-            detail = f"{method.name} reads a prompt in one chunk."
-            raise InvalidOption(detail, field="chunks")
+            raise InvalidOption(f"{method.name} reads a prompt in one chunk.", field="chunks")
         self.state.reserve(self.state.cache.length + len(ids), SPARE)
         model = self.runner.model
         parts = [model.output_matrix.new_zeros(0, model.config.vocab)]
@@ -84,8 +82,7 @@ class OpenSequence:
     def fork(self) -> OpenSequence:
         """A twin that goes its own way and shares whole pages.
 
-        Raises:
-            PoolExhausted: There is no room for what is copied.
+        Raises PoolExhausted: there is no room for what is copied.
         """
         return OpenSequence(self.runner, self.state.fork(), self._among)
 

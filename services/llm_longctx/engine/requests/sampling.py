@@ -61,8 +61,7 @@ class Grammar(Protocol):
     def mask(self) -> Tensor | None:
         """Which tokens may come next: bool [V], at least one, stop tokens where the answer may be over; None for all.
 
-        Raises:
-            FoveaError: None may.
+        Raises FoveaError: none may.
         """
         ...
 

@@ -39,12 +39,7 @@ class WaitingQueue(Generic[S]):
     # On the threads of requests.
 
     def add(self, sequence: Sequence[S]) -> None:
-        """Line up.
-
-        Raises:
-            QueueFull: As many sequences wait as may.
-            NotReady: The queue is closed.
-        """
+        """Line up. Raises QueueFull: as many sequences wait as may; NotReady: the queue is closed."""
         with self._changed:
             self.require_open()
             if len(self) >= self.max_waiting:
@@ -54,11 +49,7 @@ class WaitingQueue(Generic[S]):
             self._changed.notify()
 
     def wake(self) -> None:
-        """Let the scheduler look for work.
-
-        Raises:
-            NotReady: The queue is closed.
-        """
+        """Let the scheduler look for work. Raises NotReady: the queue is closed."""
         with self._changed:
             self.require_open()
             self._changed.notify()
@@ -70,14 +61,9 @@ class WaitingQueue(Generic[S]):
             self._changed.notify()
 
     def require_open(self) -> None:
-        """Check that sequences are accepted.
-
-        Raises:
-            NotReady: They are not.
-        """
+        """Check that sequences are accepted. Raises NotReady: they are not."""
         if self._is_closed:
-            detail = "The model was taken out of service."
-            raise NotReady(detail)
+            raise NotReady("The model was taken out of service.")
 
     # On the scheduler's thread.
 

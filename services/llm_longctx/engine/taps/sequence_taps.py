@@ -80,8 +80,7 @@ class SequenceTaps:
     def report(self, logits: Tensor, on_capture: Callable[[list[CapturedTokens]], object]) -> None:
         """Report captures since the last call, and check what the edits have made of the logits [V].
 
-        Raises:
-            InvalidOption: They are of no use.
+        Raises InvalidOption: they are of no use.
         """
         if taken := self._pending:
             self._pending = []

@@ -1,7 +1,5 @@
 """Block-sparse prefill: causal attention over chosen blocks of keys. One file per back end, `reference` the oracle."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Literal, overload
 

@@ -1,7 +1,5 @@
 """Block-sparse prefill by the C++ kernel next to this file, float32 or bfloat16 on a CPU."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Per row of blocks the far keys are gathered and read by torch's fused kernel unm
 are one batched causal call; the two are parts of one softmax. Knows nothing about other back ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

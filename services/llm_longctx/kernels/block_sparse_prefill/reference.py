@@ -1,7 +1,5 @@
 """The oracle of block-sparse prefill: the whole mask over tokens, one softmax, float64."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ A program's rows are queries of one row of blocks, of all heads that share its b
 Imported only where Triton is installed. Knows nothing about other back ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -4,8 +4,6 @@ A problem is one (sequence, layer, kv head), its rows the query heads of the gro
 consecutive rows of a pool's stores, or as pages. One file per back end; `reference` is the oracle.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -174,8 +172,7 @@ def decode_packed_device_runs(
 ) -> tuple[Tensor, Tensor]:
     """`decode_packed` whose numbers lie on the device; see `decode_device_runs`.
 
-    Raises:
-        NotReady: The named back end is not there or can't take these tensors.
+    Raises NotReady: the named back end is not there or can't take these tensors.
     """
     if (chosen := choose("decode", backend, q.dtype, q.device.type)) == "triton":
         from services.llm_longctx.kernels.packed_pages import triton  # noqa: PLC0415  # see `_triton`
@@ -195,9 +192,8 @@ def decode_pages(
 ) -> tuple[Tensor, Tensor]:
     """`decode` over entries that lie in pages of a pool [pages,2,P,d] (keys, then values).
 
-    Raises:
-        ValueError: The shapes don't fit each other.
-        NotReady: The named back end is not there or can't take these tensors.
+    Raises ValueError: the shapes don't fit each other; NotReady: the named back end is not there or can't take these
+    tensors.
     """
     # The kernel looks pages up by tiles; tiles are powers of two.
     if choose("decode", backend, q.dtype, q.device.type) == "triton" and pool.shape[2].bit_count() == 1:
@@ -220,5 +216,4 @@ def _check(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], log_weig
             message = f"problem {r}: keys {list(k.shape)} and values {list(v.shape)} don't go with q {list(q.shape)}"
             raise ValueError(message)
         if weights is not None and weights.shape != (len(k),):
-            message = f"problem {r}: {len(k)} entries have log-weights of shape {list(weights.shape)}"
-            raise ValueError(message)
+            raise ValueError(f"problem {r}: {len(k)} entries have log-weights of shape {list(weights.shape)}")

@@ -1,7 +1,5 @@
 """Ragged decode by the C++ kernel next to this file, float32 or bfloat16 on a CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Ragged decode in plain torch: one fused call per problem, the queries of a group as its rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

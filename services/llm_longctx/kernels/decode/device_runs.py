@@ -1,7 +1,5 @@
 """Runs of entries whose numbers lie on the device: a step reads none of them on the host."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

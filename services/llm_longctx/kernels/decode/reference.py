@@ -1,7 +1,5 @@
 """The oracle of ragged decode: one softmax per problem, float64."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@ aligned: loads are as wide as the hardware's, and copies to shared memory run in
 into parts, which the program that comes last merges, all in one launch. Imported only where Triton is installed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from math import gcd
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Decode steps by the C++ kernel next to this file, float32 or bfloat16 on a CPU, without gradients."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -123,8 +121,7 @@ class NativeDecoder:
 
     def _feed(self, tokens: Sequence[int], positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         if not all(0 <= token < self.config.vocab for token in tokens):
-            message = f"tokens are below {self.config.vocab}: {list(tokens)}"
-            raise IndexError(message)
+            raise IndexError(f"tokens are below {self.config.vocab}: {list(tokens)}")
         return np.array(tokens, np.int64), np.array(positions, np.int64)
 
     def _words(self, model: Decoder) -> list[int]:
@@ -162,7 +159,6 @@ def _norm_weights(block: object) -> list[Tensor | None]:
         before = [block.input_layernorm, block.pre_feedforward_layernorm, attn.q_norm, attn.k_norm]
         return [norm.weight for norm in (*before, block.post_attention_layernorm, block.post_feedforward_layernorm)]
     if not isinstance(block, LlamaBlock):
-        message = f"no form for {type(block).__name__}"
-        raise TypeError(message)
+        raise TypeError(f"no form for {type(block).__name__}")
     heads = [block.self_attn.q_norm.weight, block.self_attn.k_norm.weight] if block.qk_norm else [None, None]
     return [block.input_layernorm.weight, block.post_attention_layernorm.weight, *heads, None, None]

@@ -1,7 +1,5 @@
 """Adapters as the C++ decode step reads them: a table of low-rank matrices for each, by layer and place."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 

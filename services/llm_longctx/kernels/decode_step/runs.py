@@ -1,7 +1,5 @@
 """Entry runs: what each row of a decode step reads and where it writes, for all layers at once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The oracle is `shared.lm.ops.TORCH`, in float64. Knows tensors and linear layers; knows nothing about models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 

@@ -6,8 +6,6 @@ read them once where rows are few, and by tiles where the processor has them; th
 are faster there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 

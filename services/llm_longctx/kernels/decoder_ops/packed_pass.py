@@ -5,8 +5,6 @@ addresses of weights are known beforehand, products add to the residual stream i
 around short prompts that is a third of the time. Knows decoders and packed matrices; knows no caches or taps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast

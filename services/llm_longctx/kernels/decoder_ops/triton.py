@@ -4,8 +4,6 @@ Whole matrices are left to torch; few-bit ones are read as they are packed, up t
 where Triton is installed. Knows nothing about other back ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 

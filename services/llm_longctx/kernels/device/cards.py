@@ -3,8 +3,6 @@
 Knows nothing about kernels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -4,8 +4,6 @@ Scores are in base 2 (scaled by log2 e), because a GPU's exponential is. Importe
 nothing about where keys and values lie.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

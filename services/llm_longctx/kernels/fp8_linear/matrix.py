@@ -36,14 +36,9 @@ class Fp8Matrix:
 
     @classmethod
     def of(cls, data: Tensor, rows: int, columns: int) -> Fp8Matrix:
-        """A matrix from its bytes.
-
-        Raises:
-            ValueError: They are not a matrix of these sizes.
-        """
+        """A matrix from its bytes. Raises ValueError: they are not a matrix of these sizes."""
         if data.dtype != torch.uint8 or data.shape != (rows, pad_columns(columns) + LINE):
-            message = f"{data.dtype} {list(data.shape)} is not an FP8 matrix of {rows} x {columns}"
-            raise ValueError(message)
+            raise ValueError(f"{data.dtype} {list(data.shape)} is not an FP8 matrix of {rows} x {columns}")
         return cls(rows, columns, data)
 
     def to(self, device: torch.device | str) -> Self:

@@ -1,7 +1,5 @@
 """Products with FP8 matrices in float64, x rounded as the kernels round it."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from services.llm_longctx.kernels.fp8_linear.matrix import Fp8Matrix, round_rows

@@ -4,8 +4,6 @@ Tiles of products are added up in float32; scales come last. Long rows are cut i
 program that comes last adds up in order. Imported only where Triton is installed. Knows nothing about other back ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

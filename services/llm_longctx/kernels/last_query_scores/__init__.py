@@ -1,7 +1,5 @@
 """Attention of a prompt's last queries, summed per key and per distance. One file per back end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -45,6 +43,5 @@ def last_query_scores(q: Tensor, k: Tensor, *, backend: str = "auto") -> tuple[T
         message = f"queries [H,b,d] go with keys [G,N,d] of their dtype, not {list(q.shape)} with {list(k.shape)}"
         raise ValueError(message)
     if not 0 < q.shape[1] <= k.shape[1]:
-        message = f"the last b of N queries are 1 … N, not {q.shape[1]} of {k.shape[1]}"
-        raise ValueError(message)
+        raise ValueError(f"the last b of N queries are 1 … N, not {q.shape[1]} of {k.shape[1]}")
     return _RUN[choose("last_query_scores", backend, q.dtype, q.device.type)](q, k)

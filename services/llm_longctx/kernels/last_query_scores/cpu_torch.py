@@ -1,7 +1,5 @@
 """Last-query scores in plain torch, through the whole map: float32 or wider, on any device."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The oracle of last-query scores: pair by pair, in float64."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

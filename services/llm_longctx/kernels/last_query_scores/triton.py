@@ -4,8 +4,6 @@ The first sums every row's exponentials, a part of the keys per program; the sec
 keys again and adds them up per key and per distance. Imported only where Triton is installed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -4,8 +4,6 @@ What makes methods compose: far and near blocks, pages and compact copies, kept 
 the same row. Knows nothing about where parts come from.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -28,8 +26,7 @@ def merge(*parts: tuple[Tensor, Tensor], backend: str = "auto") -> tuple[Tensor,
         NotReady: The named back end is not there or can't take these tensors.
     """
     if not parts:
-        message = "a merge needs one part or more"
-        raise ValueError(message)
+        raise ValueError("a merge needs one part or more")
     if len(parts) == 1:
         return parts[0]
     q = parts[0][0]

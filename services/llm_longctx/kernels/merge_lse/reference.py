@@ -1,7 +1,5 @@
 """The oracle of `merge`: one softmax over everything, in float64."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

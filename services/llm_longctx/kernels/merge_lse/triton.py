@@ -3,8 +3,6 @@
 Imported only where Triton is installed. Knows nothing about other back ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

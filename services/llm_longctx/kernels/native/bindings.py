@@ -1,7 +1,5 @@
 """ctypes bindings of the C++ library: loaded once, or the reason why there is none. Knows pointers, not their use."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 from collections.abc import Sequence
@@ -54,13 +52,11 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
 def open_library(file: Path) -> ctypes.CDLL:
     """Load one library and declare its functions, so that addresses go in as plain numbers.
 
-    Raises:
-        OSError: It is no library, or the system does not let this process run it.
+    Raises OSError: it is no library, or the system does not let this process run it.
     """
     library = ctypes.CDLL(str(file))
     if not library.fovea_may_run():
-        message = f"the system does not let this process use the instructions of {file.name}"
-        raise OSError(message)
+        raise OSError(f"the system does not let this process use the instructions of {file.name}")
     for name, takes in _TAKES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = takes, _AT if name == "fovea_decoder_new" else None
@@ -360,8 +356,7 @@ def gate(gate: Tensor, up: Tensor, out: Tensor) -> None:
 def _library() -> ctypes.CDLL:
     library, reason = load_library()
     if library is None:  # dispatch asks `explain_absence` first
-        message = f"there are no C++ kernels: {reason}"
-        raise RuntimeError(message)
+        raise RuntimeError(f"there are no C++ kernels: {reason}")
     return library
 
 

@@ -46,11 +46,7 @@ def build_kernels(
 
 
 def build(compiler: str, target: Target, *, force: bool = False) -> Path:
-    """Build one library.
-
-    Raises:
-        Fault: The compiler refuses; the hint quotes it.
-    """
+    """Build one library. Raises Fault: the compiler refuses; the hint quotes it."""
     wanted = library_file(target)
     if wanted.exists() and not force:
         return wanted

@@ -6,8 +6,6 @@ rotated, of unit norm and rounded to one table of levels, one scale each (see `r
 Packed from and unpacked to the decoder's type. Knows bytes, not whose pages they are; `reference` says what they mean.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -5,8 +5,6 @@ holds are the codes of the next 32 / bits channels or entries. Three bits are tw
 bits in 32, then, behind all of these, their upper bits in lanes of 16.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, TypeGuard
 
@@ -56,11 +54,7 @@ class PackedLayout:
     head_dim: int
 
     def __post_init__(self) -> None:
-        """Check the sizes.
-
-        Raises:
-            ValueError: There is no kernel for them.
-        """
+        """Check the sizes. Raises ValueError: there is no kernel for them."""
         if not is_cache_format(self.bits) or not 1 <= self.head_dim <= MOST_CHANNELS:
             message = (
                 f"pages are of format {', '.join(map(str, CACHE_FORMATS))} and have 1 to {MOST_CHANNELS} channels, not "

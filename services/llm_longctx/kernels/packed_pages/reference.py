@@ -6,8 +6,6 @@ from -128 to 127. A scale is rounded up to what covers the group's range and rea
 Rotated pages: R · entry = scale · level[code], where the scale gives the entry back its norm.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

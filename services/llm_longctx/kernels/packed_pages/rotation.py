@@ -5,8 +5,6 @@ random signs. Channels of √d · R x / ‖x‖ are close to standard normal wha
 Where d is not a power of two, H has a block per binary digit of d, the largest first (ours).
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -1,7 +1,5 @@
 """Products with few-bit matrices by the C++ kernel next to this file, on a CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -35,8 +33,7 @@ def multiply(
     """
     K = x.shape[-1]
     if any(matrix.columns != K for matrix, _ in layers):
-        message = f"rows of {K} don't fit matrices of {[matrix.columns for matrix, _ in layers]} columns"
-        raise ValueError(message)
+        raise ValueError(f"rows of {K} don't fit matrices of {[matrix.columns for matrix, _ in layers]} columns")
     x, dtype = x.contiguous(), x.dtype if norm is None else norm[0].dtype
     kind = torch.float32 if wide else dtype
     # A gate and what it opens have one output.

@@ -44,15 +44,10 @@ class PackedMatrix:
 
     @classmethod
     def of(cls, data: Tensor, rows: int, columns: int) -> PackedMatrix:
-        """A matrix from its packed bytes.
-
-        Raises:
-            ValueError: They are not a matrix of these sizes.
-        """
+        """A matrix from its packed bytes. Raises ValueError: they are not a matrix of these sizes."""
         bits = next((bits for bits, size in _GROUP_BYTES.items() if data.dim() == 3 and data.shape[2] == size), 0)
         if data.shape[:2] != (-(-rows // STRIP), -(-columns // GROUP)) or data.dtype != torch.uint8 or not bits:
-            message = f"{data.dtype} {list(data.shape)} is no packed matrix of {rows} x {columns}"
-            raise ValueError(message)
+            raise ValueError(f"{data.dtype} {list(data.shape)} is no packed matrix of {rows} x {columns}")
         return cls(bits, rows, columns, data)
 
     def to(self, device: torch.device | str) -> Self:

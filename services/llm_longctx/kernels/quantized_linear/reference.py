@@ -1,7 +1,5 @@
 """Products with few-bit matrices in float64, x as it is: what the rounding of x is measured against."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ parts of columns, which the program that comes last adds up in order. Imported o
 nothing about other back ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -5,8 +5,6 @@ row's share of all of it. The share comes from the caller, so a row's token does
 same on every back end but for rounding. Knows logits; knows nothing about answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -35,11 +33,8 @@ _RUN: Mapping[Backend, Callable[[Tensor, SamplingRows], Tensor]] = {
 def sample(logits: Tensor, rows: SamplingRows, *, backend: str = "auto") -> Tensor:
     """Draw a token per row of logits [B,V]: [B] int64, where the logits lie.
 
-    Of equal logits, the one with the lower number comes first.
-
-    Raises:
-        ValueError: The shapes don't fit each other.
-        NotReady: The named back end is not there or can't take these tensors.
+    Of equal logits, the one with the lower number comes first. Raises ValueError: the shapes don't fit each other;
+    NotReady: the named back end is not there or can't take these tensors.
     """
     if logits.dim() != 2 or len(logits) != len(rows):
         message = f"logits are [B,V] with settings for B rows, not {list(logits.shape)} with settings for {len(rows)}"

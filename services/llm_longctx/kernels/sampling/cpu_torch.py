@@ -1,7 +1,5 @@
 """Sampling with torch, row by row, by the settings on the host: on any device the host waits for nothing."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The oracle of sampling: sorted probabilities in float64, one row after the other."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

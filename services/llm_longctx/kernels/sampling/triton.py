@@ -5,8 +5,6 @@ range of all logits, in each pass to a quarter; then the mass of what is left is
 Imported only where Triton is installed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

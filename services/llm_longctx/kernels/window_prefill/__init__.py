@@ -1,7 +1,5 @@
 """Sink-and-window prefill: each query reads the first entries and a window that ends at it. One file per back end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Sink-and-window prefill by the C++ kernel of block-sparse prefill; unseen blocks are left out."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -1,7 +1,5 @@
 """Sink-and-window prefill in plain torch: one fused call under a mask, the keys of a group shared without a copy."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

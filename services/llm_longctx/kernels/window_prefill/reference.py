@@ -1,7 +1,5 @@
 """The oracle of sink-and-window prefill: the whole map, in float64."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ No mask and no list of blocks is made: a program computes which keys its queries
 all heads of a group, so keys are read once per group. Imported only where Triton is installed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

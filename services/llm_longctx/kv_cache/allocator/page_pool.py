@@ -43,8 +43,7 @@ class PagePool(PageStore):
     def open_packed(self, bits: CacheBits) -> PackedStore:
         """The store of pages of so many bits, made when it is asked for first.
 
-        Raises:
-            InvalidOption: Pages of this pool, or heads, are of another size than few bits need.
+        Raises InvalidOption: pages of this pool, or heads, are of another size than few bits need.
         """
         if bits not in self._packed:
             like, wide = self.keys, self.log_weights.dtype

@@ -32,8 +32,7 @@ class PageRuns:
     def reserve(self, entries: np.ndarray) -> None:
         """Reserve addresses for so many entries per head [L,G], side by side, where a head has none yet.
 
-        Raises:
-            PoolExhausted: There are no addresses left.
+        Raises PoolExhausted: there are no addresses left.
         """
         new = self._room == 0
         pages = np.where(new, -(-entries // self.pool.page), 0)
@@ -68,8 +67,7 @@ class PageRuns:
     def advance(self, growing: np.ndarray) -> None:
         """Make room for one more entry in the heads `growing` [L,G] (bool) and count it.
 
-        Raises:
-            PoolExhausted: The pool is full; then nothing was counted.
+        Raises PoolExhausted: the pool is full; then nothing was counted.
         """
         new = self._is_full(growing)
         if new.any():
@@ -96,8 +94,7 @@ class PageRuns:
     def extend(self, layer: int, heads: Iterable[int], count: int) -> None:
         """Make room for `count` more entries in some heads of a layer and count them.
 
-        Raises:
-            PoolExhausted: The pool is full; heads before the one that failed are extended.
+        Raises PoolExhausted: the pool is full; heads before the one that failed are extended.
         """
         for head in heads:
             n = int(self.n[layer, head]) + count

@@ -84,13 +84,11 @@ class PageStore:
     def reserve(self, pages: int) -> int:
         """The first of so many consecutive page numbers; they hold nothing until committed.
 
-        Raises:
-            PoolExhausted: There is no such run.
+        Raises PoolExhausted: there is no such run.
         """
         begin = self._addresses.take(pages)
         if begin is None:
-            message = f"no run of {pages} pages is free"
-            raise PoolExhausted(message)
+            raise PoolExhausted(f"no run of {pages} pages is free")
         return begin
 
     def unreserve(self, begin: int, pages: int) -> None:
@@ -101,8 +99,7 @@ class PageStore:
     def commit(self, pages: np.ndarray, replacing: int = 0) -> None:
         """Hold reserved pages [m] (int64), each once; `replacing` so many that are released right afterwards.
 
-        Raises:
-            PoolExhausted: More than may be held.
+        Raises PoolExhausted: more than may be held.
         """
         if self.budget.held + (len(pages) - replacing) * self.page_bytes > self.budget.capacity:
             message = (
@@ -120,12 +117,10 @@ class PageStore:
     def release(self, pages: np.ndarray) -> None:
         """Let go of pages [m], each held by the caller; those that nobody holds go back.
 
-        Raises:
-            ValueError: One of them is held by nobody.
+        Raises ValueError: one of them is held by nobody.
         """
         if (self._refs[pages] < 1).any():
-            message = "a page is released that nobody holds"
-            raise ValueError(message)
+            raise ValueError("a page is released that nobody holds")
         self._refs[pages] -= 1
         gone = np.sort(pages[self._refs[pages] == 0])
         self._count(-len(gone))
@@ -136,12 +131,10 @@ class PageStore:
     def uncommit(self, pages: np.ndarray) -> None:
         """Let go of pages [m] that one alone holds; they stay reserved.
 
-        Raises:
-            ValueError: Others hold some of them, too.
+        Raises ValueError: others hold some of them, too.
         """
         if (self._refs[pages] != 1).any():
-            message = "a page that others hold can't be taken back"
-            raise ValueError(message)
+            raise ValueError("a page that others hold can't be taken back")
         self._refs[pages] = 0
         self._count(-len(pages))
 

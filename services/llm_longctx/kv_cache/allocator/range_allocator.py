@@ -26,17 +26,12 @@ class RangeAllocator:
         return None
 
     def give(self, begin: int, count: int) -> None:
-        """Take back numbers that were handed out.
-
-        Raises:
-            ValueError: Some of them are free already.
-        """
+        """Take back numbers that were handed out. Raises ValueError: some of them are free already."""
         end, at = begin + count, bisect_left(self._free, (begin, 0))
         before = self._free[at - 1] if at else (-1, -1)
         after = self._free[at] if at < len(self._free) else (end + 1, end + 1)
         if before[1] > begin or after[0] < end:
-            message = f"numbers {begin} … {end - 1} are given back twice"
-            raise ValueError(message)
+            raise ValueError(f"numbers {begin} … {end - 1} are given back twice")
         if before[1] == begin:
             self._free.remove(before)
             begin = before[0]

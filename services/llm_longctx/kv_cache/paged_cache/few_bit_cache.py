@@ -138,8 +138,7 @@ class FewBitCache(PagedCache):
     def pack_old(self, layer: int | None = None) -> None:
         """Pack whole pages of entries older than the recent window, in one layer or in all.
 
-        Raises:
-            PoolExhausted: There are no addresses left.
+        Raises PoolExhausted: there are no addresses left.
         """
         count = self._packable()
         if layer is not None:
@@ -177,11 +176,7 @@ class FewBitCache(PagedCache):
         """Hold exactly `entries` from now on; see `PagedCache.keep`.
 
         Packed pages that are kept whole stay as they are. Others are taken apart, and rounded anew with what lay beside
-        them.
-
-        Raises:
-            PoolExhausted: There is no room.
-            ValueError: More entries are there than may slide.
+        them. Raises PoolExhausted: there is no room; ValueError: more entries are there than may slide.
         """
         at = layer, head
         held = entries.take(torch.argsort(entries.positions, stable=True))
@@ -193,8 +188,7 @@ class FewBitCache(PagedCache):
         base = max(sinks + virtual - PAGE, 0) // PAGE * PAGE
         first, rest = virtual + sinks - base, n - virtual - sinks
         if slide is not None and packs and rest > slide:
-            message = f"{rest} entries are kept in a window of {slide}"
-            raise ValueError(message)
+            raise ValueError(f"{rest} entries are kept in a window of {slide}")
         order = self._count(0, n)
         fixed = held.take(torch.cat((order[virtual:first], order[:virtual])))
         kept, loose = self._intact(held, order[virtual + sinks :]) if not slides else ([], order[virtual + sinks :])
@@ -283,8 +277,7 @@ class FewBitCache(PagedCache):
 
     def copy(self, other: PagedCache, taken: int) -> None:
         if not isinstance(other, FewBitCache):
-            message = "a cache in few bits is copied from one in few bits"
-            raise TypeError(message)
+            raise TypeError("a cache in few bits is copied from one in few bits")
         self.stale, self.slide, self.packing = other.stale.copy(), other.slide.copy(), other.packing.copy()
         skip, none = np.where(self.cut, 0, taken), np.zeros_like(self.stale)
         self.own.reserve(np.maximum(other.own.n + PAGE, self.windows.capacity()))

@@ -197,8 +197,7 @@ class PagedCache:
     def append(self, layer: int, heads: Sequence[int], k: Tensor, v: Tensor) -> None:
         """Write new entries k, v [g,T,d] of some heads of a layer that do not slide, at positions `length` ….
 
-        Raises:
-            PoolExhausted: There is no room.
+        Raises PoolExhausted: there is no room.
         """
         T = k.shape[1]
         self.own.extend(layer, heads, T)
@@ -269,8 +268,7 @@ class PagedCache:
     def copy_compact(self, layer: int, head: int, positions: Tensor, spare: int) -> None:
         """Copy the entries at `positions` [K] of a whole head into its compact run, with room for `spare` more.
 
-        Raises:
-            PoolExhausted: There is no room.
+        Raises PoolExhausted: there is no room.
         """
         slots = self._slots(layer, head)
         chosen = positions + slots.start if isinstance(slots, slice) else slots[positions]
@@ -278,11 +276,7 @@ class PagedCache:
         self.pool.copy(chosen, int(self.compact.start[layer, head]), len(positions))
 
     def append_compact(self, layer: int, heads: Sequence[int], k: Tensor, v: Tensor) -> None:
-        """Append one entry k, v [g,d] to the compact runs of some heads.
-
-        Raises:
-            PoolExhausted: There is no room.
-        """
+        """Append one entry k, v [g,d] to the compact runs of some heads. Raises PoolExhausted: there is no room."""
         self.compact.extend(layer, heads, 1)
         at = to_device(self.compact.start[layer, heads] + self.compact.n[layer, heads] - 1, self.pool.device)
         self.pool.keys[at], self.pool.values[at] = k, v
@@ -337,14 +331,12 @@ class PagedCache:
     def truncate(self, count: int) -> None:
         """Forget the last `count` entries of all heads, which were appended by steps; no head is cut.
 
-        Raises:
-            ValueError: A head is cut, or has not so many entries of its own.
+        Raises ValueError: a head is cut, or has not so many entries of its own.
         """
         if not count:
             return
         if self.cut.any() or (self.own.n < count).any():
-            message = f"the last {count} entries can't be forgotten: a head is cut, or shares them"
-            raise ValueError(message)
+            raise ValueError(f"the last {count} entries can't be forgotten: a head is cut, or shares them")
         self.own.retract(count)
         self.length -= count
 
@@ -357,8 +349,7 @@ class PagedCache:
     def fork(self) -> Self:
         """A twin that goes its own way: whole pages of whole heads are shared, everything else is copied.
 
-        Raises:
-            PoolExhausted: There is no room for the copies.
+        Raises PoolExhausted: there is no room for the copies.
         """
         twin = self.empty_twin()
         twin.length, twin.cut, twin.weighted = self.length, self.cut.copy(), self.weighted.copy()

@@ -33,16 +33,14 @@ class SlidingWindows:
     def set(self, layer: int, head: int, base: int | None, slide: int | None, n: int) -> None:
         """Begin a ring at slot `base` of a run of `n` entries, at most `slide` of them beyond it; None ends it.
 
-        Raises:
-            ValueError: More entries are there than may slide.
+        Raises ValueError: more entries are there than may slide.
         """
         at = (layer, head)
         self.hole[at], self._oldest[at] = -1, 0
         self.base[at] = -1 if base is None else base
         if base is not None and slide is not None:
             if n - base > slide:
-                message = f"{n - base} entries are kept in a window of {slide}"
-                raise ValueError(message)
+                raise ValueError(f"{n - base} entries are kept in a window of {slide}")
             self._size[at] = slide + 1
         self.any = bool((self.base >= 0).any())
 

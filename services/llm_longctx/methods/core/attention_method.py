@@ -165,10 +165,8 @@ class AttentionMethod(BaseModel):
         """Roles and heads from an artefact, validated against the model already. Default: all heads are full.
 
         Called once per sequence; `plan` is the request's or the engine's. Layers with a sliding window of their own
-        (Gemma 3) are outside every method: whatever is said about their heads is ignored.
-
-        Raises:
-            InvalidOption: The method needs what the plan lacks, for example roles; the detail says what.
+        (Gemma 3) are outside every method: whatever is said about their heads is ignored. Raises InvalidOption: the
+        method needs what the plan lacks, for example roles; the detail says what.
         """
         return HeadRoles()
 
@@ -276,9 +274,5 @@ class AttentionMethod(BaseModel):
         return {"method": self.name, **self.model_dump(mode="json")} if "prefill" in self.active_phases else {}
 
     def with_knobs(self, **knobs: Any) -> Self:
-        """A copy with other knobs, validated.
-
-        Raises:
-            pydantic.ValidationError: A knob is unknown or out of range.
-        """
+        """A copy with other knobs, validated. Raises pydantic.ValidationError: a knob is unknown or out of range."""
         return type(self).model_validate({**dict(self), **knobs})

@@ -16,8 +16,7 @@ def resolve_heads(
 ) -> HeadRoles:
     """Full heads by a knob, by a plan's evidence cut at `share`, or by its roles.
 
-    Raises:
-        InvalidOption: There is neither knob nor plan, the plan has no roles, or a knob does not fit the model.
+    Raises InvalidOption: there is neither knob nor plan, the plan has no roles, or a knob does not fit the model.
     """
     if roles is not None:
         if len(roles) != config.layers or {len(row) for row in roles} != {config.kv_heads}:

@@ -33,8 +33,7 @@ def methods() -> Mapping[str, type[AttentionMethod]]:
 def method(name: str, **knobs: Any) -> AttentionMethod:
     """A method with its knobs set.
 
-    Raises:
-        InvalidOption: No method of that name, no such knob, or a value out of range; `field` names it.
+    Raises InvalidOption: no method of that name, no such knob, or a value out of range; `field` names it.
     """
     known = methods()
     if name not in known:

@@ -66,9 +66,7 @@ class TextModelAdapter(ABC):
     def tokenize(self, text: str, field: str, *, special: bool = True) -> list[int]:
         """Tokenize a text; one that can't fit is refused before the tokenizer sees it.
 
-        Raises:
-            ContextLengthExceeded: More tokens than the context.
-            Malformed: The text holds half a surrogate pair.
+        Raises ContextLengthExceeded: more tokens than the context; Malformed: the text holds half a surrogate pair.
         """
         try:
             size = len(text.encode())

@@ -70,9 +70,7 @@ class DecoderAdapter(TextModelAdapter):
     def lora_weights(self) -> LoraAdapter | None:
         """The LoRA adapter that requests ask for; None for the model as it is. Blocks.
 
-        Raises:
-            ModelNotFound: It has just been deleted.
-            QueueFull: Adapters in use leave no room for it.
+        Raises ModelNotFound: it has just been deleted; QueueFull: adapters in use leave no room for it.
         """
         if self.lora is None:
             return None

@@ -60,10 +60,8 @@ class AdapterFiles:
     def read(cls, folder: Path) -> AdapterFiles:
         """Read a folder.
 
-        Raises:
-            NotFound: There is no adapter.
-            TooLarge: Its file is larger than any adapter may be.
-            Malformed: Its configuration is not JSON.
+        Raises NotFound: there is no adapter; TooLarge: its file is larger than any adapter may be; Malformed: its
+        configuration is not JSON.
         """
         config, weights = folder / _CONFIG, folder / _WEIGHTS
         if not config.is_file() or not weights.is_file():
@@ -105,10 +103,8 @@ class LoraStore:
     def add(self, name: str, files: AdapterFiles, built: LoraAdapter) -> LoraAdapterEntry:
         """Store an adapter of the model that it was built for.
 
-        Raises:
-            Conflict: The tenant has one of that name.
-            QueueFull: The tenant has too many.
-            InvalidOption: Nothing is stored here.
+        Raises Conflict: the tenant has one of that name; QueueFull: the tenant has too many; InvalidOption: nothing is
+        stored here.
         """
         store = self._require()
         self._check_room(len(files.weights))
@@ -141,9 +137,7 @@ class LoraStore:
     def read_folder(self, path: str) -> AdapterFiles:
         """The files of a folder below the server's, as vLLM's clients name it.
 
-        Raises:
-            InvalidOption: The server has no folder, or it lies elsewhere.
-            NotFound: There is no adapter.
+        Raises InvalidOption: the server has no folder, or it lies elsewhere; NotFound: there is no adapter.
         """
         if self._folder is None:
             detail = "This server loads no adapters from its files: FOVEA_LLM_ADAPTERS is not set."

@@ -5,8 +5,6 @@ rows. Values stay whole numbers: a share takes the scale of its entry, and zeros
 where Triton is installed. Knows pages; knows nothing about launches.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -3,8 +3,6 @@
 Imported only where Triton is installed. Knows pages; knows nothing about softmaxes.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

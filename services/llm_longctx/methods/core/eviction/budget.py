@@ -88,8 +88,7 @@ def estimate_footprint(method: Budgeted, config: DecoderConfig, heads: HeadRoles
 def fit_budget(method: M, entries: int, config: DecoderConfig, heads: HeadRoles, prompt: int, new: int) -> M:
     """The method with the largest `budget` under which all heads together hold at most so many entries.
 
-    Raises:
-        InvalidOption: The protected entries do not fit.
+    Raises InvalidOption: the protected entries do not fit.
     """
     cut = config.layers * config.kv_heads - count_full(heads, config)
 

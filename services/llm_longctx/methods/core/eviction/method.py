@@ -57,8 +57,7 @@ class EvictionMethod(EvictionRules):
             return CacheUpdate(memo=memo)
         tokens = max(view.prompt, view.length)
         if view.last and read.q.shape[1] < min(self.query_window, tokens):
-            message = f"{self.name} needs {self.query_window} queries, and {read.q.shape[1]} were not cached"
-            raise RuntimeError(message)
+            raise RuntimeError(f"{self.name} needs {self.query_window} queries, and {read.q.shape[1]} were not cached")
         count = self.counts(tokens, view.config.layers)[view.layer]
         if self.prefill == "none":
             count = tokens

@@ -298,8 +298,7 @@ class EvictionRules(AttentionMethod):
     ) -> list[Tensor]:
         """As many entries per head as are kept by score, chosen in two stages."""
         if norms is None:
-            message = f"{self.name} needs norms: critical weighs values by the output matrix"
-            raise ValueError(message)
+            raise ValueError(f"{self.name} needs norms: critical weighs values by the output matrix")
         counts, competes = [int(one.sum()) for one in kept], self.allocation in {"layer", "model"}
         least = int(count * self.safeguard) if competes else int(self.first_stage > 0)
         if competes and self.safeguard > 0:
