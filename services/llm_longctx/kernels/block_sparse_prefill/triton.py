@@ -4,6 +4,8 @@ A program's rows are queries of one row of blocks, of all heads that share its b
 Imported only where Triton is installed. Knows nothing about other back ends.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import torch
@@ -75,36 +77,10 @@ def variants(card: GpuCard) -> Iterator[Variant]:
 
 
 @triton.jit
-def _prefill(
-    q,
-    k,
-    v,
-    out,
-    lse,
-    row_ptr,
-    cols,
-    q_head,
-    q_row,
-    k_head,
-    k_row,
-    v_head,
-    v_row,
-    T,
-    N,
-    scale,
-    block_rows,
-    first,
-    group,
-    SHARE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    KEY_BLOCK: tl.constexpr,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+def _prefill(q, k, v, out, lse, row_ptr, cols, q_head, q_row, k_head, k_row, v_head, v_row, T, N, scale, block_rows,
+             first, group,
+             SHARE: tl.constexpr, BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
+             ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
     block_row, head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     # Row r of the task is query r % BLOCK of the block, of head r // BLOCK of those that share it.
     row = tile * ROWS + tl.arange(0, ROWS)

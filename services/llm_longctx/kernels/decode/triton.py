@@ -5,6 +5,8 @@ aligned: loads are as wide as the hardware's, and copies to shared memory run in
 into parts, which the program that comes last merges, all in one launch. Imported only where Triton is installed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from math import gcd
 from typing import NamedTuple
@@ -218,39 +220,11 @@ def variants(card: GpuCard) -> Iterator[Variant]:
 
 
 @triton.jit
-def _decode(
-    q,
-    k,
-    v,
-    weights,
-    k_at,
-    v_at,
-    weights_at,
-    lengths,
-    pages,
-    out,
-    lse,
-    part_out,
-    part_lse,
-    arrived,
-    k_row,
-    v_row,
-    page_stride,
-    scale,
-    span,
-    PAGE: tl.constexpr,
-    UNIT: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDE: tl.constexpr,
-    GROUP: tl.constexpr,
-    KEYS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+def _decode(q, k, v, weights, k_at, v_at, weights_at, lengths, pages, out, lse, part_out, part_lse, arrived, k_row,
+            v_row, page_stride, scale, span,
+            PAGE: tl.constexpr, UNIT: tl.constexpr, WEIGHTED: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+            ROWS: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, AT_ONCE: tl.constexpr,
+            PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
     problem, part = tl.program_id(0), tl.program_id(1)
     n = tl.load(lengths + problem)
     parts = tl.maximum(tl.cdiv(n, span), 1)

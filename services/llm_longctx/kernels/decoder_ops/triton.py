@@ -4,6 +4,8 @@ Whole matrices are left to torch; few-bit ones are read as they are packed, up t
 where Triton is installed. Knows nothing about other back ends.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -156,20 +158,8 @@ def _norm(x, weight, out, eps, offset, D: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _rotate(
-    q,
-    k,
-    cos,
-    sin,
-    q_out,
-    k_out,
-    turns,
-    H: tl.constexpr,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    HALF: tl.constexpr,
-    HEADS: tl.constexpr,
-):
+def _rotate(q, k, cos, sin, q_out, k_out, turns,
+            H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head, i = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, HALF)
     near: tl.constexpr = D // 2

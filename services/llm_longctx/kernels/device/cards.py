@@ -3,6 +3,8 @@
 Knows nothing about kernels.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 

@@ -4,6 +4,8 @@ What is compiled ahead of time is what runs: both come from one `Launch`. Needs 
 kernels compute.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache

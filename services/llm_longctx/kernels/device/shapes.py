@@ -1,5 +1,7 @@
 """Shapes of decoders that the kernels are compiled for ahead of time."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 

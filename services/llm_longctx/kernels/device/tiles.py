@@ -3,6 +3,8 @@
 Found by compiling ahead of time. Knows nothing about which keys a query sees.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch

@@ -4,6 +4,8 @@ Scores are in base 2 (scaled by log2 e), because a GPU's exponential is. Importe
 nothing about where keys and values lie.
 """
 
+from __future__ import annotations
+
 import triton
 import triton.language as tl
 
@@ -69,17 +71,9 @@ def normalize(most, total, mixed):
 
 
 @triton.jit
-def join_parts(
-    part_out,
-    part_lse,
-    first,
-    parts,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    GROUP: tl.constexpr,
-    WIDE: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):
+def join_parts(part_out, part_lse, first, parts,
+               G: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr,
+               AT_ONCE: tl.constexpr):  # fmt: skip
     """Merge parts `first` … of G rows each, [part,G,D] and [part,G]: out [GROUP,WIDE] and its lse in base 2 [GROUP]."""
     g, d = tl.arange(0, GROUP), tl.arange(0, WIDE)
     most = tl.full((GROUP,), float("-inf"), tl.float32)
@@ -103,26 +97,9 @@ def join_parts(
 
 
 @triton.jit
-def finish(
-    most,
-    total,
-    mixed,
-    out,
-    lse,
-    part_out,
-    part_lse,
-    arrived,
-    problem,
-    part,
-    parts,
-    most_parts,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDE: tl.constexpr,
-    GROUP: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-):
+def finish(most, total, mixed, out, lse, part_out, part_lse, arrived, problem, part, parts, most_parts,
+           G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr,
+           AT_ONCE: tl.constexpr):  # fmt: skip
     """Store a problem's rows; of several parts, the program that comes last merges them and resets the counter."""
     row, d = tl.arange(0, ROWS), tl.arange(0, WIDE)
     mixed, logs = normalize(most, total, mixed)

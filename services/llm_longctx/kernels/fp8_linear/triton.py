@@ -4,6 +4,8 @@ Tiles of products are added up in float32; scales come last. Long rows are cut i
 program that comes last adds up in order. Imported only where Triton is installed. Knows nothing about other back ends.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -150,30 +152,10 @@ def _round_to_e4m3(x):
 
 
 @triton.jit
-def _multiply(
-    x,
-    x_scales,
-    codes,
-    scales,
-    second_codes,
-    second_scales,
-    bias,
-    second_bias,
-    out,
-    sums,
-    arrived,
-    M,
-    N,
-    span,
-    WIDTH: tl.constexpr,
-    LINE: tl.constexpr,
-    OUT: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    GATED: tl.constexpr,
-    BIASED: tl.constexpr,
-    SECOND_BIASED: tl.constexpr,
-):
+def _multiply(x, x_scales, codes, scales, second_codes, second_scales, bias, second_bias, out, sums, arrived, M, N,
+              span,
+              WIDTH: tl.constexpr, LINE: tl.constexpr, OUT: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+              GATED: tl.constexpr, BIASED: tl.constexpr, SECOND_BIASED: tl.constexpr):  # fmt: skip
     block, chunk, part, parts = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     n, m = block * OUT + tl.arange(0, OUT), chunk * ROWS + tl.arange(0, ROWS)
     acc = tl.zeros((OUT, ROWS), tl.float32)

@@ -4,6 +4,8 @@ The first sums every row's exponentials, a part of the keys per program; the sec
 keys again and adds them up per key and per distance. Imported only where Triton is installed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import torch
@@ -76,26 +78,9 @@ def variants(card: GpuCard) -> Iterator[Variant]:
 
 
 @triton.jit
-def _sum_rows(
-    q,
-    k,
-    logs,
-    q_head,
-    q_row,
-    k_head,
-    k_row,
-    b,
-    N,
-    scale,
-    group,
-    span,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+def _sum_rows(q, k, logs, q_head, q_row, k_head, k_row, b, N, scale, group, span,
+              D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+              WIDEN: tl.constexpr):  # fmt: skip
     head, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i, d = tl.program_id(2) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDE)
     rows = tl.load(q + head * q_head + i[:, None] * q_row + d[None, :], (i < b)[:, None] & (d < D)[None, :], 0.0)
@@ -121,29 +106,9 @@ def _sum_rows(
 
 
 @triton.jit
-def _add_up(
-    q,
-    k,
-    logs,
-    keys_out,
-    distances,
-    q_head,
-    q_row,
-    k_head,
-    k_row,
-    b,
-    N,
-    scale,
-    group,
-    parts,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    PARTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+def _add_up(q, k, logs, keys_out, distances, q_head, q_row, k_head, k_row, b, N, scale, group, parts,
+            D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
+            PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
     head, begin, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * KEYS, tl.program_id(2) * ROWS
     r, c, d, part = tl.arange(0, ROWS), tl.arange(0, KEYS), tl.arange(0, WIDE), tl.arange(0, PARTS)
     i, key = first + r, begin + c

@@ -3,6 +3,8 @@
 Imported only where Triton is installed. Knows nothing about other back ends.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -61,23 +63,8 @@ def _add(out, lse, row, there, d, most, total, mixed, D: tl.constexpr):
 
 
 @triton.jit
-def _merge(
-    out_0,
-    out_1,
-    out_2,
-    out_3,
-    lse_0,
-    lse_1,
-    lse_2,
-    lse_3,
-    out,
-    lse,
-    rows,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    PARTS: tl.constexpr,
-):
+def _merge(out_0, out_1, out_2, out_3, lse_0, lse_1, lse_2, lse_3, out, lse, rows,
+           D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
     row, d = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDE)
     there = row < rows
     most = tl.full((ROWS,), float("-inf"), tl.float32)

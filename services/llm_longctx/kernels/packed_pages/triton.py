@@ -5,6 +5,8 @@ queries, and one behind rotates back what was mixed. Problems are cut and merged
 Triton is installed. Knows launches; the kernels are next to it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import torch

@@ -6,6 +6,8 @@ parts of columns, which the program that comes last adds up in order. Imported o
 nothing about other back ends.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -137,36 +139,11 @@ def variants(card: GpuCard) -> Iterator[Variant]:
 
 
 @triton.jit
-def _multiply(
-    x,
-    words,
-    halves,
-    second_words,
-    second_halves,
-    bias,
-    second_bias,
-    out,
-    sums,
-    arrived,
-    M,
-    N,
-    strips,
-    span,
-    BITS: tl.constexpr,
-    K: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP: tl.constexpr,
-    STRIP: tl.constexpr,
-    STRIPS: tl.constexpr,
-    TILE: tl.constexpr,
-    EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    GATED: tl.constexpr,
-    BIASED: tl.constexpr,
-    SECOND_BIASED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+def _multiply(x, words, halves, second_words, second_halves, bias, second_bias, out, sums, arrived, M, N, strips, span,
+              BITS: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, STRIP: tl.constexpr,
+              STRIPS: tl.constexpr, TILE: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, GATED: tl.constexpr,
+              BIASED: tl.constexpr, SECOND_BIASED: tl.constexpr, PRECISION: tl.constexpr,
+              WIDEN: tl.constexpr):  # fmt: skip
     OUT: tl.constexpr = STRIPS * STRIP
     PAIRS: tl.constexpr = x.dtype.element_ty == tl.bfloat16
     block, chunk, part, parts = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)

@@ -5,6 +5,8 @@ range of all logits, in each pass to a quarter; then the mass of what is left is
 Imported only where Triton is installed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import torch
@@ -151,17 +153,8 @@ def _cut(logits, V, by, top, least, target, mass, QUARTERS: tl.constexpr, BLOCK:
 
 
 @triton.jit
-def _sample(
-    logits,
-    settings,
-    chosen,
-    row_stride,
-    stride,
-    V,
-    BLOCK: tl.constexpr,
-    QUARTERS: tl.constexpr,
-    GREEDY_BELOW: tl.constexpr,
-):
+def _sample(logits, settings, chosen, row_stride, stride, V,
+            BLOCK: tl.constexpr, QUARTERS: tl.constexpr, GREEDY_BELOW: tl.constexpr):  # fmt: skip
     row = tl.program_id(0)
     logits += row.to(tl.int64) * row_stride
     settings += row

@@ -4,6 +4,8 @@ No mask and no list of blocks is made: a program computes which keys its queries
 all heads of a group, so keys are read once per group. Imported only where Triton is installed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import torch
@@ -51,31 +53,9 @@ def variants(card: GpuCard) -> Iterator[Variant]:
 
 
 @triton.jit
-def _window(
-    q,
-    k,
-    v,
-    out,
-    lse,
-    q_head,
-    q_row,
-    k_head,
-    k_row,
-    v_head,
-    v_row,
-    T,
-    N,
-    scale,
-    sink,
-    window,
-    SHARE: tl.constexpr,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+def _window(q, k, v, out, lse, q_head, q_row, k_head, k_row, v_head, v_row, T, N, scale, sink, window,
+            SHARE: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+            PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
     kv, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     # Row r is a query of head r % SHARE of the group: the rows of a tile are neighbours in the sequence.
     row = tile * ROWS + tl.arange(0, ROWS)

@@ -5,6 +5,8 @@ rows. Values stay whole numbers: a share takes the scale of its entry, and zeros
 where Triton is installed. Knows pages; knows nothing about launches.
 """
 
+from __future__ import annotations
+
 import triton
 import triton.language as tl
 
@@ -13,39 +15,13 @@ from services.llm_longctx.kernels.packed_pages.runs.triton import hide, open_run
 
 
 @triton.jit
-def decode_affine(
-    q,
-    words,
-    pages,
-    weights,
-    start,
-    lengths,
-    weighted,
-    out,
-    lse,
-    part_out,
-    part_lse,
-    arrived,
-    scale,
-    span,
-    BITS: tl.constexpr,
-    BYTES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CODES: tl.constexpr,
-    VALUE_GROUPS: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDE: tl.constexpr,
-    GROUP: tl.constexpr,
-    KEYS: tl.constexpr,
-    PAGE: tl.constexpr,
-    GROUPS: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+def decode_affine(q, words, pages, weights, start, lengths, weighted, out, lse, part_out, part_lse, arrived, scale,
+                  span,
+                  BITS: tl.constexpr, BYTES: tl.constexpr, WIDTH: tl.constexpr, CODES: tl.constexpr,
+                  VALUE_GROUPS: tl.constexpr, WEIGHTED: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+                  ROWS: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, PAGE: tl.constexpr,
+                  GROUPS: tl.constexpr, AT_ONCE: tl.constexpr, PRECISION: tl.constexpr,
+                  WIDEN: tl.constexpr):  # fmt: skip
     """Mix the values of one part of one problem; see `packed_pages.triton`."""
     problem, part = tl.program_id(0), tl.program_id(1)
     first, skip, n = open_run(start, lengths, problem, PAGE)

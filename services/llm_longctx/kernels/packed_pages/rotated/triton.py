@@ -3,6 +3,8 @@
 Imported only where Triton is installed. Knows pages; knows nothing about softmaxes.
 """
 
+from __future__ import annotations
+
 import torch
 import triton
 import triton.language as tl
@@ -41,21 +43,9 @@ def _sign(head, channel):
 
 
 @triton.jit
-def _turn(
-    x,
-    halves,
-    start,
-    matrix,
-    out,
-    pages,
-    HALVES: tl.constexpr,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    WIDE: tl.constexpr,
-    BACK: tl.constexpr,
-    PAGE: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+def _turn(x, halves, start, matrix, out, pages,
+          HALVES: tl.constexpr, G: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, BACK: tl.constexpr,
+          PAGE: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0)
     # An empty run may begin behind the last page, or nowhere.
     page = tl.maximum(tl.minimum(tl.load(start + row // G).to(tl.int64) // PAGE, pages - 1), 0)
@@ -139,37 +129,12 @@ def _load_values(words, halves, page, held, BITS: tl.constexpr, BYTES: tl.conste
 
 
 @triton.jit
-def decode_rotated(
-    q,
-    words,
-    pages,
-    weights,
-    start,
-    lengths,
-    weighted,
-    out,
-    lse,
-    part_out,
-    part_lse,
-    arrived,
-    scale,
-    span,
-    BITS: tl.constexpr,
-    BYTES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CODES: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDE: tl.constexpr,
-    GROUP: tl.constexpr,
-    KEYS: tl.constexpr,
-    PAGE: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+def decode_rotated(q, words, pages, weights, start, lengths, weighted, out, lse, part_out, part_lse, arrived, scale,
+                   span,
+                   BITS: tl.constexpr, BYTES: tl.constexpr, WIDTH: tl.constexpr, CODES: tl.constexpr,
+                   WEIGHTED: tl.constexpr, G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
+                   GROUP: tl.constexpr, KEYS: tl.constexpr, PAGE: tl.constexpr, AT_ONCE: tl.constexpr,
+                   PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
     """Mix the rotated values of one part of one problem, whose queries are rotated; see `packed_pages.triton`."""
     problem, part = tl.program_id(0), tl.program_id(1)
     first, skip, n = open_run(start, lengths, problem, PAGE)

@@ -3,6 +3,8 @@
 Imported only where Triton is installed. Knows runs; knows nothing about codes.
 """
 
+from __future__ import annotations
+
 import triton
 import triton.language as tl
 
