@@ -46,11 +46,7 @@ def gemma3(
 ) -> Decoder:
     """Build a Gemma 3 (text): every `every`-th layer sees all, the others a `window` with their own rotation."""
     own: dict[str, Any] = {
-        "layers": layers,
-        "head_dim": head_dim,
-        "rope_theta": rope_theta,
-        "norm_eps": norm_eps,
-        "tied": tied,
-    }
+        "layers": layers, "head_dim": head_dim, "rope_theta": rope_theta, "norm_eps": norm_eps, "tied": tied,
+    }  # fmt: skip
     windows = tuple(None if (layer + 1) % every == 0 else window for layer in range(layers))
     return Decoder(DecoderConfig(path="gemma3", qk_norm=True, windows=windows, **own, **sizes))

@@ -19,18 +19,8 @@ from shared.lm.interventions import Add, Attend, Edit, Replace, Scale, Uniform
 from shared.lm.tap_attention import TappedAttention, TapRecorder
 
 __all__ = [
-    "Add",
-    "Attend",
-    "CaptureTooLarge",
-    "Edit",
-    "InvalidTap",
-    "Replace",
-    "Scale",
-    "Trace",
-    "Uniform",
-    "sweep",
-    "trace",
-]
+    "Add", "Attend", "CaptureTooLarge", "Edit", "InvalidTap", "Replace", "Scale", "Trace", "Uniform", "sweep", "trace",
+]  # fmt: skip
 
 MAX_CELLS = 2**28
 """Cells of one captured pattern before it is refused: 1 GiB in float32."""

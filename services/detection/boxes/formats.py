@@ -43,14 +43,9 @@ def _annotation(index: int, each: Detection) -> dict[str, object]:
     x1, y1, x2, y2 = each.box
     box = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
     return {
-        "id": index,
-        "image_id": 1,
-        "category_id": each.class_id,
-        "bbox": box,
-        "area": each.area,
-        "iscrowd": 0,
+        "id": index, "image_id": 1, "category_id": each.class_id, "bbox": box, "area": each.area, "iscrowd": 0,
         "score": each.score,
-    }
+    }  # fmt: skip
 
 
 def to_yolo(answer: DetectOut) -> bytes:

@@ -87,14 +87,9 @@ def collect_boxes(
     parts = [view.area for view in picture.views[1:]]
     shape = (picture.height, picture.width)
     return merge_slices(
-        np.concatenate(found),
-        sources,
-        parts,
-        shape,
-        iou=options.iou,
-        agnostic=options.agnostic,
+        np.concatenate(found), sources, parts, shape, iou=options.iou, agnostic=options.agnostic,
         most=options.max_detections,
-    )
+    )  # fmt: skip
 
 
 def _suppress(

@@ -6,21 +6,6 @@ from services.detection.layers.elan import Elan, RepBottleneck, RepCsp, RepElan,
 from services.detection.layers.head import BINS, Integral, raw_maps, towers
 
 __all__ = [
-    "BINS",
-    "EPS",
-    "MOMENTUM",
-    "AveragedConv",
-    "Conv",
-    "Elan",
-    "Integral",
-    "PositionAttention",
-    "RepBottleneck",
-    "RepConv",
-    "RepCsp",
-    "RepElan",
-    "SelfAttention",
-    "SppElan",
-    "fuse_batch_norms",
-    "raw_maps",
-    "towers",
-]
+    "BINS", "EPS", "MOMENTUM", "AveragedConv", "Conv", "Elan", "Integral", "PositionAttention", "RepBottleneck",
+    "RepConv", "RepCsp", "RepElan", "SelfAttention", "SppElan", "fuse_batch_norms", "raw_maps", "towers",
+]  # fmt: skip

@@ -21,15 +21,9 @@ if TYPE_CHECKING:
 _DATA = "400 synthetic slides with eight kinds of grains; 900 steps, one seed"
 
 _BY_CLASS = {
-    "smooth": 0.53849,
-    "smooth-monoporate": 0.43884,
-    "smooth-triporate": 0.69572,
-    "reticulate": 0.45411,
-    "reticulate-monoporate": 0.37775,
-    "reticulate-triporate": 0.63214,
-    "spiny": 0.42424,
-    "spiny-large": 0.98294,
-}
+    "smooth": 0.53849, "smooth-monoporate": 0.43884, "smooth-triporate": 0.69572, "reticulate": 0.45411,
+    "reticulate-monoporate": 0.37775, "reticulate-triporate": 0.63214, "spiny": 0.42424, "spiny-large": 0.98294,
+}  # fmt: skip
 
 
 class HieraEdgeNetBoxDetector(BoxDetector):

@@ -323,12 +323,7 @@ class CentresPlanMaker(PlanMaker):
 
 
 MAKERS: Mapping[str, type[PlanMaker]] = {
-    "razor": RazorPlanMaker,
-    "duo": DuoPlanMaker,
-    "act": ActPlanMaker,
-    "statistic": StatisticPlanMaker,
-    "centres": CentresPlanMaker,
-    "retrieval": RetrievalPlanMaker,
-    "table": TablePlanMaker,
-}
+    "razor": RazorPlanMaker, "duo": DuoPlanMaker, "act": ActPlanMaker, "statistic": StatisticPlanMaker,
+    "centres": CentresPlanMaker, "retrieval": RetrievalPlanMaker, "table": TablePlanMaker,
+}  # fmt: skip
 """Maker of each kind."""

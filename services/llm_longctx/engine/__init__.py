@@ -14,20 +14,7 @@ from services.llm_longctx.engine.requests.sampling import Grammar, Sampling, Sco
 from services.llm_longctx.engine.scheduler import Scheduler
 
 __all__ = [
-    "Completion",
-    "CompletionUsage",
-    "Engine",
-    "FinishReason",
-    "GenerationRequest",
-    "Grammar",
-    "PagedBackend",
-    "Request",
-    "RequestHooks",
-    "RequestOutput",
-    "RequestStats",
-    "Sampling",
-    "Scheduler",
-    "ScoredToken",
-    "SequenceBackend",
-    "TokenCollector",
-]
+    "Completion", "CompletionUsage", "Engine", "FinishReason", "GenerationRequest", "Grammar", "PagedBackend",
+    "Request", "RequestHooks", "RequestOutput", "RequestStats", "Sampling", "Scheduler", "ScoredToken",
+    "SequenceBackend", "TokenCollector",
+]  # fmt: skip

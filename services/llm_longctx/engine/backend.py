@@ -135,13 +135,9 @@ class PagedBackend(SequenceBackend[PagedState]):
             raise PoolExhausted(f"a chunk of {size} tokens does not fit")
         end = begin + size
         logits = self.runner.prefill(
-            state,
-            request.prompt_ids[begin:end],
-            last=end == len(request.prompt_ids),
-            keep=count_logits(request, begin, end),
-            boundaries=request.boundaries,
-            taps=sequence.taps,
-        )
+            state, request.prompt_ids[begin:end], last=end == len(request.prompt_ids),
+            keep=count_logits(request, begin, end), boundaries=request.boundaries, taps=sequence.taps,
+        )  # fmt: skip
         sequence.num_computed = end
         if not sequence.is_last_try:
             self.prefix_cache.add(state, request)

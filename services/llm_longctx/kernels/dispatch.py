@@ -15,14 +15,7 @@ from services.llm_longctx.kernels.native import bindings
 from shared import telemetry
 
 Op = Literal[
-    "block_sparse_prefill",
-    "decode",
-    "decode_step",
-    "last_query_scores",
-    "layer",
-    "merge",
-    "sample",
-    "window_prefill",
+    "block_sparse_prefill", "decode", "decode_step", "last_query_scores", "layer", "merge", "sample", "window_prefill"
 ]
 Backend = Literal["reference", "cpu_torch", "cpu_ext", "triton"]
 

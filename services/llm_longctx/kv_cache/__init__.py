@@ -16,15 +16,6 @@ from services.llm_longctx.kv_cache.paged_cache.sequence_cache import (
 )
 
 __all__ = [
-    "RECENT",
-    "CacheBits",
-    "Entries",
-    "FewBitCache",
-    "PagePool",
-    "PageStore",
-    "PagedCache",
-    "PoolExhausted",
-    "ReadRun",
-    "SharedPrefix",
-    "count_bytes",
-]
+    "RECENT", "CacheBits", "Entries", "FewBitCache", "PagePool", "PageStore", "PagedCache", "PoolExhausted", "ReadRun",
+    "SharedPrefix", "count_bytes",
+]  # fmt: skip

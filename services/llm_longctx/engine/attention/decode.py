@@ -116,18 +116,11 @@ class StepAttention:
         s, cache = self._states[b], self._states[b].cache
         G = cache.cut.shape[1]
         return DecodeView(
-            layer,
-            rows[b * G : (b + 1) * G].flatten(0, 1),
-            cache.length,
-            s.prompt_length,
-            tuple(bool(x) for x in s.policy.full[layer]),
-            HeadViews(s, layer),
-            tuple(cache.compact.n[layer].tolist()),
-            s.policy.config,
-            s.memos[layer],
-            self._inputs.attention_input(layer, b),
+            layer, rows[b * G : (b + 1) * G].flatten(0, 1), cache.length, s.prompt_length,
+            tuple(bool(x) for x in s.policy.full[layer]), HeadViews(s, layer), tuple(cache.compact.n[layer].tolist()),
+            s.policy.config, s.memos[layer], self._inputs.attention_input(layer, b),
             self._inputs.output_matrix(layer, b),
-        )
+        )  # fmt: skip
 
     def _plan(
         self, layer: int, b: int, rows: Tensor, k: Tensor, v: Tensor, gathered: dict[int, _Gathered]
@@ -173,18 +166,10 @@ class StepAttention:
         s, G = self._states[b], self._states[b].cache.cut.shape[1]
         mine = slice(b * G, (b + 1) * G)
         view = AttentionOutput(
-            layer,
-            rows[mine].flatten(0, 1)[:, None],
-            HeadViews(s, layer),
-            out[mine].flatten(0, 1)[:, None],
-            lse[mine].flatten(0, 1)[:, None],
-            s.cache.length,
-            heads,
-            decoding=True,
-            last=True,
-            config=s.policy.config,
+            layer, rows[mine].flatten(0, 1)[:, None], HeadViews(s, layer), out[mine].flatten(0, 1)[:, None],
+            lse[mine].flatten(0, 1)[:, None], s.cache.length, heads, decoding=True, last=True, config=s.policy.config,
             memo=s.memos[layer],
-        )
+        )  # fmt: skip
         changed, s.memos[layer] = s.policy.method.epilogue(view)
         return changed.view(out[mine].shape)
 

@@ -33,15 +33,9 @@ def apply_retention(
             raise ValueError(f"{s.policy.layers[layer].name} cuts head {head} of layer {layer}, which it said is full")
         entries, absorbed = _select_entries(held[head], retention)
         s.cache.keep(
-            layer,
-            head,
-            entries,
-            sink=retention.sink,
-            slide=retention.slide,
-            spare=max(s.max_length - length, 0),
-            absorbed=absorbed,
-            weighted=retention.weighted,
-        )
+            layer, head, entries, sink=retention.sink, slide=retention.slide, spare=max(s.max_length - length, 0),
+            absorbed=absorbed, weighted=retention.weighted,
+        )  # fmt: skip
     return set(update.retain)
 
 

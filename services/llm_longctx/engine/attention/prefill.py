@@ -115,18 +115,9 @@ class ChunkAttention:
     ) -> PrefillPlan | list[PrefillPlan]:
         s = self._s
         view = Chunk(
-            layer,
-            q,
-            k,
-            v,
-            offset,
-            self._last,
-            tuple(heads),
-            evicting,
-            self._boundaries,
-            s.policy.config,
+            layer, q, k, v, offset, self._last, tuple(heads), evicting, self._boundaries, s.policy.config,
             s.memos[layer],
-        )
+        )  # fmt: skip
         plans = s.policy.layers[layer].prefill_plan(view)
         return list(plans) if isinstance(plans, Sequence) else plans
 
@@ -151,18 +142,9 @@ class ChunkAttention:
         s, G = self._s, self._s.policy.config.kv_heads
         held = [_view(s.cache.entries(layer, g)) for g in range(G)]
         view = AttentionOutput(
-            layer,
-            q,
-            held,
-            out,
-            lse,
-            offset,
-            heads,
-            decoding=False,
-            last=self._last,
-            config=s.policy.config,
+            layer, q, held, out, lse, offset, heads, decoding=False, last=self._last, config=s.policy.config,
             memo=s.memos[layer],
-        )
+        )  # fmt: skip
         out, s.memos[layer] = s.policy.method.epilogue(view)
         return out
 
@@ -178,18 +160,9 @@ class ChunkAttention:
             full = tuple(bool(x) for x in s.policy.full[layer])
             seen = [_view(one) for one in heads]
             view = PostPrefillView(
-                layer,
-                q,
-                offset,
-                self._last,
-                full,
-                seen,
-                s.policy.config,
-                s.memos[layer],
-                prompt=s.prompt_length,
-                hidden=self._inputs.attention_input(layer),
-                output=self._inputs.output_matrix(layer),
-            )
+                layer, q, offset, self._last, full, seen, s.policy.config, s.memos[layer], prompt=s.prompt_length,
+                hidden=self._inputs.attention_input(layer), output=self._inputs.output_matrix(layer),
+            )  # fmt: skip
             outcome = method.after_prefill(view)
             s.memos[layer] = outcome.memo
             ordered = apply_retention(s, layer, outcome, dict(enumerate(heads)), offset + q.shape[1])

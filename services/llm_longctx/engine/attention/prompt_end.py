@@ -43,17 +43,9 @@ class ReplayAttention:
         out, _ = over_history(q, torch.cat((keys, k), 1), torch.cat((values, v), 1), Dense(), self._backend)
         if s.policy.layers[layer] is s.policy.method:
             view = ReplayView(
-                layer,
-                self.replay,
-                q,
-                k,
-                tuple(bool(x) for x in s.policy.full[layer]),
-                HeadViews(s, layer),
-                s.policy.config,
-                s.memos[layer],
-                self._inputs.attention_input(layer),
-                self._inputs.output_matrix(layer),
-            )
+                layer, self.replay, q, k, tuple(bool(x) for x in s.policy.full[layer]), HeadViews(s, layer),
+                s.policy.config, s.memos[layer], self._inputs.attention_input(layer), self._inputs.output_matrix(layer),
+            )  # fmt: skip
             s.memos[layer] = s.policy.method.after_replay(view)
         return out.transpose(0, 1)[None]
 

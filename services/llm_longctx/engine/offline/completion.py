@@ -127,17 +127,10 @@ class RequestOutput:
         collector = TokenCollector()
         sampling = Sampling(asked.temperature, asked.top_p, asked.top_k, asked.min_p, asked.seed)
         request = GenerationRequest(
-            [int(i) for i in asked.ids],
-            [sampling],
-            asked.max_tokens,
-            policy=policy,
-            stop_token_ids=asked.ends,
-            priority=asked.priority,
-            run=asked.run or CallContext(),
-            taps=asked.taps,
-            adapter=asked.adapter,
+            [int(i) for i in asked.ids], [sampling], asked.max_tokens, policy=policy, stop_token_ids=asked.ends,
+            priority=asked.priority, run=asked.run or CallContext(), taps=asked.taps, adapter=asked.adapter,
             hooks=collector,
-        )
+        )  # fmt: skip
         return cls(request, policy, backend, collector)
 
     def completion(self) -> Completion:

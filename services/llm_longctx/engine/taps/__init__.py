@@ -16,14 +16,6 @@ from services.llm_longctx.engine.taps.sequence_taps import CapturedTokens, Seque
 from services.llm_longctx.engine.taps.token_range import TokenRange
 
 __all__ = [
-    "ActivationCapture",
-    "AttentionCapture",
-    "Capture",
-    "CaptureSize",
-    "CapturedTokens",
-    "LensCapture",
-    "PlacedEdit",
-    "RequestTaps",
-    "SequenceTaps",
-    "TokenRange",
-]
+    "ActivationCapture", "AttentionCapture", "Capture", "CaptureSize", "CapturedTokens", "LensCapture", "PlacedEdit",
+    "RequestTaps", "SequenceTaps", "TokenRange",
+]  # fmt: skip

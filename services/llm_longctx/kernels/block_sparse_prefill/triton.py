@@ -54,13 +54,9 @@ def prefill(q: Tensor, k: Tensor, v: Tensor, blocks: BlockCsr) -> tuple[Tensor, 
 
 def _launch(tiles: Tiles, d: int, share: int, block: int, key_block: int) -> Launch:
     constants = {
-        "SHARE": share,
-        "BLOCK": block,
-        "KEY_BLOCK": key_block,
-        "D": d,
-        "WIDE": power_of_two(d, 16),
+        "SHARE": share, "BLOCK": block, "KEY_BLOCK": key_block, "D": d, "WIDE": power_of_two(d, 16),
         **tiles.constants(),
-    }
+    }  # fmt: skip
     return Launch(_prefill, constants, tiles.warps, tiles.stages)
 
 

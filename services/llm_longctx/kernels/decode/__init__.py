@@ -18,15 +18,9 @@ from services.llm_longctx.kernels.packed_pages.layout import PAGE, PackedLayout
 from services.llm_longctx.kernels.packed_pages.reference import unpack
 
 __all__ = [
-    "DeviceRuns",
-    "PageTable",
-    "decode",
-    "decode_device_runs",
-    "decode_packed",
-    "decode_packed_device_runs",
-    "decode_pages",
-    "decode_runs",
-]
+    "DeviceRuns", "PageTable", "decode", "decode_device_runs", "decode_packed", "decode_packed_device_runs",
+    "decode_pages", "decode_runs",
+]  # fmt: skip
 
 
 def _triton(
@@ -38,11 +32,7 @@ def _triton(
 
 
 _RUN: Mapping[
-    Backend,
-    Callable[
-        [Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]],
-        tuple[Tensor, Tensor],
-    ],
+    Backend, Callable[[Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor | None]], tuple[Tensor, Tensor]]
 ] = {"reference": reference.decode, "cpu_torch": cpu_torch.decode, "cpu_ext": cpu_ext.decode, "triton": _triton}
 
 

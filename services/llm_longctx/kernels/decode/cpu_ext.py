@@ -55,11 +55,7 @@ def decode_runs(
 
 
 def decode_packed(
-    q: Tensor,
-    packed: tuple[PackedLayout, Tensor, Tensor],
-    start: np.ndarray,
-    n: np.ndarray,
-    weighted: np.ndarray,
+    q: Tensor, packed: tuple[PackedLayout, Tensor, Tensor], start: np.ndarray, n: np.ndarray, weighted: np.ndarray
 ) -> tuple[Tensor, Tensor]:
     """See `decode_packed`; log-weights are float32."""
     q, (layout, pages, log_weights) = q.contiguous(), packed

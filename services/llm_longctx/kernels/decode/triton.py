@@ -155,27 +155,10 @@ def _run(
     numbers, page_stride, page = paged or (where.n, 0, 0)
     launch = _launch(q.dtype, G, d, page=page, unit=where.unit, weighted=weighted)
     launch(
-        (R, parts.most),
-        q,
-        where.k,
-        where.v,
-        where.weights,
-        where.k_at,
-        where.v_at,
-        where.weights_at,
-        where.n,
-        numbers,
-        out,
-        lse,
-        part_out,
-        part_lse,
-        counters(q.device, R),
-        where.k_row,
-        where.v_row,
-        page_stride,
-        d**-0.5 * LOG2E,
+        (R, parts.most), q, where.k, where.v, where.weights, where.k_at, where.v_at, where.weights_at, where.n, numbers,
+        out, lse, part_out, part_lse, counters(q.device, R), where.k_row, where.v_row, page_stride, d**-0.5 * LOG2E,
         parts.span,
-    )
+    )  # fmt: skip
     return out, lse
 
 

@@ -107,13 +107,7 @@ class NativeOps:
         return like.dtype == torch.bfloat16 and bindings.has_tiles()
 
     def _multiply_packed(
-        self,
-        x: Tensor,
-        layers: Sequence[nn.Linear],
-        norm: NormLayer | None,
-        *,
-        gated: bool = False,
-        wide: bool = False,
+        self, x: Tensor, layers: Sequence[nn.Linear], norm: NormLayer | None, *, gated: bool = False, wide: bool = False
     ) -> list[Tensor]:
         how = None if norm is None else (norm.weight, norm.eps, norm.offset)
         return multiply_packed(x, [(self._packed[one], one.bias) for one in layers], how, gated=gated, wide=wide)

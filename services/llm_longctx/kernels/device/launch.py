@@ -43,11 +43,7 @@ class Launch:
     @property
     def options(self) -> dict[str, int | bool]:
         """The compiler's options."""
-        options: dict[str, int | bool] = {
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-            "enable_fp_fusion": True,
-        }
+        options: dict[str, int | bool] = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
 

@@ -39,11 +39,7 @@ MODELS = (
 )
 
 DECODERS = (
-    ("SmolLM2-135M", 3, 64),
-    ("80 per head", 4, 80),
-    ("96 per head", 4, 96),
-    ("Llama-3-8B", 4, 128),
-    ("Qwen3-0.6B", 2, 128),
-    ("Gemma-3-4B", 2, 256),
-)
+    ("SmolLM2-135M", 3, 64), ("80 per head", 4, 80), ("96 per head", 4, 96), ("Llama-3-8B", 4, 128),
+    ("Qwen3-0.6B", 2, 128), ("Gemma-3-4B", 2, 256),
+)  # fmt: skip
 """Name, query heads per key head, and channels of a head: what attention kernels are compiled for."""

@@ -97,15 +97,9 @@ def _product(
 
 def _launch(M: int, K: int, *, gated: bool, biased: tuple[bool, bool]) -> Launch:
     constants = {
-        "WIDTH": pad_columns(K),
-        "LINE": LINE,
-        "OUT": _OUT,
-        "COLUMNS": _COLUMNS,
-        "ROWS": min(power_of_two(M, 16), _MOST_ROWS),
-        "GATED": gated,
-        "BIASED": biased[0],
-        "SECOND_BIASED": biased[1],
-    }
+        "WIDTH": pad_columns(K), "LINE": LINE, "OUT": _OUT, "COLUMNS": _COLUMNS,
+        "ROWS": min(power_of_two(M, 16), _MOST_ROWS), "GATED": gated, "BIASED": biased[0], "SECOND_BIASED": biased[1],
+    }  # fmt: skip
     return Launch(_multiply, constants, 4, 4 if not gated else 3)
 
 

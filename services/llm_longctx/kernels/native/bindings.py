@@ -96,31 +96,18 @@ def block_sparse_prefill(
 ) -> None:
     """Fill `out` and `lse`; strides and sizes in the order of the C++ function."""
     _library().fovea_block_sparse_prefill(
-        q.dtype == torch.bfloat16,
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        (ctypes.c_int64 * len(strides))(*strides),
-        out.data_ptr(),
-        lse.data_ptr(),
-        row_ptr.data_ptr(),
-        cols.data_ptr(),
-        (ctypes.c_int32 * len(sizes))(*sizes),
+        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), v.data_ptr(), (ctypes.c_int64 * len(strides))(*strides),
+        out.data_ptr(), lse.data_ptr(), row_ptr.data_ptr(), cols.data_ptr(), (ctypes.c_int32 * len(sizes))(*sizes),
         torch.get_num_threads(),
-    )
+    )  # fmt: skip
 
 
 def decode(q: Tensor, problems: np.ndarray, sizes: tuple[int, int, int], out: Tensor, lse: Tensor) -> None:
     """Fill `out` and `lse`; six words (int64) per problem in the order of the C++ function."""
     _library().fovea_decode(
-        q.dtype == torch.bfloat16,
-        q.data_ptr(),
-        problems.ctypes.data,
-        (ctypes.c_int32 * 3)(*sizes),
-        out.data_ptr(),
-        lse.data_ptr(),
-        torch.get_num_threads(),
-    )
+        q.dtype == torch.bfloat16, q.data_ptr(), problems.ctypes.data, (ctypes.c_int32 * 3)(*sizes), out.data_ptr(),
+        lse.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def decode_packed(
@@ -133,56 +120,28 @@ def decode_packed(
 ) -> None:
     """Fill `out` and `lse`; stores are packed pages and log-weights, runs are first entry, entries and weighted."""
     _library().fovea_decode_packed(
-        q.dtype == torch.bfloat16,
-        bits,
-        q.data_ptr(),
-        *(store.data_ptr() for store in stores),
-        *(run.ctypes.data for run in runs),
-        (ctypes.c_int32 * 3)(*q.shape),
-        out.data_ptr(),
-        lse.data_ptr(),
+        q.dtype == torch.bfloat16, bits, q.data_ptr(), *(store.data_ptr() for store in stores),
+        *(run.ctypes.data for run in runs), (ctypes.c_int32 * 3)(*q.shape), out.data_ptr(), lse.data_ptr(),
         torch.get_num_threads(),
-    )
+    )  # fmt: skip
 
 
 def pack_pages(
-    keys: Tensor,
-    values: Tensor,
-    store: Tensor,
-    source: np.ndarray,
-    page: np.ndarray,
-    heads: np.ndarray,
-    bits: int,
+    keys: Tensor, values: Tensor, store: Tensor, source: np.ndarray, page: np.ndarray, heads: np.ndarray, bits: int
 ) -> None:
     """Round entries `source` [m] … of stores [entries,d] to pages `page` [m] of a store of bytes, of `heads` [m]."""
     _library().fovea_pack_pages(
-        keys.dtype == torch.bfloat16,
-        bits,
-        keys.data_ptr(),
-        values.data_ptr(),
-        source.ctypes.data,
-        store.data_ptr(),
-        page.ctypes.data,
-        heads.ctypes.data,
-        len(page),
-        keys.shape[1],
-        torch.get_num_threads(),
-    )
+        keys.dtype == torch.bfloat16, bits, keys.data_ptr(), values.data_ptr(), source.ctypes.data, store.data_ptr(),
+        page.ctypes.data, heads.ctypes.data, len(page), keys.shape[1], torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def unpack_pages(store: Tensor, page: np.ndarray, keys: Tensor, values: Tensor, bits: int) -> None:
     """Fill keys and values [m·16,d] from pages `page` [m]."""
     _library().fovea_unpack_pages(
-        keys.dtype == torch.bfloat16,
-        bits,
-        store.data_ptr(),
-        page.ctypes.data,
-        len(page),
-        keys.shape[1],
-        keys.data_ptr(),
-        values.data_ptr(),
-        torch.get_num_threads(),
-    )
+        keys.dtype == torch.bfloat16, bits, store.data_ptr(), page.ctypes.data, len(page), keys.shape[1],
+        keys.data_ptr(), values.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def last_query_scores(
@@ -190,15 +149,9 @@ def last_query_scores(
 ) -> None:
     """Fill both sums; strides and sizes in the order of the C++ function."""
     _library().fovea_last_query_scores(
-        q.dtype == torch.bfloat16,
-        q.data_ptr(),
-        k.data_ptr(),
-        (ctypes.c_int64 * 4)(*strides),
-        columns.data_ptr(),
-        distances.data_ptr(),
-        (ctypes.c_int32 * 5)(*sizes),
-        torch.get_num_threads(),
-    )
+        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), (ctypes.c_int64 * 4)(*strides), columns.data_ptr(),
+        distances.data_ptr(), (ctypes.c_int32 * 5)(*sizes), torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def multiply(
@@ -217,18 +170,9 @@ def multiply(
     """
     weight, eps, offset = (0, 0.0, 0.0) if norm is None else (norm[0].data_ptr(), *norm[1:])
     _library().fovea_multiply(
-        x.dtype == torch.bfloat16,
-        x.data_ptr(),
-        (ctypes.c_int64 * len(words))(*words),
-        count,
-        *sizes,
-        weight,
-        eps,
-        offset,
-        gated,
-        wide,
-        torch.get_num_threads(),
-    )
+        x.dtype == torch.bfloat16, x.data_ptr(), (ctypes.c_int64 * len(words))(*words), count, *sizes, weight, eps,
+        offset, gated, wide, torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def multiply_packed(
@@ -248,20 +192,10 @@ def multiply_packed(
     weight, eps, offset = (0, 0.0, 0.0) if norm is None else (norm[0].data_ptr(), *norm[1:])
     K = x.shape[-1]
     _library().fovea_multiply_packed(
-        dtype == torch.bfloat16,
-        x.dtype == torch.float32,
-        x.data_ptr(),
-        (ctypes.c_int64 * len(words))(*words),
-        len(words) // 5,
-        x.numel() // K,
-        K,
-        weight,
-        eps,
-        offset,
-        gated,
-        ("narrow", "wide", "added").index(output),
+        dtype == torch.bfloat16, x.dtype == torch.float32, x.data_ptr(), (ctypes.c_int64 * len(words))(*words),
+        len(words) // 5, x.numel() // K, K, weight, eps, offset, gated, ("narrow", "wide", "added").index(output),
         torch.get_num_threads(),
-    )
+    )  # fmt: skip
 
 
 def make_decoder(facts: Sequence[int], numbers: Sequence[float], words: Sequence[int]) -> int:
@@ -296,12 +230,7 @@ def _view_floats(address: int, shape: tuple[int, ...]) -> Tensor:
 def decode_step(dtype: torch.dtype, decoder: int, words: Sequence[int], begin: int, end: int) -> None:
     """Run phases of a step, whose first piece begins at -1; words in the order of the C++ `Batch`."""
     _library().fovea_decode_step(
-        dtype == torch.bfloat16,
-        decoder,
-        (ctypes.c_int64 * len(words))(*words),
-        begin,
-        end,
-        torch.get_num_threads(),
+        dtype == torch.bfloat16, decoder, (ctypes.c_int64 * len(words))(*words), begin, end, torch.get_num_threads()
     )
 
 
@@ -309,48 +238,26 @@ def norm(x: Tensor, weight: Tensor, out: Tensor, eps: float, offset: float) -> N
     """Fill `out`, of the weight's dtype, normalising the last axis of x, which may be float32 where they are not."""
     width = x.shape[-1]
     _library().fovea_norm(
-        out.dtype == torch.bfloat16,
-        x.dtype == torch.float32,
-        x.data_ptr(),
-        weight.data_ptr(),
-        out.data_ptr(),
-        x.numel() // width,
-        width,
-        eps,
-        offset,
-        torch.get_num_threads(),
-    )
+        out.dtype == torch.bfloat16, x.dtype == torch.float32, x.data_ptr(), weight.data_ptr(), out.data_ptr(),
+        x.numel() // width, width, eps, offset, torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def rotate(heads: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor, out: tuple[Tensor, Tensor]) -> None:
     """Fill `out` with q and k [B,T,heads,d] turned by tables [B·T,d]."""
     (q, k), (tokens, d) = heads, cos.shape
     _library().fovea_rotate(
-        q.dtype == torch.bfloat16,
-        q.data_ptr(),
-        k.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
-        out[0].data_ptr(),
-        out[1].data_ptr(),
-        tokens,
-        q.shape[2],
-        k.shape[2],
-        d,
-        torch.get_num_threads(),
-    )
+        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), cos.data_ptr(), sin.data_ptr(), out[0].data_ptr(),
+        out[1].data_ptr(), tokens, q.shape[2], k.shape[2], d, torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def gate(gate: Tensor, up: Tensor, out: Tensor) -> None:
     """Fill `out` with silu(gate) · up."""
     _library().fovea_gate(
-        gate.dtype == torch.bfloat16,
-        gate.data_ptr(),
-        up.data_ptr(),
-        out.data_ptr(),
-        gate.numel(),
+        gate.dtype == torch.bfloat16, gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(),
         torch.get_num_threads(),
-    )
+    )  # fmt: skip
 
 
 def _library() -> ctypes.CDLL:

@@ -22,9 +22,7 @@ _FLAGS = (
 )
 
 
-def build_kernels(
-    force: bool = typer.Option(False, "--force", help="Build again what is built already."),
-) -> None:
+def build_kernels(force: bool = typer.Option(False, "--force", help="Build again what is built already.")) -> None:
     """Build the C++ attention kernels for this machine; without a compiler nothing happens.
 
     A level of instructions that the compiler is too old for is left out.

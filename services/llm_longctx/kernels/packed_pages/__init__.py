@@ -24,16 +24,8 @@ from services.llm_longctx.kernels.packed_pages.layout import (
 from shared.lm.host_transfer import to_device
 
 __all__ = [
-    "CACHE_FORMATS",
-    "MOST_CHANNELS",
-    "PAGE",
-    "R3",
-    "R4",
-    "CacheBits",
-    "PackedLayout",
-    "pack_pages",
-    "unpack_pages",
-]
+    "CACHE_FORMATS", "MOST_CHANNELS", "PAGE", "R3", "R4", "CacheBits", "PackedLayout", "pack_pages", "unpack_pages",
+]  # fmt: skip
 
 
 def pack_pages(

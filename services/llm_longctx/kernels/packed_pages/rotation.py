@@ -10,10 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_HALVES = {
-    3: (0.2451, 0.7560, 1.3439, 2.1519),
-    4: (0.1284, 0.3880, 0.6568, 0.9423, 1.2562, 1.6180, 2.0690, 2.7326),
-}
+_HALVES = {3: (0.2451, 0.7560, 1.3439, 2.1519), 4: (0.1284, 0.3880, 0.6568, 0.9423, 1.2562, 1.6180, 2.0690, 2.7326)}
 
 LEVELS: dict[int, tuple[float, ...]] = {bits: (*(-x for x in reversed(half)), *half) for bits, half in _HALVES.items()}
 """Lloyd–Max levels of a standard normal variable by bits, ascending; a code counts them."""

@@ -77,22 +77,11 @@ def _product(
     cells = grid[0] * grid[1] * rows * strips * STRIP
     sums = torch.empty(cells * parts * 2, dtype=torch.float32, device=x.device) if parts > 1 else x
     launch(
-        (*grid, parts),
-        x,
-        matrix.data.view(torch.int32),
-        matrix.data.view(torch.float16),
-        second.data.view(torch.int32),
-        second.data.view(torch.float16),
-        x if bias is None else bias,
-        x if second_bias is None else second_bias,
-        out,
-        sums,
-        counters(x.device, grid[0] * grid[1]),
-        M,
-        N,
-        matrix.data.shape[0],
-        span,
-    )
+        (*grid, parts), x, matrix.data.view(torch.int32), matrix.data.view(torch.float16),
+        second.data.view(torch.int32), second.data.view(torch.float16), x if bias is None else bias,
+        x if second_bias is None else second_bias, out, sums, counters(x.device, grid[0] * grid[1]), M, N,
+        matrix.data.shape[0], span,
+    )  # fmt: skip
     return out
 
 
@@ -125,10 +114,7 @@ def _launch(
 
 def variants(card: GpuCard) -> Iterator[Variant]:
     """Yield both widths of codes, for batches of 16 to 64 rows, and a gated pair."""
-    types = dict.fromkeys(("x", "bias", "second_bias", "out"), "*bf16") | {
-        "sums": "*fp32",
-        "arrived": "*i32",
-    }
+    types = dict.fromkeys(("x", "bias", "second_bias", "out"), "*bf16") | {"sums": "*fp32", "arrived": "*i32"}
     types |= dict.fromkeys(("words", "second_words"), "*i32") | dict.fromkeys(("halves", "second_halves"), "*fp16")
     for model in MODELS[:2]:
         for bits in (8, 4):

@@ -84,10 +84,7 @@ def build_report(spec: CircuitsSpec, findings: CircuitFindings) -> Report:
     kinds = classify_heads(findings, spec.fraction)
     return Report(
         title=f"Circuit of {spec.task}",
-        warnings=[
-            *spec.unread,
-            *warn_of_task(findings.task, findings.corrupt - findings.clean, len(findings.cases)),
-        ],
+        warnings=[*spec.unread, *warn_of_task(findings.task, findings.corrupt - findings.clean, len(findings.cases))],
         scalars=_scalars(findings),
         tables=[_heads_table(findings, kinds, spec.fraction), _prompts_table(findings)],
         grids=[*grids, attribution],
