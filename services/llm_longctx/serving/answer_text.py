@@ -15,7 +15,7 @@ from services.llm_longctx.engine import FinishReason, GenerationRequest, Grammar
 from services.llm_longctx.engine.taps import CapturedTokens
 from services.llm_longctx.serving.grammars.token_rules import OpeningGrammar
 from services.llm_longctx.serving.stop_strings import StopStringFilter
-from services.llm_longctx.serving.tools.tool_parser import CallUpdate
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate, ToolParser
 from shared.lm.tokenizer import Detokenizer, Tokenizer
 
 
@@ -86,10 +86,14 @@ class TextHooks(RequestHooks):
         tokenizer: Tokenizer,
         put: Callable[[OutputChunk | FoveaError], None],
         recorder: RequestHooks | None = None,
+        make_parser: Callable[[], ToolParser] | None = None,
     ) -> None:
         count = len(request.samplings)
         self._grammar, self._recorder = grammar, recorder
-        self._answers = [_AnswerText(first + i, request, options, tokenizer, put) for i in range(count)]
+        parsers = [make_parser() if make_parser is not None and options.stops else None for _ in range(count)]
+        self._answers = [
+            _AnswerText(first + i, request, options, tokenizer, put, parser) for i, parser in enumerate(parsers)
+        ]
 
     def open_grammar(self, answer: int) -> Grammar | None:
         return None if self._grammar is None else self._grammar.fork()
@@ -128,6 +132,7 @@ class _AnswerText:
         options: TextOptions,
         tokenizer: Tokenizer,
         put: Callable[[OutputChunk | FoveaError], None],
+        parser: ToolParser | None,
     ) -> None:
         self._index = index
         self._top = request.top_logprobs
@@ -137,6 +142,7 @@ class _AnswerText:
         self._text = Detokenizer(tokenizer, special=options.shows_special)
         self._stops = StopStringFilter(options.stops, is_kept=options.keeps_stop)
         self._before_stops = options.min_tokens - 1  # tokens in which no stop text is looked for
+        self._parser = parser  # says where the answer calls a tool: no stop text cuts a call
         self._stop_token: int | None = None
         self._pending: list[ScoredToken] = []
         self._offsets: list[int] = []  # where the prompt's tokens begin in its echo
@@ -170,9 +176,10 @@ class _AnswerText:
         if self._has_logprobs:
             self._pending.append(replace(token, offset=self._read))
         self._read += len(text)
-        if self._before_stops > 0:
-            self._before_stops -= 1
-            self._show(text)
+        is_stoppable = not self._is_calling(text) and self._before_stops <= 0
+        self._before_stops -= 1
+        if not is_stoppable:
+            self._show(self._stops.skip(text))
             return False
         self._show(self._stops.feed(text))
         return self._stops.hit is not None
@@ -197,6 +204,14 @@ class _AnswerText:
         tokens = tuple(s for s in self._pending if s.offset < self._shown or not hit)
         stop = self._stops.hit or self._stop_token
         self._put(OutputChunk(self._index, rest, tokens, "stop" if hit else reason, produced, stop=stop))
+
+    def _is_calling(self, text: str) -> bool:
+        """Whether a part of more text is of a call."""
+        if self._parser is None:
+            return False
+        was_calling = self._parser.is_calling
+        self._parser.feed(text)
+        return was_calling or self._parser.is_calling
 
     def _show(self, text: str) -> None:
         if not text:

@@ -64,6 +64,8 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
             raise InvalidOption("top_logprobs needs logprobs to be true.", field="top_logprobs")
         text, template, tools = render_prompt(adapter, request)
         is_formed = asks_for_form(request)
+        if tools is not None:
+            _check_form_with_tools(request)
         if tools is not None and not tools.is_forced and is_formed and tools.parser.is_first:
             tools = None  # such calls are JSON themselves
             generation.warnings.append("No tool can be called: this model's calls can't be told from the form.")
@@ -75,6 +77,8 @@ class ChatProtocol(CompletionProtocol[ChatRequest, ChatChunk, ChatCompletion]):
         generation.extend(engine_request)
         engine_request.top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
         is_forced = tools is not None and tools.is_forced
+        if is_forced and find_grammar_source(request) is not None:
+            generation.warnings.append("The answer is a call, as tool_choice wants, and not of the form asked for.")
         if tools is not None:
             generation.use_parser(partial(tools.parser, tools.functions), is_forced=is_forced)
             generation.unenforced += tools.unenforced
@@ -147,6 +151,16 @@ def render_prompt(adapter: TextModelAdapter, request: ChatRequest) -> tuple[str,
     form = read_template_options(request, own, may_bring=adapter.takes_templates)
     tools = read_tool_use(request, template := form.source or own)
     return adapter.render_chat(request.messages, form, tools=tools), template, tools
+
+
+def _check_form_with_tools(request: ChatRequest) -> None:
+    """Refuse tools together with a form that has no room for calls: InvalidOption."""
+    given = request.structured_outputs
+    named = "regex" if given is not None and given.regex is not None else "grammar"
+    if given is not None and (given.regex or given.grammar) is not None:
+        detail = f"No tool can be called in an answer that structured_outputs.{named} describes."
+        hint = "Leave out tools or the form, give tool_choice none, or describe the form with json or choice."
+        raise InvalidOption(detail, hint=hint, field="structured_outputs")
 
 
 def _compile_grammar(

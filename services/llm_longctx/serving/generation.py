@@ -99,7 +99,11 @@ class Generation:
         Raises QueueFull: too many requests wait, and this is the first.
         """
         recorder = None if self.requests else self._recorder
-        request.hooks = TextHooks(self._open, request, options, grammar, self._tokenizer, self._put, recorder)
+        if self._is_forced:
+            options = replace(options, stops=())  # which end texts, and a forced answer has none
+        request.hooks = TextHooks(
+            self._open, request, options, grammar, self._tokenizer, self._put, recorder, self._make_parser
+        )
         request.run = self._run
         self._open += len(request.samplings)
         self.requests.append(request)
@@ -150,7 +154,7 @@ class Generation:
         reasoner = self._reasoners.setdefault(piece.index, make_reasoner())
         thought, text = reasoner.feed(piece.text)
         if piece.reason is not None:
-            rest, more = reasoner.end()
+            rest, more = reasoner.end(is_cut=piece.reason == "length")
             thought, text = thought + rest, text + more
         return replace(piece, text=text, thought=thought if self._shows_thoughts else "")
 
@@ -160,9 +164,10 @@ class Generation:
         text, calls = parser.feed(piece.text)
         reason = piece.reason
         if reason is not None:
-            rest, last = parser.end()
+            rest, last = parser.end(is_cut=reason == "length")
             text, calls = text + rest, [*calls, *last]
-            reason = "tool_calls" if parser.num_calls and reason == "stop" else reason
+            is_called = parser.num_calls and not parser.is_last_cut  # nobody is to run a call that is cut
+            reason = "tool_calls" if is_called and reason == "stop" else reason
         if self._is_forced:  # the rest of a call that was cut is not text
             return replace(piece, text="", calls=tuple(calls), reason=reason, has_text=False)
         return replace(piece, text=text, calls=tuple(calls), reason=reason)

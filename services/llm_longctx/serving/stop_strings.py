@@ -30,6 +30,10 @@ class StopStringFilter:
         tails = (split_at(self._held_back, stop)[1] for stop in self._stops)  # in which a stop may be beginning
         return self._release(len(self._held_back) - max(map(len, tails), default=0))
 
+    def skip(self, text: str) -> str:
+        """Text that may be shown now that `text` came, in which no stop string counts."""
+        return "" if self.hit is not None else self._release(len(self._held_back)) + text
+
     def end(self) -> str:
         """Text that was held back, when no more text comes."""
         return "" if self.hit is not None else self._release(len(self._held_back))

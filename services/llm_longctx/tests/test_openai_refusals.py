@@ -56,6 +56,8 @@ REFUSED = {
         ({"tools": [TOOL], "tool_choice": tool("g")}, "tool_choice"),
         ({"messages": part("image_url")}, "messages[0].content"),
         ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp"),
+        *(({"tools": [TOOL], "structured_outputs": form}, "structured_outputs", "tools", next(iter(form)))
+          for form in ({"regex": "a"}, {"grammar": 'start: "a"'})),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user"}]}, "messages.0", "needs content"),

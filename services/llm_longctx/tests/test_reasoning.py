@@ -20,8 +20,8 @@ WROTE = "<think>\nA letter.\n\nThen b?\n</think>\n\nb, I think."
 FORCED = {"structured_outputs": {"regex": WROTE.replace("?", r"\?").replace(".", r"\.")}}
 
 
-def read(parser, pieces):
-    return tuple("".join(part) for part in zip(*map(parser.feed, pieces), parser.end(), strict=True))
+def read(parser, pieces, *, is_cut=False):
+    return tuple("".join(part) for part in zip(*map(parser.feed, pieces), parser.end(is_cut=is_cut), strict=True))
 
 
 @pytest.mark.parametrize(("prompt", "text", "parts"), [
@@ -37,6 +37,8 @@ def test_thoughts_are_read_whatever_the_pieces(prompt, text, parts, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert read(ThinkTagParser(prompt), pieces) == parts
+    cut = read(ThinkTagParser(prompt), [*pieces, *(["</thi"] if text == "<think>\ncut \n" else ())], is_cut=True)
+    assert cut == (("", "") if text == "<think" else parts)
 
 
 def test_the_template_says_whether_a_model_thinks():

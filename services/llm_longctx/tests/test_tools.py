@@ -8,11 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from llguidance import LLParserLimits
 
 from fovea.api.text import ChatRequest
 from fovea.api.tools import FunctionDefinition
+from fovea.errors import InvalidOption
 from services.llm_longctx.engine.requests.logit_rules import LogitRules
 from services.llm_longctx.serving import chat
+from services.llm_longctx.serving.grammars import token_grammar
 from services.llm_longctx.serving.grammars.token_grammar import GrammarCompiler
 from services.llm_longctx.serving.tools.call_grammar import CallGrammar
 from services.llm_longctx.serving.tools.parsers.hermes import HermesParser
@@ -125,6 +128,7 @@ def test_a_call_that_a_model_begins_by_itself_is_valid(roomy, codec, monkeypatch
     monkeypatch.setattr(LogitRules, "apply", adjust)
     # A penalty too small to matter: the rules count what was drawn, which `adjust` reads.
     options = {"tools": TOOLS, "temperature": 1.2, "seed": 1, "max_tokens": 400, "frequency_penalty": 1e-9}
+    options["stop"] = [">\n{", '"']  # which end texts, but no calls
     if stream:
         with roomy.chat.completions.stream(messages=HELLO, model="tiny-llama", **options) as events:
             assert sum(event.type == "tool_calls.function.arguments.delta" for event in events) > 5
@@ -144,7 +148,7 @@ CHOICES = ["required", {"type": "function", "function": {"name": "get_weather"}}
 @pytest.mark.parametrize("temperature", [0, 1.3])
 def test_a_forced_call_is_valid(roomy, choice, temperature):
     options = {"tools": [WEATHER], "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 300}
-    (choice,) = say(roomy, temperature=temperature, **options).choices
+    (choice,) = say(roomy, temperature=temperature, stop=["<", '"city"'], **options).choices
     (call,) = choice.message.tool_calls
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     assert (call.id[:5], call.function.name) == ("call_", "get_weather")
@@ -161,9 +165,11 @@ def test_required_calls_some_tool_and_several_stay_apart(roomy):
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_forced_call_that_is_cut_is_no_error_and_leaves_no_markup(roomy, choice):
-    answer = say(roomy, tools=[WEATHER], tool_choice=choice, max_tokens=70).choices[0]
-    assert (answer.finish_reason, answer.message.tool_calls[0].function.name) == ("length", "get_weather")
+def test_a_forced_call_that_is_cut_is_no_error_and_leaves_no_markup(roomy, codec, choice):
+    ends = {"max_tokens": 300, "extra_body": {"stop_token_ids": codec.encode("y")}}
+    for reason, more in (("length", {"max_tokens": 70}), ("stop", ends)):
+        answer = say(roomy, tools=[WEATHER], tool_choice=choice, **more).choices[0]
+        assert (answer.finish_reason, answer.message.tool_calls[0].function.name) == (reason, "get_weather")
     for most in (3, 12):
         options = {"tools": [WEATHER], "tool_choice": choice, "max_tokens": most}
         message = say(roomy, **options).choices[0].message
@@ -191,6 +197,8 @@ def test_a_model_chooses_between_a_call_and_the_form_that_is_asked_for(roomy, co
         jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
     assert (called.finish_reason, called.message.content) == ("tool_calls", None)
     assert len(choose("<", parallel_tool_calls=False)[1].message.tool_calls) == 1
+    answer, forced = choose("<", tool_choice="required")
+    assert (forced.message.content, answer.model_extra["warnings"][0][:21]) == (None, "The answer is a call,")
     answer, written = choose("{")
     assert (written.finish_reason, written.message.tool_calls, answer.model_extra["warnings"]) == ("stop", None, None)
     assert json.loads(written.message.content).keys() == {"on"}
@@ -198,6 +206,14 @@ def test_a_model_chooses_between_a_call_and_the_form_that_is_asked_for(roomy, co
     answer, written = choose("<")
     assert json.loads(written.message.content).keys() == {"on"}
     assert "No tool can be called" in answer.model_extra["warnings"][0]
+
+
+def test_tools_that_are_too_many_for_one_grammar_are_refused_in_words(compiler, monkeypatch):
+    monkeypatch.setattr(token_grammar, "_LIMITS", LLParserLimits(max_grammar_size=90))
+    use = ToolUse(FUNCTIONS * 9, HermesParser, is_native=True, is_forced=True, is_parallel=True)
+    told = {"field": "tools", "hint": "Offer fewer tools, or describe their parameters more simply."}
+    with pytest.raises(InvalidOption, check=lambda e: told.items() <= vars(e).items() and "|" not in e.detail):
+        compiler.compile(use.grammar_source(), "tools")
 
 
 def test_usage_names_what_was_left_to_the_model(roomy):
@@ -244,11 +260,11 @@ PARSERS = [HermesParser, LlamaParser, QwenParser]
 ARGUMENTS = {"city": 'Paris } "x" </tool_call', "days": 3}
 
 
-def read(parser_type, pieces, functions=(GET_WEATHER,)):
+def read(parser_type, pieces, functions=(GET_WEATHER,), *, is_cut=False):
     parser = parser_type(functions)
     content, calls = "", {}
     for piece in [*pieces, None]:
-        text, updates = parser.end() if piece is None else parser.feed(piece)
+        text, updates = parser.end(is_cut=is_cut) if piece is None else parser.feed(piece)
         content += text
         for update in updates:
             if update.name is not None:
@@ -326,6 +342,16 @@ def test_a_call_that_is_cut_off_keeps_what_came(parser):
     written = parser.write_call("get_weather", json.dumps(ARGUMENTS))
     cut_off = written[: written.index("Paris") + 3]
     assert read(parser, [cut_off]) == ("", [("get_weather", '{"city": "Par')])
+
+
+@pytest.mark.parametrize("parser", [HermesParser, QwenParser])
+def test_the_beginning_of_a_call_at_the_token_limit_is_no_text(parser):
+    written = parser.write_call("get_weather", json.dumps(ARGUMENTS))
+    for size in range(6, written.index("get_weather") + 9):
+        assert read(parser, [f"So <{written[:size]}"], is_cut=True) == ("So <", [])
+        assert read(parser, [f"So <{written[:size]}"])[0] == f"So <{written[:size]}"
+    assert read(parser, ["a <t"], is_cut=True) == ("a <t", [])
+    assert read(parser, ["<tool_call> no"], is_cut=True) == ("<tool_call> no", [])
 
 
 def test_other_orders_and_words_are_understood_and_qwens_values_have_their_types():

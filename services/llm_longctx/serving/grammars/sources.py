@@ -41,6 +41,7 @@ _ASCII_CLASSES = {
 }  # fmt: skip
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _LARK_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/')
+_LINE_OF_SOURCE = re.compile(r"\n *\d+ \|")
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[[^\]]*\])")
 _UNENFORCED_SIGNS = {"oneOf constraints": "oneOf", "Unknown format": "format"}
@@ -119,7 +120,7 @@ def _use_ascii_in_terminal(found: re.Match[str]) -> str:
 
 def describe_error(error: str) -> str:
     """The compiler's message without its view of the grammar, and without places in one that the caller never sees."""
-    first = error.partition("\n<state>")[0].partition("\n   1 |")[0].strip().rstrip(".")
+    first = _LINE_OF_SOURCE.split(error.partition("\n<state>")[0])[0].strip().rstrip(".")
     return _PLACE.sub("", first).removeprefix("failed to compile JSON schema: ")[:300]
 
 

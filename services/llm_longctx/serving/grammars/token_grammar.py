@@ -119,7 +119,9 @@ class GrammarCompiler:
         matcher = LLMatcher(self._tokens, source, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             detail = f"{field} can't be enforced: {describe_error(matcher.get_error())}."
-            raise InvalidOption(detail, hint="Leave out what is not supported, or check it yourself.", field=field)
+            few = "Offer fewer tools, or describe their parameters more simply."
+            hint = few if field == "tools" else "Leave out what is not supported, or check it yourself."
+            raise InvalidOption(detail, hint=hint, field=field)
         TokenGrammar(matcher.deep_copy(), self._vocab, field).mask()
         with self._lock:
             self._cache[source] = matcher

@@ -34,8 +34,8 @@ class ReasoningParser(ABC):
         """Additions of more text: to the thoughts, and to the answer."""
 
     @abstractmethod
-    def end(self) -> tuple[str, str]:
-        """The rest of both when the answer is over."""
+    def end(self, *, is_cut: bool = False) -> tuple[str, str]:
+        """The rest of both when the answer is over; with `is_cut`, at the token limit, half a tag is left out."""
 
 
 def find_reasoning_parser(template: str | None) -> type[ReasoningParser] | None:

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from services.llm_longctx.serving.reasoning.reasoning_parser import ReasoningParser
-from services.llm_longctx.serving.tools.tool_parser import split_at
+from services.llm_longctx.serving.tools.tool_parser import remove_half, split_at
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -39,8 +39,10 @@ class ThinkTagParser(ReasoningParser):
         answer, self._text = self._trim(self._text), ""
         return thought, answer
 
-    def end(self) -> tuple[str, str]:
+    def end(self, *, is_cut: bool = False) -> tuple[str, str]:
         rest, self._text = self._text, ""
+        if is_cut:
+            rest = remove_half(rest, _CLOSE if self._is_thinking else _OPEN)
         return (rest.rstrip(), "") if self._is_thinking else ("", rest)
 
     def _begin(self) -> bool:

@@ -27,6 +27,11 @@ class JsonCall:
         self.text = ""
         self.is_named = self.is_whole = self.is_broken = False
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether its arguments have begun and not ended."""
+        return self.is_named and self._end is None
+
     def feed(self, text: str) -> tuple[list[CallUpdate], str]:
         """News of the call, and what follows it."""
         size = next((place + 1 for place, char in enumerate(text) if self._ends_with(char, place)), len(text))

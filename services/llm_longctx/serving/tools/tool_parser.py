@@ -40,6 +40,7 @@ class ToolParser(ABC):
 
     Attributes:
         num_calls: Calls that were read so far.
+        is_last_cut: Whether the answer is over before the arguments of its last call are.
     """
 
     name: ClassVar[str]
@@ -50,7 +51,7 @@ class ToolParser(ABC):
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         """Read an answer that may call these functions."""
         self.functions = {function.name: function for function in functions}
-        self.num_calls = 0
+        self.num_calls, self.is_last_cut = 0, False
         self._text = ""  # what was not read yet
 
     @classmethod
@@ -78,13 +79,21 @@ class ToolParser(ABC):
     def may_open(cls, text: str) -> bool:
         """Whether text may be about to begin a call."""
 
+    @property
+    @abstractmethod
+    def is_calling(self) -> bool:
+        """Whether the text that was read ends inside a call."""
+
     @abstractmethod
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
         """Additions of more text: text of the answer that is not a call, and news of calls."""
 
     @abstractmethod
-    def end(self) -> tuple[str, list[CallUpdate]]:
-        """The rest when the answer is over; a call that was cut off keeps its part."""
+    def end(self, *, is_cut: bool = False) -> tuple[str, list[CallUpdate]]:
+        """The rest when the answer is over; a call that was cut off keeps its part.
+
+        With `is_cut`, at the token limit, the beginning of a call is left out of the text.
+        """
 
 
 CallT = TypeVar("CallT")
@@ -111,6 +120,10 @@ class TaggedParser(ToolParser, Generic[CallT]):
     @classmethod
     def may_open(cls, text: str) -> bool:
         return bool(split_at(text, cls.opening)[1])
+
+    @property
+    def is_calling(self) -> bool:
+        return self._call is not None
 
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
         self._text += text
@@ -144,3 +157,9 @@ def split_at(text: str, mark: str) -> tuple[str, str, bool]:
         return before, after, True
     kept = next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)
     return text[: len(text) - kept], text[len(text) - kept :], False
+
+
+def remove_half(text: str, mark: str) -> str:
+    """Text that was cut off, without a mark at its end of which more than half is there."""
+    before, begun, _ = split_at(text, mark)
+    return before if 2 * len(begun) > len(mark) else text

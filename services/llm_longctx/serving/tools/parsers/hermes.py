@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from fovea.api.tools import FunctionDefinition
 from services.llm_longctx.serving.tools.json_call import JsonCall
-from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, TaggedParser, split_at
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, TaggedParser, remove_half, split_at
 
 _OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 
@@ -32,13 +32,15 @@ class HermesParser(TaggedParser[JsonCall]):
     def begin_call(self) -> JsonCall:
         return JsonCall(self.num_calls)
 
-    def end(self) -> tuple[str, list[CallUpdate]]:
+    def end(self, *, is_cut: bool = False) -> tuple[str, list[CallUpdate]]:
         call, text, self._call, self._text = self._call, self._text, None, ""
         if call is None:
-            return text, []
+            return (remove_half(text, _OPEN) if is_cut else text), []
         updates = [] if call.is_named else call.parse()
         self.num_calls += call.is_named or bool(updates)
-        return ("" if call.is_named or updates else f"{_OPEN}{call.text}{text}"), updates
+        self.is_last_cut = call.is_cut
+        is_text = not (call.is_named or updates or (is_cut and not (call.is_whole or call.is_broken)))
+        return (f"{_OPEN}{call.text}{text}" if is_text else ""), updates
 
     def read_call(self, call: JsonCall, updates: list[CallUpdate]) -> tuple[str, bool]:
         if not (call.is_whole or call.is_broken):

@@ -51,6 +51,10 @@ class LlamaParser(ToolParser):
     def may_open(cls, text: str) -> bool:
         return _HALF_HEAD.fullmatch(text) is not None
 
+    @property
+    def is_calling(self) -> bool:
+        return self._call is not None and self._call.is_named
+
     def feed(self, text: str) -> tuple[str, list[CallUpdate]]:
         self._text += text
         content, updates = "", list[CallUpdate]()
@@ -66,7 +70,7 @@ class LlamaParser(ToolParser):
                 content += self._finish(self._call, updates) if self._call.is_whole else ""
         return content, updates
 
-    def end(self) -> tuple[str, list[CallUpdate]]:
+    def end(self, *, is_cut: bool = False) -> tuple[str, list[CallUpdate]]:
         call, text, self._call, self._text = self._call, self._text, None, ""
         if call is None:
             return ("" if self.num_calls and not text.strip(" ;\n") else text), []
@@ -87,7 +91,7 @@ class LlamaParser(ToolParser):
 
     def _finish(self, call: JsonCall, updates: list[CallUpdate]) -> str:
         """The call is over: its text, where it is none."""
-        self._call = None
+        self._call, self.is_last_cut = None, call.is_cut
         if not call.is_named and not (parsed := call.parse()):
             self._is_prose = True
             return self._before + call.text

@@ -5,12 +5,13 @@ import re
 from typing import Any, ClassVar
 
 from fovea.api.tools import FunctionDefinition
-from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, TaggedParser, split_at
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, TaggedParser, remove_half, split_at
 
 _OPEN, _CLOSE = TaggedParser.opening, TaggedParser.closing
 _LINE = "\n"
 _VALUES, _BOUNDS = {"const", "enum"}, {"format", "maxLength", "minLength", "pattern"}
 _TEXT_RULE = "parameter_text"
+_NAME = "<function="
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>(?=\s*(?:<parameter=|\Z))", re.DOTALL)
 
@@ -50,10 +51,14 @@ class QwenParser(TaggedParser[str]):
         self._call = call + before
         return self._finish(self._call, updates, _CLOSE) if is_closed else "", is_closed
 
-    def end(self) -> tuple[str, list[CallUpdate]]:
+    def end(self, *, is_cut: bool = False) -> tuple[str, list[CallUpdate]]:
         updates: list[CallUpdate] = []
         text, self._text = self._text, ""
-        return (text if self._call is None else self._finish(self._call + text, updates, "")), updates
+        if self._call is None:
+            return (remove_half(text, _OPEN) if is_cut else text), []
+        begun = (self._call + text).lstrip()
+        is_text = not (is_cut and _NAME.startswith(begun[: len(_NAME)]) and ">" not in begun)
+        return (self._finish(self._call + text, updates, "") if is_text else ""), updates
 
     def _finish(self, call: str, updates: list[CallUpdate], closing: str) -> str:
         """The call is over: its text, where it is none."""
