@@ -1,7 +1,9 @@
 """Runs `fovea` in this process, as a shell would, for tests of what commands say."""
 
+import csv
 import functools
 import io
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -34,8 +36,12 @@ def command_runner(monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixt
         except SystemExit as ended:
             code = int(ended.code or 0)
         sys.stdout.flush()
-        out, err = captured.readouterr()
-        return code, out.decode(errors="surrogateescape"), err.decode()
+        out, err = (part.decode(errors="surrogateescape") for part in captured.readouterr())
+        if ("--format", "csv") in itertools.pairwise(words):
+            head, *rows = [*csv.reader(out.splitlines()), []]
+            one = not rows or (len({*head, ""}) == len(head) + 1 and {*map(len, rows[:-1])} <= {len(head)})
+            assert one, f"a program can't read this as one table:\n{out}"
+        return code, out, err
 
     return run
 

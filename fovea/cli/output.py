@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,6 +22,11 @@ from fovea.api.problem import problem
 from fovea.errors import FoveaError, InvalidOption
 
 _PIPE_WIDTH = 10_000
+
+Columns = Sequence[str]
+Rows = Sequence[Sequence[str]]
+Section = tuple[str, Columns, Rows]
+"""A table with its name."""
 
 _STATES = {"succeeded": "green", "failed": "red", "running": "cyan", "queued": "yellow", "cancelled": "dim"}
 
@@ -47,6 +53,7 @@ class Screen:
         if not self.out.is_terminal:
             self.out.width = _PIPE_WIDTH  # a table in a file is not cut
         self.err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+        self._has_csv = False  # whether a table was written as CSV, which has one alone
 
     @property
     def is_tsv(self) -> bool:
@@ -74,6 +81,10 @@ class Screen:
         """Write plain text."""
         self.out.print(text, markup=False)
 
+    def title(self, text: str) -> None:
+        """Write a line about a table, rich markup; next to the answer where that is CSV, which readers need whole."""
+        (self.err if self.form == "csv" else self.out).print(text)
+
     def note(self, text: str, *, markup: bool = True) -> None:
         """Write a note next to the answer; names of files are no rich markup."""
         self.err.print(text, markup=markup)
@@ -81,9 +92,8 @@ class Screen:
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, head: bool = True) -> None:
         """Write a table; cells may hold rich markup. In a pipe: whole cells between tabs; CSV has a head."""
         if self.is_tsv:
-            if head or self.form == "csv":
-                self._write_tsv([columns])
-            self._write_tsv(tuple(Text.from_markup(cell, emoji=False).plain for cell in row) for row in rows)
+            plain = (tuple(Text.from_markup(cell, emoji=False).plain for cell in row) for row in rows)
+            self._write_tsv(chain([columns] if head or self.form == "csv" else [], plain))
             return
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
         for number, column in enumerate(columns):
@@ -96,7 +106,7 @@ class Screen:
         """Write names and values, one pair a line; empty values are left out."""
         pairs = [(name, str(value)) for name, value in facts.items() if value not in (None, "", [], ())]
         if self.is_tsv:
-            self._write_tsv(pairs)
+            self._write_tsv([*([("name", "value")] if self.form == "csv" else []), *pairs])
             return
         table = Table.grid(padding=(0, 3, 0, 0))
         table.add_column(style="dim", no_wrap=True)
@@ -105,7 +115,7 @@ class Screen:
             table.add_row(escape(name), escape(value))
         self.out.print(table)
 
-    def tables(self, facts: Mapping[str, Any], tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> None:
+    def tables(self, facts: Mapping[str, Any], tables: Sequence[tuple[Columns, Rows]]) -> None:
         """Write facts and tables; in a pipe as one table of names and values: a cell's name is its row and column."""
         if self.is_tsv:
             cells = [(columns, row, i) for columns, rows in tables for row in rows for i in range(1, len(row))]
@@ -115,9 +125,33 @@ class Screen:
             self.out.print()
             self.table(columns, [tuple(map(escape, row)) for row in rows])
 
+    def sections(self, facts: Mapping[str, Any], sections: Sequence[Section]) -> None:
+        """Write facts and named tables of many rows, which may hold rich markup.
+
+        CSV has the rows alone, in one table; where there are several, a column names the one that each is from.
+        """
+        if self.form == "csv" and sections:
+            self.note("\n".join(f"{name}: {value}" for name, value in facts.items()), markup=False)
+            named = ["table"] * (len(sections) > 1)
+            whole = [*dict.fromkeys([*named, *(column for _, head, _ in sections for column in head)])]
+            cells = [
+                {"table": escape(name), **dict(zip(head, row, strict=True))}
+                for name, head, rows in sections
+                for row in rows
+            ]
+            self.table(whole, [[one.get(column, "") for column in whole] for one in cells])
+            return
+        self.facts(facts)
+        for name, columns, rows in sections:
+            if len(sections) > 1:
+                self.note(f"\n[bold]{escape(name)}[/]")
+            self.table(columns, rows)
+
     def _write_tsv(self, rows: Iterable[Sequence[str]]) -> None:
         if self.form == "csv":
-            sys.stdout.write(format_csv(rows))
+            stream = sys.stderr if self._has_csv else sys.stdout
+            self._has_csv = True
+            stream.write(format_csv(rows))
         else:
             for row in rows:
                 sys.stdout.write("\t".join(re.sub(r"[\t\r\n]+", " ", cell) for cell in row) + "\n")

@@ -109,7 +109,7 @@ def test_a_long_table_says_how_much_is_shown_and_a_pipe_gets_all_with_all_digits
     assert len(study("retrieval-heads")[1].splitlines()) == 104  # a title, two numbers, a head and the rows
     monkeypatch.setitem(HEADS, "scalars", {"edges": {"value": 32491.0, "unit": "", "note": ""}})
     monkeypatch.setitem(HEADS, "tables", [{"name": "top", "columns": ["score"], "rows": [[0.123456789], [2048.0]]}])
-    for form, told in (("table", ["32491", "0.123", "2048"]), ("csv", ["32491", "0.123456789", "2048"])):
+    for form, told in (("table", ["32491", "0.123", "2048"]), ("csv", ["0.123456789", "2048"])):
         words = study("retrieval-heads", "--format", form)[1].replace(",", " ").split()
         assert [word for word in words if word[0].isdigit()] == told
 

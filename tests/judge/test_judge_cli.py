@@ -18,6 +18,9 @@ from services.relevance_judge.storage.mini_collection import load_mini_collectio
 MINI = load_mini_collection()
 
 
+CSV = ["--format", "csv"]
+
+
 def texts(files: Path) -> list[Any]:
     return ["--topics", files / "topics.tsv", "--passages", files / "passages.jsonl"]
 
@@ -32,8 +35,8 @@ def test_one_pair_is_graded_and_a_signal_without_cuts_has_no_grade(fovea):
     code, out, _ = fovea("judge", "pair", "moon tides", "-", "--json", "--template", "direct", stdin="bread is baked")
     verdict = json.loads(out)
     assert (code, verdict["grade"], verdict["template"].split("@")[0]) == (0, 0, "direct")
-    code, out, _ = fovea("judge", "pair", "moon tides", "the moon", "-j", "query-likelihood")
-    assert (code, "no grade" in out, "uncalibrated" in out) == (1, True, True)
+    code, out, err = fovea("judge", "pair", "moon tides", "the moon", "-j", "query-likelihood", *CSV)
+    assert (code, "no grade" in err, "uncalibrated" in out) == (1, True, True)
 
 
 def _small(files: Path, folder: Path) -> list[Any]:
@@ -114,10 +117,12 @@ def test_agreement_and_rankings_show_kappa_alpha_tau_and_bias(fovea, files):
     code, out, _ = fovea("judge", "agreement", *words, *texts(files))
     assert (code, "0.9792" in out, "by length" in out, "012|3" in out) == (0, True, True, True), out
     assert json.loads(fovea("judge", "agreement", *words, "--json")[1])["pairs"] == 192
-    table = list(csv.reader(fovea("judge", "agreement", *words, *texts(files), "--format", "csv")[1].splitlines()))
-    assert ({len(row) for row in table}, dict(table)["reference 0, judge 0"]) == ({2}, "48")
-    code, out, _ = fovea("judge", "rankings", *words, *runs(files), "--family", "bm25=llm")
-    assert (code, "tau-b" in out, "kappa" in out, "self-preference" in out) == (0, True, True, True), out
+    table = csv.reader(fovea("judge", "agreement", *words, *texts(files), *CSV)[1].splitlines())
+    assert dict(table)["reference 0, judge 0"] == "48"
+    for form in ([], CSV):
+        code, *told = fovea("judge", "rankings", *words, *runs(files), "--family", "bm25=llm", *form)
+        facts = told[bool(form)]
+        assert (code, "tau-b" in facts, "kappa" in facts, "self-preference" in facts) == (0, True, True, True), told
 
 
 def test_an_ensemble_of_label_files_goes_to_standard_output_or_a_file(fovea, files, tmp_path):
@@ -156,8 +161,9 @@ def test_a_mistake_is_one_line_and_an_exit_code_of_its_kind(fovea, tmp_path, wor
 
 def test_a_judge_is_called_better_or_not_and_the_exit_code_says_so(fovea, files):
     common = ["judge", "trust", files / "qrels.txt"]
-    code, out, err = fovea(*common, files / "judgements/query-lift.jsonl", *texts(files), "--no-embedding")
-    assert (code, "better than every baseline" in out, "bm25" in out) == (0, True, True), err
+    for form in ([], CSV):
+        code, *told = fovea(*common, files / "judgements/query-lift.jsonl", *texts(files), "--no-embedding", *form)
+        assert (code, "better than every baseline" in told[bool(form)], "bm25" in told[0]) == (0, True, True), told
     code, out, _ = fovea(*common, files / "judgements/overlap.jsonl", *texts(files), "--no-embedding", "--json")
     assert (code, json.loads(out)["is_better"]) == (1, False)
 
@@ -181,17 +187,18 @@ def test_weights_are_fitted_and_written_as_options(fovea, files, tmp_path):
 
 
 def test_systems_are_compared_in_sentences_scores_corrected_and_labels_planned(fovea, files, tmp_path):
-    code, out, err = fovea("judge", "significance", files / "qrels.txt", *runs(files), "--correction", "max-t")
-    assert (code, "max-t over 3 comparisons" in out) == (0, True), err
+    code, out, err = fovea("judge", "significance", files / "qrels.txt", *runs(files), "--correction", "max-t", *CSV)
+    assert (code, "max-t over 3 comparisons" in err, out.count("\n")) == (0, True, 4), err
     code, out, _ = fovea("judge", "significance", files / "qrels.txt", *runs(files), "--baseline", "bm25", "--json")
     assert {row["second"] for row in json.loads(out)["comparisons"]} == {"bm25"}
     sample = {pair: grade for pair, grade in MINI.labels.items() if int(pair[0]) <= 10}
     (tmp_path / "human.txt").write_text(format_qrels(sample))
     given = [tmp_path / "human.txt", files / "judgements/query-lift.jsonl", *runs(files)]
-    code, out, err = fovea("judge", "corrected", *given)
-    assert (code, "prediction-powered over 10 queries" in out) == (0, True), err
+    code, out, err = fovea("judge", "corrected", *given, *CSV)
+    assert (code, "prediction-powered over 10 queries" in err, "bm25" in out) == (0, True, True), err
     code, out, err = fovea("judge", "budget", *given, "-w", "0.05", "--between", "bm25", "overlap", "--total", "400")
     assert (code, "bm25 − overlap" in out) == (0, True), err
+    assert "\noverlap," in fovea("judge", "budget", *given, "-w", "0.05", *CSV)[1]
     code, out, _ = fovea("judge", "budget", *given, "-w", "0.05", "--json")
     assert len(json.loads(out)["plans"]) == 3
 
@@ -212,8 +219,8 @@ def test_a_collection_of_cranfields_form_is_imported_in_one_command(fovea, tmp_p
 
 def test_preferences_show_the_bias_of_a_model_that_does_not_choose(fovea, files, judging, monkeypatch):
     monkeypatch.setattr(judging.model, "say", lambda _: "A")
-    code, out, err = fovea("judge", "preferences", *texts(files), "--reference", files / "qrels.txt", "-n", "10")
-    assert (code, "0 of 10 comparisons" in out) == (0, True), err
+    code, _, err = fovea("judge", "preferences", *texts(files), "--reference", files / "qrels.txt", "-n", "10", *CSV)
+    assert (code, "0 of 10 comparisons" in err) == (0, True), err
 
 
 @pytest.mark.parametrize(("what", "figure"), [("nuggets", "vital_recall"), ("support", "faithfulness")])
@@ -221,8 +228,7 @@ def test_answers_are_checked_without_a_language_model(fovea, tmp_path, what, fig
     (tmp_path / "p.jsonl").write_text(json.dumps({"id": "1", "text": "The moon makes tides. Bread is baked."}))
     (tmp_path / "a.txt").write_text("The moon makes tides [1].")
     given = ["--passages", tmp_path / "p.jsonl", "--answer", tmp_path / "a.txt", "--how", "similarity"]
-    code, out, err = fovea("judge", what, "what makes tides", *given)
-    assert code == 0, err
-    assert "moon makes tides" in out
+    code, out, err = fovea("judge", what, "what makes tides", *given, *CSV)
+    assert (code, "moon makes tides" in out, figure.replace("_", " ") in err) == (0, True, True), err
     code, out, _ = fovea("judge", what, "what makes tides", *given, "--json")
     assert (code, json.loads(out)[figure]) == (0, 1.0)

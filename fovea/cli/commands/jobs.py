@@ -85,9 +85,10 @@ def result(job_id: JobId, output: OutputFile = None, *, gateway: Connection) -> 
 def _print(screen: Screen, job: Job) -> None:
     if screen.wrote(job):
         return
-    screen.out.print(f"[bold]{job.id}[/]  {colour_status(job.status)}{' (dead letter)' if job.dead else ''}")
+    screen.title(f"[bold]{job.id}[/]  {colour_status(job.status)}{' (dead letter)' if job.dead else ''}")
     error = job.error or {}
     screen.facts({
+        **({"job": job.id, "status": job.status} if screen.form == "csv" else {}),  # which has no title
         "request": f"{job.path} ({job.service})", "progress": f"{job.progress:.0%}", "note": job.note,
         "ahead": job.position, "deliveries": job.attempts, "created": _format_time(job.created),
         "finished": _format_time(job.finished), "expires": _format_time(job.expires),

@@ -30,8 +30,7 @@ def methods(
         rows = [(f"[bold]{escape(one.name)}[/]", ", ".join(one.phases), escape(one.summary)) for one in found]
         screen.table(("method", "acts in", "what it does"), rows, head=False)
     else:
-        screen.text(found[0].help)
-        screen.out.print()
+        screen.title(f"{escape(found[0].help)}\n")
         screen.facts({f"-K {knob}=": about for knob, about in describe_options(found[0].knobs)})
 
 

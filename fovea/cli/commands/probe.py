@@ -112,19 +112,25 @@ def print_report(screen: Screen, report: dict[str, Any]) -> None:
     """Print a report: warnings, numbers and tables; a note says what is not shown."""
     if screen.wrote(report):
         return
-    screen.out.print(f"[bold]{escape(report['title'])}[/]")
+    screen.title(f"[bold]{escape(report['title'])}[/]")
     for warning in report["warnings"]:
         screen.note(f"[yellow]{escape(warning)}[/]")
     digits = 16 if screen.is_tsv else 3
-    screen.facts({name.replace("_", " "): _format_scalar(one, digits) for name, one in report["scalars"].items()})
-    for table in report["tables"]:
-        rows = table["rows"]
-        if len(report["tables"]) > 1:
-            screen.note(f"\n[bold]{escape(table['name'].replace('_', ' '))}[/]")
-        shown = rows if screen.is_tsv else rows[:MAX_ROWS]
-        screen.table(table["columns"], ([escape(format_figure(cell, digits)) for cell in row] for row in shown))
-        if len(shown) < len(rows):
-            screen.note(f"{len(shown)} of {len(rows)} rows are shown. --format tsv or -o FOLDER gives all.")
+    most = None if screen.is_tsv else MAX_ROWS
+    sections = [
+        (
+            table["name"].replace("_", " "),
+            table["columns"],
+            [[escape(format_figure(cell, digits)) for cell in row] for row in table["rows"][:most]],
+        )
+        for table in report["tables"]
+    ]
+    scalars = {name.replace("_", " "): _format_scalar(one, digits) for name, one in report["scalars"].items()}
+    screen.sections(scalars, sections)
+    for table, (name, _, shown) in zip(report["tables"], sections, strict=True):
+        if len(shown) < (count := len(table["rows"])):
+            named = f" of {name}" if len(sections) > 1 else ""
+            screen.note(f"{len(shown)} of {count} rows{named} are shown. --format tsv or -o FOLDER gives all.")
     if grids := [escape(str(grid["name"]).replace("_", " ")) for grid in report["grids"] if "name" in grid]:
         screen.note(f"[dim]Figures: {', '.join(grids)}. -o FOLDER writes them as a page and as SVG.[/]")
 
@@ -133,7 +139,7 @@ def _print_grid(screen: Screen, method: str, report: dict[str, Any]) -> None:
     if screen.wrote(report):
         return
     grid, recall = report["grids"][0], format_figure(report["scalars"]["recall"]["value"])
-    screen.out.print(f"[bold]needle grid with {escape(method)}[/]: mean recall {recall}")
+    screen.title(f"[bold]needle grid with {escape(method)}[/]: mean recall {recall}")
     rows = (
         [f"{tick} %", *(f"{_SHADES[min(int(5 * (value or 0)), 4)]} {format_figure(value)}" for value in values)]
         for tick, values in zip(grid["rows"]["ticks"], grid["values"], strict=True)

@@ -202,14 +202,15 @@ def _build_training(lines: str, qrels: str) -> dict[str, Any]:
 
 def _print_verdict(screen: Screen, judge: str, verdict: dict[str, Any]) -> None:
     grade = "no grade" if verdict["grade"] is None else f"grade {verdict['grade']}"
-    screen.out.print(f"[bold]{grade}[/]  {escape(judge)}")
+    screen.title(f"[bold]{grade}[/]  {escape(judge)}")
     screen.facts({
+        **({"judge": judge, "grade": verdict["grade"]} if screen.form == "csv" else {}),  # which has no title
         **{name: verdict[name] for name in ("reason", "signal", "expected", "votes", "template")},
         "language model": verdict["llm"], "calibration": verdict["calibration"], "tokens": verdict["tokens"] or None,
         "flags": ", ".join(verdict["flags"]), "answer": verdict["answer"],
     })  # fmt: skip
     for text in verdict["rationale"] or ():
-        screen.text(text)
+        screen.title(escape(text))
 
 
 def _print_summary(screen: Screen, done: dict[str, Any], output: Path | None) -> None:

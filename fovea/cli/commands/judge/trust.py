@@ -39,11 +39,11 @@ def trust(
     ((name, labels),) = read_judges([judge]).items()
     found = compute_as_job("trust", gateway, name=name[:60], judge=labels, embedding=embedding, **files)
     if not screen.wrote(found):
-        screen.out.print(f"[bold]{escape(found['statement'])}[/]")
+        screen.title(f"[bold]{escape(found['statement'])}[/]")
         rows = [found["judge"], *found["baselines"]]
         columns = ("pair_order", "tau", "kappa", "lead")
-        head = (cell for name in columns for cell in (name.replace("_", " "), "95 %"))
-        screen.table(("", *head), ((escape(row["name"]), *_format_measures(row, columns)) for row in rows))
+        head = (f"{name.replace('_', ' ')}{more}" for name in columns for more in ("", ", 95 %"))
+        screen.table(("judge", *head), ((escape(row["name"]), *_format_measures(row, columns)) for row in rows))
         for note in found["notes"]:
             screen.note(f"[yellow]{escape(note)}[/]")
     if not found["is_better"]:

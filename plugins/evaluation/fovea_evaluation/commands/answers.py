@@ -54,12 +54,11 @@ def nuggets(
     if screen.wrote(found):
         return
     names = ("vital_recall", "strict_vital_recall", "all_recall", "strict_all_recall", "precision", "f1")
-    screen.facts(_format_figures(found, *names))
-    rows = (
+    held = [
         (support.replace("_", " "), one["importance"], escape(one["text"]))
         for support, one in zip(found["supports"], known, strict=True)
-    )
-    screen.table(("held", "importance", "nugget"), rows)
+    ]
+    screen.sections(_format_figures(found, *names), [("nuggets", ("held", "importance", "nugget"), held)])
 
 
 def support(
@@ -76,8 +75,8 @@ def support(
     found = compute_as_job("support", gateway, answer=answer, **options)
     if screen.wrote(found):
         return
-    screen.facts(_format_figures(found, "citation_precision", "citation_recall", "faithfulness"))
-    rows = (
+    figures = _format_figures(found, "citation_precision", "citation_recall", "faithfulness")
+    rows = [
         (
             one["best"].replace("_", " "),
             escape(one["best_passage"] or "–"),
@@ -85,8 +84,8 @@ def support(
             escape(one["text"]),
         )
         for one in found["sentences"]
-    )
-    screen.table(("best", "passage", "cited", "sentence"), rows)
+    ]
+    screen.sections(figures, [("sentences", ("best", "passage", "cited", "sentence"), rows)])
 
 
 def _format_figures(found: Mapping[str, Any], *names: str) -> dict[str, str]:

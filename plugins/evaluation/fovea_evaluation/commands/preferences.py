@@ -27,7 +27,7 @@ def preferences(
     found = compute_as_job("preferences", gateway, sample=sample, llm=llm, seed=seed, **files)
     if screen.wrote(found):
         return
-    screen.out.print(escape(found["statement"]), highlight=False)
+    screen.title(escape(found["statement"]))
     names = ("consistent", "shown_first", "longer", "accuracy", "single_order_accuracy")
     rows = (
         (
@@ -40,4 +40,4 @@ def preferences(
         for name, row in ((name, found[name]) for name in names)
         if row is not None
     )
-    screen.table(("", "share", "95 %", "cases", "p"), rows)
+    screen.table(("measure", "share", "95 %", "cases", "p"), rows)

@@ -50,13 +50,12 @@ def rankings(
         return
     figures = {"tau-b": "tau_b", "rho": "rho", "tau-AP": "tau_ap", "kappa": "kappa", "alpha": "alpha"}
     figures |= {"self-preference": "self_preference"} if families else {}
-    screen.facts({label: format_figure(found[name]) for label, name in figures.items()})
-    screen.out.print()
-    rows = (
+    facts = {label: format_figure(found[name]) for label, name in figures.items()}
+    rows = [
         (escape(row["system"]), format_figure(row["reference"]), format_figure(row["judge"]), f"{row['shift']:+g}")
         for row in found["systems"]
-    )
-    screen.table(("system", "reference", "judge", "shift"), rows)
+    ]
+    screen.sections(facts, [("systems", ("system", "reference", "judge", "shift"), rows)])
 
 
 def significance(
@@ -80,7 +79,7 @@ def significance(
         ((escape(name), format_figure(value)) for name, value in found["systems"].items()),
     )
     for row in found["comparisons"]:
-        screen.out.print(escape(row["statement"]), highlight=False)
+        screen.title(escape(row["statement"]))
 
 
 def correct_scores(
@@ -108,9 +107,10 @@ def correct_scores(
         )
         for row in found["systems"]
     )
-    screen.table(("system", "judge alone", "people alone", "95 %", "corrected", "95 %", "labels worth"), rows)
+    alone = ("judge alone", "people alone", "people, 95 %")
+    screen.table(("system", *alone, "corrected", "corrected, 95 %", "labels worth"), rows)
     for row in found["differences"]:
-        screen.out.print(escape(row["statement"]), highlight=False)
+        screen.title(escape(row["statement"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +138,13 @@ def budget(
     found = compute("budget", gateway, measure=measure, **aim, **files)
     if screen.wrote(found):
         return
+    columns = ("labelled queries", "± with the judge", "± without")
+    sections = []
     for plan in found["plans"]:
-        screen.out.print(escape(plan["statement"]), highlight=False)
-        screen.table(
-            ("labelled queries", "± with the judge", "± without"),
-            ((str(count), format_figure(helped), format_figure(alone)) for count, helped, alone in plan["curve"]),
-        )
+        screen.title(escape(plan["statement"]))
+        rows = [(str(count), *map(format_figure, widths)) for count, *widths in plan["curve"]]
+        sections.append((plan["target"], columns, rows))
+    screen.sections({}, sections)
 
 
 def leaderboard(

@@ -14,7 +14,7 @@ from fovea.api.steering import SteeringVector
 from fovea.chat import ChatOptions
 from fovea.cli.common_options import GatewayOptions, Model
 from fovea.cli.option_groups import CommandApp
-from fovea.cli.output import Screen
+from fovea.cli.output import Screen, Section
 from fovea.cli.text_files import read_text
 from fovea.errors import Malformed, in_field
 
@@ -140,14 +140,14 @@ def _read_texts(given: list[str], option: str) -> list[str]:
 def _print_vector(screen: Screen, vector: SteeringVector) -> None:
     if screen.wrote(vector):
         return
-    screen.text(f"{vector.id} of {vector.model}, from {vector.positive} and {vector.negative} prompts")
+    screen.title(f"{escape(vector.id)} of {escape(vector.model)}, from {vector.positive} and {vector.negative} prompts")
     rows = [
         (str(one.layer), f"{one.norm:.2f}", f"{one.activation_norm:.1f}", f"{one.separation:.2f}")
         for one in vector.layers
     ]
-    screen.table(("layer", "length", "activations' length", "separation"), rows)
-    if vector.strength is None:
-        return
-    screen.text(f"by default in layer {vector.layer}, strength {vector.strength:g}; perplexity of plain text there:")
-    effects = [(f"{one.strength:g}", f"{one.perplexity:.1f}") for one in vector.side_effects]
-    screen.table(("strength", "perplexity"), effects)
+    sections: list[Section] = [("layers", ("layer", "length", "activations' length", "separation"), rows)]
+    if vector.strength is not None:
+        screen.title(f"by default in layer {vector.layer}, strength {vector.strength:g}")
+        effects = [(f"{one.strength:g}", f"{one.perplexity:.1f}") for one in vector.side_effects]
+        sections.append(("perplexity of plain text there", ("strength", "perplexity"), effects))
+    screen.sections({}, sections)
