@@ -16,7 +16,7 @@ from fovea.errors import InvalidOption, Malformed
 from fovea_dicom.bodies import MAX_UNPACKED_BYTES, NamedFile, is_dicom
 from fovea_dicom.derived_objects import MaskFinding, build_report, build_segmentation, to_bytes
 from fovea_dicom.geometry import count_frames, find_pixel_size
-from fovea_dicom.reading import count_inflated, read_object
+from fovea_dicom.reading import count_inflated, decode_stored, read_object
 from fovea_dicom.schemas import CorrectionOut
 from fovea_dicom.sources import fill_identity
 from fovea_dicom.study import sort_out
@@ -74,7 +74,7 @@ def correct_segmentation(
     )
 
 
-def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
+def read_masks(segmentation: FileDataset) -> dict[Frame, Mask]:
     """Return the masks of a segmentation by the frames that they derive from; segments of one frame are united.
 
     Of fractions, such as probabilities, those from a half belong to the mask.
@@ -83,10 +83,10 @@ def read_masks(segmentation: Dataset) -> dict[Frame, Mask]:
     """
     found: dict[Frame, Mask] = {}
     try:
-        pixels = np.asarray(segmentation.pixel_array)
+        pixels = np.stack([decode_stored(segmentation, index) for index in range(count_frames(segmentation))])
         is_fractional = segmentation.get("SegmentationType") == "FRACTIONAL"
         least = int(segmentation.MaximumFractionalValue) / 2 if is_fractional else 1
-        masks = (pixels >= least).reshape(-1, *pixels.shape[-2:])
+        masks = pixels >= least
         for group, mask in zip(segmentation.PerFrameFunctionalGroupsSequence, masks, strict=True):
             for item in group.get("DerivationImageSequence") or ():
                 for source in item.get("SourceImageSequence") or ():
@@ -114,7 +114,7 @@ def _read_segmentation(file: NamedFile) -> FileDataset:
     return found
 
 
-def _find_sources(pictures: Sequence[NamedFile], before: Dataset) -> tuple[list[FileDataset], list[str]]:
+def _find_sources(pictures: Sequence[NamedFile], before: FileDataset) -> tuple[list[FileDataset], list[str]]:
     """The pictures of the series that a segmentation is of, and why others are left out."""
     series = {str(one.get("SeriesInstanceUID")) for one in before.get("ReferencedSeriesSequence") or ()}
     (rows, skipped), instances = sort_out(pictures), {instance for instance, _ in read_masks(before)}

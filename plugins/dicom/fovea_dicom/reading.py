@@ -28,6 +28,7 @@ from pydicom.uid import (
 
 from fovea.errors import Malformed, TooLarge, UnsupportedMedia
 from fovea_dicom.bodies import is_dicom
+from fovea_dicom.decoder_child import DECODER_CHILD, banish_decoders
 from fovea_dicom.geometry import count_frames
 from fovea_dicom.sources import copy_object
 from fovea_dicom.windowing import GreyWindow, to_grey
@@ -44,6 +45,7 @@ Picture = NDArray[np.uint8]
 config.settings.reading_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 logging.getLogger("highdicom").setLevel(logging.CRITICAL)
+CHILD_SYNTAXES = banish_decoders()
 
 
 def read_object(data: bytes) -> FileDataset:
@@ -125,30 +127,40 @@ def read_frame(
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
         name = getattr(syntax, "name", "an unnamed transfer syntax")
         hints = {str(JPEGExtended12Bit): GPL_HINT} | {str(one): FILM_HINT for one in MPEGTransferSyntaxes}
-        detail = f"Frame {index} can't be decoded ({name}). {hints.get(str(syntax), 'The file may be damaged.')}"
+        detail = f"Frame {index + 1} can't be decoded ({name}). {hints.get(str(syntax), 'The file may be damaged.')}"
         raise UnsupportedMedia(detail, field="files") from error
     if grey is None:
         return _eight_bits(raw[..., :3], dataset, is_palette=photometric == "PALETTE COLOR")
     if raw.shape != (rows, columns):
-        raise UnsupportedMedia(f"Frame {index} is not {columns} × {rows} as its header says.")
+        raise UnsupportedMedia(f"Frame {index + 1} is not {columns} × {rows} as its header says.")
     return np.ascontiguousarray(np.broadcast_to(grey[..., None], (*grey.shape, 3)))
 
 
 def _decode(dataset: FileDataset, index: int) -> NDArray[Any]:
-    """Pixels of a frame as they are stored; a panic of the plug-in for run lengths, in Rust, becomes a ValueError."""
+    """Pixels of a frame as they are stored."""
     stored, high, allocated = (int(dataset.get(name) or 0) for name in ("BitsStored", "HighBit", "BitsAllocated"))
     shift = 0 if dataset.file_meta.TransferSyntaxUID.is_encapsulated else high + 1 - stored
-    if is_shifted := 0 < shift <= allocated - stored:  # pydicom takes the lowest bits of each word
-        dataset = copy_object(dataset)
-        dataset.BitsStored = high + 1
+    if not 0 < shift <= allocated - stored:
+        return decode_stored(dataset, index)
+    dataset = copy_object(dataset)  # pydicom takes the lowest bits of each word
+    dataset.BitsStored = high + 1
+    return decode_stored(dataset, index) >> shift
+
+
+def decode_stored(dataset: FileDataset, index: int) -> NDArray[Any]:
+    """A frame as pydicom's `pixel_array` returns it; the child reads what no decoder here does.
+
+    A panic of the plug-in for run lengths, in Rust, becomes a ValueError.
+    """
     try:
-        raw = np.asarray(pixel_array(dataset, index=index))
-        return raw >> shift if is_shifted else raw
+        return np.asarray(pixel_array(dataset, index=index))
     except BaseException as error:
         # A panic is not an Exception, so it would bypass the error handlers, and its class can't be imported.
-        if type(error).__name__ != "PanicException":
+        if type(error).__name__ == "PanicException":
+            raise ValueError("The decoder broke off.") from None
+        if not isinstance(error, Exception) or str(dataset.file_meta.TransferSyntaxUID) not in CHILD_SYNTAXES:
             raise
-        raise ValueError("The decoder broke off.") from None
+    return DECODER_CHILD.decode(dataset, index)
 
 
 def _with_little_endian_palette(dataset: FileDataset) -> Dataset:
