@@ -1,88 +1,19 @@
 """Landmark networks: the two that landmark attention was published in, a GPT without biases, and LLaMA.
 
-Their base class has the pass over all tokens; streaming is in `session`. Knows the keys of the official checkpoints.
+Knows the official checkpoints' keys, key for key; the pass over all tokens and streaming are in `session`.
 """
 
-from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fovea_memory.mixers.landmark.attention import landmark_softmax, regular_softmax
-from fovea_memory.mixers.landmark.session import LandmarkSession
+from fovea_memory.mixers.landmark.session import LandmarkLM
 from fovea_memory.mixers.rope import rotate_halves, rotate_pairs
 from shared.lm.blocks import LlamaBlock, RMSNorm
 from shared.lm.config import DecoderConfig
 from shared.registry import builder
-
-
-class LandmarkLM(nn.Module):
-    """Base of both networks: the uncached forward pass of training, and sessions.
-
-    Attributes:
-        block: Ordinary tokens L of a block.
-        landmark_id: The token that closes one.
-        context: Longest sequence that it was trained on, landmarks included.
-        max_blocks: Older blocks that a token may read in the uncached forward pass; None is all. Training sets it.
-    """
-
-    optional: tuple[str, ...]
-    """Endings of keys that a checkpoint may carry and that hold nothing to load."""
-
-    def __init__(self, block: int, landmark_id: int, context: int) -> None:
-        super().__init__()
-        self.block, self.landmark_id, self.context = block, landmark_id, context
-        self.max_blocks: int | None = None
-
-    layers: Any
-
-    @abstractmethod
-    def embed(self, ids: Tensor) -> Tensor:
-        """Residual stream [B,T,D] of tokens."""
-
-    @abstractmethod
-    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Rotary positions on x [...,d]."""
-
-    @abstractmethod
-    def logits(self, x: Tensor) -> Tensor:
-        """Final norm and output matrix."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits [B,T,V] of `ids` [B,T], landmarks among them: the uncached form, as trained."""
-        at = torch.arange(ids.shape[1], device=ids.device)
-        landmark = ids == self.landmark_id
-        x = self.embed(ids)
-        for block in self.layers:
-            q, k, v = (part.transpose(1, 2) for part in block.project(x))
-            mixed = self.attend(self.rotate(q, at), self.rotate(k, at), v, landmark)
-            x = x + block.output(mixed.transpose(1, 2))
-            x = x + block.feed(x)
-        return self.logits(x)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, landmark: Tensor) -> Tensor:
-        """Attention [B,H,T,d] in the cheapest form that the landmarks [B,T] allow."""
-        if not bool(landmark.any()):  # one open block: plain causal attention
-            return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        at = torch.arange(q.shape[2], device=q.device)
-        regular = bool((landmark == ((at + 1) % (self.block + 1) == 0)).all())
-        weights = (
-            regular_softmax(scores, self.block, self.max_blocks) if regular else landmark_softmax(scores, landmark)
-        )
-        return weights @ v
-
-    def session(self, batch: int = 1, **options: Any) -> LandmarkSession:
-        """Start a stream that is read chunk by chunk; options are those of `LandmarkSession`."""
-        return LandmarkSession(self, batch, **options)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load official weights; buffers that the network makes itself may be in the file or not."""
-        kept = {key: value for key, value in state_dict.items() if not key.endswith(self.optional)}
-        return super().load_state_dict(kept, strict=strict, assign=assign)
 
 
 class _Attention(nn.Module):
