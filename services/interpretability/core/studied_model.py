@@ -126,7 +126,7 @@ class StudiedModel:
         return [(l, h) for l in range(self.layers) for h in range(self.heads) if (l, h) not in chosen]
 
     def check_heads(self, heads: Sequence[Sequence[int]], field: str = "heads") -> list[tuple[int, int]]:
-        """Return each head once, as (layer, head); `InvalidOption` if one is no pair or not of this model."""
+        """Return each head once, as (layer, head); `InvalidOption` if one is not a pair or not of this model."""
         for head in heads:
             if len(head) != 2 or not (0 <= head[0] < self.layers and 0 <= head[1] < self.heads):
                 sizes = f"layers 0…{self.layers - 1} with heads 0…{self.heads - 1}"

@@ -42,7 +42,7 @@ class BlockCsr:
             first: Number of the first block of queries.
 
         Raises:
-            ValueError: The mask is no boolean [h, rows, columns], or a size is not positive.
+            ValueError: The mask is not a boolean [h, rows, columns], or a size is not positive.
         """
         key_block = block if key_block is None else key_block
         if mask.dim() != 3 or mask.dtype != torch.bool or block < 1 or key_block < 1 or first < 0:

@@ -16,7 +16,7 @@ router = APIRouter()
 
 
 def get_judge(request: Request, name: str | None) -> Judge[Any]:
-    """The loaded judge of that name (None: default); `NotFound` without one, `InvalidOption` if it is no judge."""
+    """The loaded judge of that name (None: default); `NotFound` without one, `InvalidOption` if it is not a judge."""
     found = request.app.state.host.servable(name, "judge")
     if not isinstance(found, Judge):
         raise InvalidOption(f"The model {name!r} is not a judge.", field="model")

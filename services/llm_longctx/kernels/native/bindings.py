@@ -52,7 +52,7 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
 def open_library(file: Path) -> ctypes.CDLL:
     """Load one library and declare its functions, so that addresses go in as plain numbers.
 
-    Raises OSError: it is no library, or the system does not let this process run it.
+    Raises OSError: it is not a library, or the system does not let this process run it.
     """
     library = ctypes.CDLL(str(file))
     if not library.fovea_may_run():
