@@ -99,8 +99,8 @@ PRESSES = {
 PARTS = (
     Part(1024, "agnostic", NEEDLES, 50, presses=PRESSES),
     Part(1024, "aware", NEEDLES, 15),
-    Part(4096, "agnostic", NEEDLES[:1], 7, presses=dict.fromkeys(("keydiff", "knorm"), 3)),
-    Part(4096, "agnostic", NEEDLES[:1], 10, model=GEMMA),
+    Part(4096, "agnostic", NEEDLES[:1], 24, presses=dict.fromkeys(("keydiff", "knorm"), 3)),
+    Part(4096, "agnostic", NEEDLES[:1], 32, model=GEMMA),
 )
 
 
