@@ -43,8 +43,8 @@ DESCRIPTION = (
 """What a decoder must know of a frame; nothing else, such as a patient's name, goes to the child."""
 
 
-def banish_decoders() -> frozenset[str]:
-    """Take GDCM and libjpeg from pydicom's decoders in this process, and return the syntaxes that this concerns.
+def remove_unsafe_decoders() -> frozenset[str]:
+    """Remove GDCM and libjpeg from pydicom's decoders in this process; return the syntaxes that they decode.
 
     pylibjpeg is libjpeg for these JPEGs only; for others it is OpenJPEG or a decoder of run lengths.
     """
@@ -56,7 +56,7 @@ def banish_decoders() -> frozenset[str]:
 
 
 class DecoderChild:
-    """Decodes frames in a child process, which starts at the first and again after one that it died of."""
+    """Decodes frames in a child process, which starts with the first frame, and anew after a frame that ended it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -75,13 +75,13 @@ class DecoderChild:
         return cast("NDArray[Any]", np.load(io.BytesIO(answer), allow_pickle=False))
 
     def _ask(self, question: bytes) -> bytes:
-        """The child's answer; empty if there is none, or the child died of the question."""
+        """The child's answer; empty if it can't decode the frame, takes too long, or was ended by it."""
         if self._child is None:
             self._child = subprocess.Popen(  # our own interpreter
                 [sys.executable, "-m", "fovea_dicom.decoder_child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # their messages may quote the file
+                stderr=subprocess.DEVNULL,  # messages of decoders may quote the file
                 env=environment(),
                 start_new_session=True,  # Ctrl-C is for its parent, whose end closes its input
             )
@@ -135,7 +135,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what decoders print must not get between the answers
     while (question := _receive(sys.stdin.buffer)) is not None:
         out = io.BytesIO()
-        with suppress(Exception):  # of whatever kind: the frame can't be decoded
+        with suppress(Exception):  # whatever a decoder raises means that it can't decode the frame
             np.save(out, pixel_array(dcmread(io.BytesIO(question), force=True), index=0))
         _send(answers, out.getvalue())
 

@@ -66,21 +66,6 @@ def build_segmentation(
     are (frames, h, w), some pixel set; empty frames are left out. The new version of what a person (`creator`) corrects
     is in the same series and tracks the same.
     """
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name=model, version=version, family=codes.DCM.ArtificialIntelligence, source=MANUFACTURER
-    )
-    segment = hd.seg.SegmentDescription(
-        segment_number=1,
-        segment_label=label,
-        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-        segmented_property_type=POLYP if label == "polyp" else codes.SCT.Lesion,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC
-        if corrects is not None
-        else hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm,
-        tracking_uid=hd.UID() if corrects is None else corrects.SegmentSequence[0].get("TrackingUID") or hd.UID(),
-        tracking_id=f"{label} 1",
-    )
     number = 1 if corrects is None else int(corrects.get("InstanceNumber") or 1) + 1
     is_placed = has_geometry(sources)
     with warnings.catch_warnings():
@@ -89,7 +74,7 @@ def build_segmentation(
             source_images=sources if is_placed else make_geometry(sources),
             pixel_array=masks,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[segment],
+            segment_descriptions=[_describe_segment(label, model, version, corrects)],
             series_instance_uid=hd.UID() if corrects is None else corrects.SeriesInstanceUID,
             series_number=SEG_SERIES if corrects is None else corrects.get("SeriesNumber") or SEG_SERIES,
             sop_instance_uid=hd.UID(),
@@ -116,6 +101,23 @@ def build_segmentation(
             )
         ]
     return found
+
+
+def _describe_segment(label: str, model: str, version: str, corrects: Dataset | None) -> hd.seg.SegmentDescription:
+    """What the segment is and who made it: the model alone, or a person with it."""
+    kinds = hd.seg.SegmentAlgorithmTypeValues
+    return hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label=label,
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=POLYP if label == "polyp" else codes.SCT.Lesion,
+        algorithm_type=kinds.AUTOMATIC if corrects is None else kinds.SEMIAUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=model, version=version, family=codes.DCM.ArtificialIntelligence, source=MANUFACTURER
+        ),
+        tracking_uid=hd.UID() if corrects is None else corrects.SegmentSequence[0].get("TrackingUID") or hd.UID(),
+        tracking_id=f"{label} 1",
+    )
 
 
 def build_report(

@@ -28,7 +28,7 @@ from pydicom.uid import (
 
 from fovea.errors import Malformed, TooLarge, UnsupportedMedia
 from fovea_dicom.bodies import is_dicom
-from fovea_dicom.decoder_child import DECODER_CHILD, banish_decoders
+from fovea_dicom.decoder_child import DECODER_CHILD, remove_unsafe_decoders
 from fovea_dicom.geometry import count_frames
 from fovea_dicom.sources import copy_object
 from fovea_dicom.windowing import GreyWindow, to_grey
@@ -45,7 +45,7 @@ Picture = NDArray[np.uint8]
 config.settings.reading_validation_mode = config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 logging.getLogger("highdicom").setLevel(logging.CRITICAL)
-CHILD_SYNTAXES = banish_decoders()
+CHILD_SYNTAXES = remove_unsafe_decoders()
 
 
 def read_object(data: bytes) -> FileDataset:
@@ -148,7 +148,7 @@ def _decode(dataset: FileDataset, index: int) -> NDArray[Any]:
 
 
 def decode_stored(dataset: FileDataset, index: int) -> NDArray[Any]:
-    """A frame as pydicom's `pixel_array` returns it; the child reads what no decoder here does.
+    """A frame as pydicom's `pixel_array` returns it; the child process decodes what this one can't.
 
     A panic of the plug-in for run lengths, in Rust, becomes a ValueError.
     """

@@ -66,15 +66,13 @@ class EngineCore:
                 bytes to heads that stream; kernels read runs of pages and don't care.
             backend: `auto`, or a back end of `services.llm_longctx.kernels.backends()`.
             max_batch: Sequences that are decoded at a time; what is driven by hand does not count.
-            kv_bytes: Most bytes of keys and values that are held. One sequence of the model's whole context always
-                fits.
+            kv_bytes: Most bytes of keys and values that are held; one sequence of the whole context always fits.
             weights_sha256: Digest of the weights, against which plans are checked.
             packed: Few-bit matrices by official key that decode steps are made with, as in `NativeDecoder`.
             monitor: Compares a share of the answers with dense attention; None compares none.
             prefix_block: As in `PrefixCache`; None is a page.
             threads: As in `Scheduler`.
-            cache_bits: Default format of older entries, or 16 for the decoder's own type. Pages of few bits have
-                16 entries.
+            cache_bits: Default format of older entries, 16 for the decoder's type; few bits need pages of 16 entries.
             team: The processes that hold the decoder together; `net` is this one's part then.
             channel: From the first of them to the others.
 

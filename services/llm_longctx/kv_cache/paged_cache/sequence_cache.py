@@ -329,10 +329,7 @@ class PagedCache:
                 self.virtual.absorb(at, self.pool, start, self.pool.keys[leaving], self.pool.values[leaving])
 
     def truncate(self, count: int) -> None:
-        """Forget the last `count` entries of all heads, which were appended by steps; no head is cut.
-
-        Raises ValueError: a head is cut, or has not so many entries of its own.
-        """
+        """Forget the last `count` entries of all heads. Raises ValueError: a head is cut, or shares some of them."""
         if not count:
             return
         if self.cut.any() or (self.own.n < count).any():
