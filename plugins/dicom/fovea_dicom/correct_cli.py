@@ -12,7 +12,7 @@ from fovea.cli.common_options import GatewayOptions
 from fovea.cli.job_progress import run_as_job
 from fovea.errors import NotFound
 from fovea.picture import read_path
-from fovea_dicom.segment_study import PACS, PATH, is_dicom, list_files
+from fovea_dicom.segment_study import PACS, PATH, is_dicom, list_files, unpack
 
 
 def correct(
@@ -21,7 +21,7 @@ def correct(
         list[Path], typer.Argument(metavar="MASK…", exists=True, help="Edited PNGs, their folder, or a DICOM SEG.")
     ],
     pictures: Annotated[
-        str, typer.Option("--pictures", "-p", help="The study that was segmented: FILE, FOLDER or pacs:STUDY_UID.")
+        str, typer.Option("--pictures", "-p", help="The study that was segmented: FILE, FOLDER, zip or pacs:STUDY_UID.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("out"),
     creator: Annotated[str, typer.Option(help="Name of the corrector; stored in the segmentation.")] = "",
@@ -36,10 +36,11 @@ def correct(
     if pictures.startswith(PACS):
         form["study"] = pictures.removeprefix(PACS)
     else:
-        files = [row for row in list_files(pictures) if is_dicom(row[1])]
-        if not files:
-            raise NotFound(f"There is no DICOM file in {pictures}.", hint="Name the study that was segmented.")
-        parts |= {f"files{place}": _read(*row) for place, row in enumerate(files)}
+        with unpack(pictures) as folder:
+            files = [row for row in list_files(folder) if is_dicom(row[1])]
+            if not files:
+                raise NotFound(f"There is no DICOM file in {pictures}.", hint="Name the study that was segmented.")
+            parts |= {f"files{place}": _read(*row) for place, row in enumerate(files)}
     with gateway.open() as client:
         call = Call("POST", f"{PATH}/corrections", read_json, files=parts, form=form)
         found: dict[str, Any] = run_as_job(client, screen, call)

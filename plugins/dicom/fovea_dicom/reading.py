@@ -37,6 +37,8 @@ from shared.vision.limits import DEFAULT_BOUNDS, DecodeBounds
 MAX_FRAMES = 2000
 PIECE = 2**16
 """Bytes of a deflated file that are inflated at once, into at most 256 times as many."""
+DESCRIPTIONS = ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "PixelRepresentation")
+"""Attributes without which no pixels are decoded."""
 FILM_HINT = "Films in MPEG are not read. Export their frames, or the film as JPEG."
 GPL_HINT = "The plugin pylibjpeg-libjpeg reads 12 bits; its licence is GPL-3.0, so install it yourself."
 
@@ -61,6 +63,8 @@ def read_object(data: bytes) -> FileDataset:
     except Exception as error:  # pydicom raises whatever a damaged file trips over
         hint = "A DICOM file has the letters DICM behind its first 128 bytes."
         raise Malformed("The file can't be read as DICOM.", hint=hint, field="files") from error
+    if not found:  # of a file that ends within its pixels pydicom drops everything
+        raise Malformed("The file ends early, or is empty.", hint="Copy or export it again.", field="files")
     if "TransferSyntaxUID" not in found.file_meta:
         is_implicit, is_little = found.original_encoding
         explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
@@ -127,7 +131,9 @@ def read_frame(
         syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
         name = getattr(syntax, "name", "an unnamed transfer syntax")
         hints = {str(JPEGExtended12Bit): GPL_HINT} | {str(one): FILM_HINT for one in MPEGTransferSyntaxes}
-        detail = f"Frame {index + 1} can't be decoded ({name}). {hints.get(str(syntax), 'The file may be damaged.')}"
+        missing = [one for one in DESCRIPTIONS if dataset.get(one) is None]
+        reason = f"Its header lacks {', '.join(missing)}." if missing else "The file may be damaged."
+        detail = f"Frame {index + 1} can't be decoded ({name}). {hints.get(str(syntax), reason)}"
         raise UnsupportedMedia(detail, field="files") from error
     if grey is None:
         return _eight_bits(raw[..., :3], dataset, is_palette=photometric == "PALETTE COLOR")

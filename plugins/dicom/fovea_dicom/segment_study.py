@@ -1,4 +1,4 @@
-"""DICOM: a FILE or FOLDER, or pacs:STUDY_UID, becomes a segmentation, a report, a strip and the facts of each series.
+"""DICOM: a FILE, FOLDER or zip, or pacs:STUDY_UID, becomes a segmentation, a report, a strip and facts of each series.
 
 The handler of these sources for `fovea segment`. It sends files as they are, in archives below the gateway's limit, and
 reads nothing of them except their mark.
@@ -8,9 +8,12 @@ import base64
 import io
 import json
 import re
+import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from fovea.cli.common_options import Connection
 from fovea.cli.input_files import make_unique, split_by_size
 from fovea.cli.job_progress import job_result
 from fovea.cli.output import Screen
+from fovea.errors import Malformed, NotFound
 from fovea_dicom import bodies
 
 PACS = "pacs:"
@@ -29,8 +33,8 @@ MAX_ARCHIVE_BYTES = 48 * 2**20
 
 
 def accepts(source: str) -> bool:
-    """Whether a source is a DICOM file, a folder that holds one, or names a study of the PACS."""
-    return source.startswith(PACS) or any(is_dicom(path) for _, path in list_files(source))
+    """Whether a source is a DICOM file, a folder that holds one, a zip archive, or names a study of the PACS."""
+    return source.startswith(PACS) or _is_zip(source) or any(is_dicom(path) for _, path in list_files(source))
 
 
 def run(
@@ -39,10 +43,13 @@ def run(
     """Segment studies as jobs, and save SEG, report, strip, masks and facts of each series to a folder."""
     known = {name: str(value) for name, value in options.items() if value is not None}
     params, taken = {**known, "include": "segmentation,report,strip,masks"}, set[str]()
-    single = [source for source in sources if Path(source).is_file()]  # as a shell lists those of one series
-    with connection.open() as client:
+    with connection.open() as client, ExitStack() as opened:
+        places = {source: opened.enter_context(unpack(source)) for source in sources}
+        single = [
+            source for source in sources if Path(places[source]).is_file()
+        ]  # as a shell lists those of one series
         for group in [single, *([source] for source in sources if source not in single)]:
-            for call in _build_calls(group, params, screen):
+            for call in _build_calls([places[source] for source in group], params, screen):
                 with job_result(client, screen, call, group[0]) as found:
                     save_series(found, output, screen, taken)
 
@@ -60,11 +67,35 @@ def _build_calls(sources: Sequence[str], params: Mapping[str, str], screen: Scre
     # Archives of files, each below the limits.
     sized = split_by_size([row for row in files if is_dicom(row[1])], MAX_ARCHIVE_BYTES)
     parts = [part[at : at + bodies.MAX_FILES] for part in sized for at in range(0, len(part), bodies.MAX_FILES)]
+    if sources and not parts:  # only of an archive: others are not accepted
+        raise NotFound("There is no DICOM file in the archive.", hint="Unpack it and name the pictures in it.")
     if len(parts) > 1:
         screen.note(f"The files go in {len(parts)} parts; a series in two of them is answered twice.")
     for part in parts:
         headers = {"content-type": "application/zip"}
         yield Call("POST", PATH, read_json, content=zip_files(part), params=dict(params), headers=headers)
+
+
+@contextmanager
+def unpack(source: str) -> Iterator[str]:
+    """A folder with the files of a zip archive; any other source as it is.
+
+    Raises Malformed: the archive can't be read.
+    """
+    if not _is_zip(source):
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix="fovea-study-") as folder:
+        try:
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(folder)
+        except (zipfile.BadZipFile, RuntimeError, OSError, zlib.error) as error:  # RuntimeError: it has a password
+            raise Malformed(f"{source} can't be unpacked: {error}.", hint="Unpack it, and name the folder.") from error
+        yield folder
+
+
+def _is_zip(source: str) -> bool:
+    return Path(source).is_file() and zipfile.is_zipfile(source)
 
 
 def list_files(source: str) -> list[tuple[str, Path]]:
@@ -113,7 +144,9 @@ def save_series(found: dict[str, Any], output: Path, screen: Screen, taken: set[
         written += _save_masks(series, output, f"{stem}.masks")
         (output / f"{stem}.json").write_text(json.dumps({**series, "model": found["model"]}, indent=1))
         if not screen.wrote({**series, "model": found["model"], "written": [*written, f"{stem}.json"]}):
-            screen.out.print(f"[bold]{escape(stem)}[/] {_summarise(series)}", highlight=False)
+            first, *others = (one["file"] for one in series["instances"])
+            files = f"{first} and {len(others)} more files" if others else first
+            screen.out.print(f"[bold]{escape(stem)}[/] ({escape(files)}) {_summarise(series)}", highlight=False)
         for warning in (*series["warnings"], *_sum_frame_warnings(series)):
             screen.note(f"[yellow]{escape(warning)}[/]")
     for warning in found["warnings"]:

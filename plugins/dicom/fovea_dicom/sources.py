@@ -32,6 +32,7 @@ EMPTY = (
 FORMS = {
     "PatientBirthDate": r"\d{8}", "StudyDate": r"\d{8}", "PatientSex": "[FMO]",
     "StudyTime": r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?",
+    "AccessionNumber": r".{1,16}", "StudyID": r".{1,16}",
 }  # fmt: skip
 """Forms of values that no derived object may repeat otherwise: others are left out."""
 UNICODE = "ISO_IR 192"
@@ -40,12 +41,10 @@ STACK = "1"
 """All frames of a series without geometry form one stack, in the order of the segmentation's frames."""
 STILL, FILM = SecondaryCaptureImageStorage, MultiFrameTrueColorSecondaryCaptureImageStorage
 """Classes that stand in for those of sources while highdicom builds an object."""
-UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
 def fill_identity(sources: Sequence[Dataset]) -> list[Dataset]:
-    """Copies with the attributes that every derived object repeats; missing ids are generated once for all copies."""
-    made = {name: generate_uid() for name in UIDS[:2]}
+    """Copies with the attributes that every derived object repeats."""
     found = []
     for source in sources:
         one = copy_object(source)
@@ -56,9 +55,6 @@ def fill_identity(sources: Sequence[Dataset]) -> list[Dataset]:
             text = str(one.get(name) or "")
             if not re.fullmatch(form, text) or (name.endswith("Date") and not _is_date(text)):
                 setattr(one, name, "")
-        for name in UIDS:
-            if not one.get(name):
-                setattr(one, name, made.get(name) or generate_uid())
         one.SpecificCharacterSet = UNICODE
         found.append(one)
     return found

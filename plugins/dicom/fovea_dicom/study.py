@@ -42,6 +42,8 @@ SHARED_FACTS = {"empty", "area", "component_count", "max_probability", "mean_pro
 """Fields of a frame's answer that say what the model's do."""
 STRIP_HEIGHT, STRIP_FRAMES = 160, 24
 MOST_RENDERED = 200
+MOST_NAMED = 20
+"""Unreadable files in the error where no file can be read."""
 DETECTOR_NOTE = (
     "The pixels' size is that of the detector: areas in mm² are too large by the square of the magnification."
 )
@@ -227,16 +229,19 @@ def render_frames(files: Sequence[NamedFile], bounds: DecodeBounds, window: str 
 
 
 def _refuse(skipped: Sequence[str]) -> UnsupportedMedia:
-    hint = skipped[0] if skipped else None
+    more = [f"{len(skipped) - MOST_NAMED} more files."] if len(skipped) > MOST_NAMED else []
+    hint = " ".join([*skipped[:MOST_NAMED], *more]) or None
     return UnsupportedMedia("There is no picture that can be read.", hint=hint, field="files")
 
 
 def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]], list[str]]:
     """Return pictures with their names in the order of series and instances, and why the others were skipped.
 
-    The first of several copies of an object counts.
+    The first of several objects with one UID counts. Missing UIDs are made of the file's bytes, and those of studies
+    and series of a patient's first such object, so that masks that come back belong to the same.
     """
-    pictures, skipped, known = list[tuple[str, FileDataset]](), list[str](), dict[str, str]()
+    pictures, skipped, known = list[tuple[str, FileDataset]](), list[str](), dict[str, tuple[str, bytes]]()
+    made = dict[tuple[str, ...], str]()
     room = MAX_UNPACKED_BYTES
     for name, data in files:
         try:
@@ -245,14 +250,21 @@ def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]],
         except FoveaError as error:
             skipped.append(f"{name}: {error.detail}")
             continue
-        if not found.get("SOPInstanceUID"):  # by its bytes, so that masks that come back belong to the same object
+        if not found.get("SOPInstanceUID"):
             found.SOPInstanceUID = generate_uid(entropy_srcs=[hashlib.sha256(data).hexdigest()])
         instance = str(found.SOPInstanceUID)
+        owner = str(found.get("PatientID")), str(found.get("StudyInstanceUID") or "")
+        for level in ("StudyInstanceUID", "SeriesInstanceUID"):
+            if not found.get(level):
+                uid = generate_uid(entropy_srcs=[instance, level])
+                setattr(found, level, made.setdefault((level, *owner), uid))
         if has_pixels(found) and instance in known:
-            skipped.append(f"{name}: the same object as {known[instance]}.")
+            first, pixels = known[instance]
+            is_copy = found.PixelData == pixels
+            skipped.append(f"{name}: {'the same object as' if is_copy else 'other pixels under the UID of'} {first}.")
         elif has_pixels(found):
             pictures.append((name, found))
-            known[instance] = name
+            known[instance] = name, found.PixelData
         elif "DirectoryRecordSequence" in found:
             skipped.append(f"{name}: an index of files (DICOMDIR) without a picture.")
         else:

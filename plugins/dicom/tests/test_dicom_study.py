@@ -208,17 +208,22 @@ async def test_what_is_no_picture_is_skipped_and_says_why():
     mpeg = film(picture(), NumberOfFrames=9, PixelData=encapsulate([bytes(200)]))
     mpeg.file_meta.TransferSyntaxUID = uid.MPEG4HP41
     mpeg["PixelData"].VR = "OB"
-    found = await segment(b"no", film(picture((1, 1, 3))), report, nothing, broken, mpeg)
+    bare = film(picture())
+    del bare.SamplesPerPixel
+    cut = to_file(mpeg)[:-50]
+    found = await segment(b"no", film(picture((1, 1, 3))), report, nothing, broken, mpeg, cut, bare)
+    told = {
+        "File 1": "The file can't be read as DICOM.", "File 3": "SR without a picture.",
+        "File 4": "an object without a picture.", "File 5": "The file may be damaged.",
+        "File 6": "Films in MPEG are not read. Export their frames, or the film as JPEG.",
+        "File 7": "The file ends early, or is empty.", "File 8": "Its header lacks SamplesPerPixel.",
+    }  # fmt: skip
+    reasons = dict(one.split(": ", 1) for one in found.skipped)
+    assert {name: text[-len(told[name]) :] for name, text in reasons.items()} == told
     assert found.frames == 1
-    assert found.skipped[:3] == [
-        "File 1: The file can't be read as DICOM.",
-        "File 3: SR without a picture.",
-        "File 4: an object without a picture.",
-    ]
-    assert found.skipped[3].startswith("File 5: ")
-    assert found.skipped[4].endswith("Films in MPEG are not read. Export their frames, or the film as JPEG.")
     assert len(found.series) == 1
-    for files, hint in (([report], "File 1: SR without a picture."), ([], None)):
+    many = " ".join(f"File {n}: SR without a picture." for n in range(1, 21)) + " 3 more files."
+    for files, hint in (([report], "File 1: SR without a picture."), ([], None), (23 * [report], many)):
         with pytest.raises(UnsupportedMedia, match="There is no picture that can be read") as refused:
             await segment(*files)
         assert (refused.value.hint, refused.value.field) == (hint, "files")
@@ -287,8 +292,13 @@ async def test_patients_are_apart_where_series_have_no_ids():
     for one in objects:
         del one.StudyInstanceUID, one.SeriesInstanceUID
     found = await segment(*objects)
-    made = {dcmread(io.BytesIO(one.segmentation)).PatientID: read_report(one)[0]["Area"] for one in found.series}
-    assert made == {"patient 2": 4, "patient 3": 9}
+    made = [dcmread(io.BytesIO(one.segmentation)) for one in found.series]
+    areas = {seg.PatientID: read_report(one)[0]["Area"] for seg, one in zip(made, found.series, strict=True)}
+    assert areas == {"patient 2": 4, "patient 3": 9}
+    named = [(one.StudyInstanceUID, one.ReferencedSeriesSequence[0].SeriesInstanceUID) for one in made]
+    assert len({*named}) == 2
+    assert named == [(one.study, one.series) for one in found.series]
+    assert named == [(one.study, one.series) for one in (await segment(*objects)).series], "the same each time"
 
 
 NAMES = (
@@ -301,7 +311,7 @@ NAMES = (
 @pytest.mark.parametrize(("facts", "repeated"), [
     *(({"PatientName": name, "SpecificCharacterSet": characters}, name) for characters, name in NAMES),
     ({"PatientSex": "X"}, ""), ({"PatientSex": "F"}, "F"), ({"StudyDate": "20260230"}, ""),
-    ({"StudyTime": "2500"}, ""), ({"PatientName": "A\\B"}, ""),
+    ({"StudyTime": "2500"}, ""), ({"AccessionNumber": 17 * "7"}, ""), ({"PatientName": "A\\B"}, ""),
     ({"PatientBirthDate": "00000000"}, ""), ({"PatientBirthDate": "19700229"}, ""), ({"StudyTime": "0815"}, "0815"),
 ])  # fmt: skip
 async def test_names_are_kept_in_any_character_set_and_what_no_derived_object_may_repeat_left_out(facts, repeated):
@@ -312,8 +322,10 @@ async def test_names_are_kept_in_any_character_set_and_what_no_derived_object_ma
 
 async def test_of_an_object_that_is_there_twice_the_first_counts_and_deflated_files_share_some_room(monkeypatch):
     one, other = film(picture((2, 2, 3)), picture((2, 2, 4))), film(picture((2, 2, 5)))
-    found = await segment(one, other, one)
-    assert found.skipped == ["File 3: the same object as File 1."]
+    twin = film(picture((9, 9, 3)), SOPInstanceUID=one.SOPInstanceUID)
+    found = await segment(one, other, one, twin)
+    told = ["File 3: the same object as File 1.", "File 4: other pixels under the UID of File 1."]
+    assert found.skipped == told
     assert sorted(len(read_report(series)) for series in found.series) == [1, 2]
     objects = [film(picture((2, 2, side)), PatientComments="." * 9000) for side in (3, 4)]
     for one in objects:

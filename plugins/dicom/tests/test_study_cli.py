@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import httpx2
@@ -27,7 +28,7 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, url, tmp_pat
         (study / os.fsdecode(name)).write_bytes(raw("CT_small.dcm"))
     code, out, err = fovea("segment", study, "-o", tmp_path / "out")
     assert code == 0, err
-    assert "found in 2 of 2 frames" in out
+    assert "(series1/IM0) found in 2 of 2 frames" in " ".join(out.split())
     assert "mm²" in out
     skipped = ("IM1: SR without a picture", "readme.txt is not a DICOM file", "empty.dcm is empty", "skipped: cut.dcm:")
     skipped += (r"M\udcfcller.dcm: the same object as M\udcf6ller.dcm",)
@@ -53,6 +54,16 @@ def test_a_folder_of_dicom_becomes_segmentations_and_reports(fovea, url, tmp_pat
     assert code == 0, err
     assert "0 frames changed" in out
     assert dcmread(tmp_path / "new" / f"{stem.name}.v2.seg.dcm").InstanceNumber == 2
+    archive = shutil.make_archive(tmp_path / "sent", "zip", study / "series1")
+    code, out, err = fovea("segment", archive, "-o", tmp_path / "unpacked")
+    assert (code, "(IM0) found in 2 of 2" in " ".join(out.split())) == (0, True), err
+    code, out, err = fovea("correct", f"{stem}.seg.dcm", masks, "-p", archive, "-o", tmp_path / "new")
+    assert (code, "0 frames changed" in out) == (0, True), err
+    empty = shutil.make_archive(tmp_path / "masks", "zip", masks)
+    for content, told in ((Path(empty).read_bytes(), "no DICOM file"), (Path(archive).read_bytes()[99:], "unpacked")):
+        (tmp_path / "other.zip").write_bytes(content)
+        code, _, err = fovea("segment", tmp_path / "other.zip", "-o", tmp_path / "out")
+        assert (code, told in err) == (4 if told[0] == "n" else 3, True), err
     code, _, err = fovea("correct", "nope.seg.dcm", masks, "-p", study)
     assert (code, "There is no file 'nope.seg.dcm'" in err) == (4, True)
     assert fovea("correct", f"{stem}.seg.dcm", tmp_path / "nowhere", "-p", study)[0] == 2
