@@ -80,8 +80,13 @@ async def serve(config: Settings) -> None:
     except OSError as error:
         raise CannotListen(_describe_bind_error(config.host, config.grpc_port, error, "FOVEA_GRPC_PORT")) from error
     server, gateway = create_server(app, config), app.state.gateway
-    # Both stop at once: one after the other they would take twice the grace.
-    server.on_stop = lambda: gateway.stopping.append(asyncio.create_task(grpc_server.stop(config.shutdown_grace_s)))
+
+    def stop() -> None:
+        """Stop the gRPC server as well: one after the other they would take twice the grace."""
+        gateway.is_stopping.set()
+        gateway.stopping.append(asyncio.create_task(grpc_server.stop(config.shutdown_grace_s)))
+
+    server.on_stop = stop
     http = "http://{}:{}".format(*listener.getsockname()[:2])
     log().info("the gateway listens", http=http, grpc=f"{config.host}:{port}", auth=config.auth)
     try:

@@ -46,6 +46,7 @@ class Gateway:
         self.files = FileStore(objects, settings.file_quota_bytes)
         self.batches = BatchService(BatchRecords(objects), self.files, settings.job_ttl_s)
         self.stopping: list[asyncio.Task[None]] = []
+        self.is_stopping = asyncio.Event()
         self.followed: Counter[str] = Counter()  # streams of jobs' events, by tenant
 
     async def authenticate(self, headers: Mapping[bytes, bytes], address: str) -> Caller:

@@ -55,11 +55,8 @@ class Console:
         added = {slug: jinja2.FileSystemLoader(page.folder) for slug, page in self._plugins.items()}
         self._templates = jinja2.Environment(
             loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(_FOLDER / "templates"), jinja2.PrefixLoader(added)]),
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            undefined=jinja2.ChainableUndefined,
-        )
+            autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined,
+        )  # fmt: skip
         self._templates.filters["prose"] = _render_code_marks
         folders = {f"plugins/{slug}": page.folder / "static" for slug, page in self._plugins.items()}
         sheets = [_FOLDER / "static/css" / name for name in _STYLE_SHEETS]
@@ -171,14 +168,9 @@ class Console:
             for f in build_fields(card.get("schema") or {}, fallbacks=task_options.read_fallbacks(card))
         ]  # fmt: skip
         return self._render(
-            "card.html",
-            request,
-            page="models",
-            card=model_view.describe_model(card),
-            options=options,
-            facts=list(model_view.list_facts(card)),
-            snippets=build_snippets(card, _origin(request), keys=self._keys),
-        )
+            "card.html", request, page="models", card=model_view.describe_model(card), options=options,
+            facts=list(model_view.list_facts(card)), snippets=build_snippets(card, _origin(request), keys=self._keys),
+        )  # fmt: skip
 
     async def sign_in(self, request: Request) -> Response:
         """The page that an identity provider sends the reader back to."""

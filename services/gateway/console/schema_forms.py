@@ -110,18 +110,11 @@ def _build_field(name: str, part: Schema, root: Schema, *, required: bool, value
     high = inner.get("maximum", inner.get("exclusiveMaximum"))
     items = _strip_null(inner.get("items", {}), root)
     return Field(
-        name=name,
-        kind=kind,
-        label=_build_label(name, str(part.get("title", ""))),
-        help=str(outer.get("description") or inner.get("description") or ""),
-        default=default,
-        required=required,
-        choices=_choices(inner) or _choices(items),
-        low=low,
-        high=high,
-        step=_choose_step(kind, inner, low, high),
+        name=name, kind=kind, label=_build_label(name, str(part.get("title", ""))),
+        help=str(outer.get("description") or inner.get("description") or ""), default=default, required=required,
+        choices=_choices(inner) or _choices(items), low=low, high=high, step=_choose_step(kind, inner, low, high),
         items=str(items.get("type", "string")),
-    )
+    )  # fmt: skip
 
 
 def _build_label(name: str, title: str) -> str:

@@ -41,14 +41,10 @@ class SignIn:
         """Go to the provider's page; the challenge and the state come from the browser."""
         about = await self._discover()
         query = {
-            "response_type": "code",
-            "client_id": self._client,
-            "redirect_uri": _redirect_uri(request),
-            "scope": self._scope,
-            "state": request.query_params.get("state", "")[:_MAX_TEXT],
-            "code_challenge": request.query_params.get("challenge", "")[:_MAX_TEXT],
-            "code_challenge_method": "S256",
-        }
+            "response_type": "code", "client_id": self._client, "redirect_uri": _redirect_uri(request),
+            "scope": self._scope, "state": request.query_params.get("state", "")[:_MAX_TEXT],
+            "code_challenge": request.query_params.get("challenge", "")[:_MAX_TEXT], "code_challenge_method": "S256",
+        }  # fmt: skip
         page = str(about["authorization_endpoint"])
         return RedirectResponse(f"{page}{'&' if urlsplit(page).query else '?'}{urlencode(query)}", 302)
 
@@ -60,12 +56,9 @@ class SignIn:
         form = await request.form(max_files=0, max_fields=4)
         code, verifier = (str(form.get(name, ""))[:_MAX_TEXT] for name in ("code", "verifier"))
         fields = {
-            "grant_type": "authorization_code",
-            "client_id": self._client,
-            "redirect_uri": _redirect_uri(request),
-            "code": code,
-            "code_verifier": verifier,
-        }
+            "grant_type": "authorization_code", "client_id": self._client, "redirect_uri": _redirect_uri(request),
+            "code": code, "code_verifier": verifier,
+        }  # fmt: skip
         if self._going_on >= _MOST_AT_ONCE:
             raise RateLimited("Too many readers sign in at this moment.", hint="Try again soon.", retry_after=1)
         self._going_on += 1

@@ -25,13 +25,10 @@ _OWN_CONTROLS = {
 """Options of a request that a page has its own control for, or that make no sense on it."""
 
 _DOWNLOAD_FORMATS = (
-    ("Picture", "image/png", "boxes.png"),
-    ("CSV", "text/csv", "csv"),
-    ("COCO", "application/vnd.coco+json", "coco.json"),
-    ("YOLO", "text/plain", "txt"),
-    ("Crops", "application/zip", "crops.zip"),
-    ("JSON", "application/json", "json"),
-)
+    ("Picture", "image/png", "boxes.png"), ("CSV", "text/csv", "csv"),
+    ("COCO", "application/vnd.coco+json", "coco.json"), ("YOLO", "text/plain", "txt"),
+    ("Crops", "application/zip", "crops.zip"), ("JSON", "application/json", "json"),
+)  # fmt: skip
 """Download formats of detections: name, media type, suffix."""
 
 _BUDGET_FIELDS = frozenset({"plan", "kv_ratio"})

@@ -53,13 +53,17 @@ async def abort_response(ctx: RequestContext, error: FoveaError | None = None) -
     log().warning("an answer broke off", request_id=ctx.trace.request_id, path=ctx.path)
     if ctx.streams_events:
         error = error or Fault("The answer broke off: its replica was lost.", hint="Send the request again.")
-        body = json.loads(render_error(error, find_error_format(ctx.path), ctx.trace.request_id)[2])
-        event = body if "error" in body else {"error": body}
-        name = b"event: error\n" if body.get("type") == "error" else b""
-        message = {"type": "http.response.body", "body": b"%bdata: %b\n\n" % (name, json.dumps(event).encode())}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_EVENT_TIMEOUT_S):
-                await ctx.send(message)
+                await ctx.send({"type": "http.response.body", "body": format_error_event(ctx, error)})
+
+
+def format_error_event(ctx: RequestContext, error: FoveaError) -> bytes:
+    """The last event of a stream that an error ends."""
+    body = json.loads(render_error(error, find_error_format(ctx.path), ctx.trace.request_id)[2])
+    event = body if "error" in body else {"error": body}
+    name = b"event: error\n" if body.get("type") == "error" else b""
+    return b"%bdata: %b\n\n" % (name, json.dumps(event).encode())
 
 
 def _read_audit(text: str | None) -> dict[str, str]:

@@ -6,18 +6,19 @@ Knows nothing about how jobs are run.
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from fovea.api.job import Job, JobList
-from fovea.errors import FoveaError, InvalidOption, QueueFull
+from fovea.errors import FoveaError, InvalidOption, NotReady, QueueFull
 from services.gateway.http.errors import SECURITY_HEADERS
 from services.gateway.http.openapi import PROBLEMS
 from services.gateway.http.request_context import RequestContext, build_response_headers
 from services.gateway.policy.caller import find_scope
+from services.gateway.proxy.response_relay import format_error_event
 from services.gateway.routes.dependencies import HeldAnswer, get_caller, get_queue, require_queue
 from shared.jobs.queue import Payload
 from shared.jobs.redis_queue import RedisJobQueue
@@ -108,10 +109,14 @@ async def _count_followed(request: Request) -> AsyncGenerator[None, None]:
     "/{job_id}/events", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}}
 )
 async def events(request: Request, job_id: JobId, _: Annotated[None, Depends(_count_followed)]) -> StreamingResponse:
-    """The job now and after every change, as server-sent events whose data is the job; ends with its final state."""
+    """The job now and after every change, as server-sent events whose data is the job; ends with its final state.
+
+    A gateway that stops, and a job that is forgotten, end the stream with an error event.
+    """
     queue, tenant = get_queue(request), get_caller(request).tenant
     await queue.get(job_id, tenant)
-    stream = _format_events(queue.events(job_id, tenant), EVENT_HEARTBEAT_S)
+    ctx, is_stopping = request.scope["fovea.request_context"], request.app.state.gateway.is_stopping
+    stream = _format_events(ctx, queue.events(job_id, tenant), is_stopping, EVENT_HEARTBEAT_S)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
@@ -146,22 +151,30 @@ async def retry(request: Request, job_id: JobId) -> Job:
     return await queue.retry(job_id, caller.tenant, caller.job_headers)
 
 
-async def _format_events(jobs: AsyncIterator[Job], heartbeat_s: float) -> AsyncIterator[bytes]:
+async def _format_events(
+    ctx: RequestContext, jobs: AsyncIterator[Job], is_stopping: asyncio.Event, heartbeat_s: float
+) -> AsyncIterator[bytes]:
     """Format each state of a job as a server-sent event; comments while nothing happens."""
     source = aiter(jobs)
-    pending: asyncio.Future[Job] | None = None
+    stop: asyncio.Future[Any] = asyncio.create_task(is_stopping.wait())
+    pending: asyncio.Future[Any] | None = None
     try:
         while True:
             pending = pending or asyncio.ensure_future(anext(source))
-            done, _ = await asyncio.wait({pending}, timeout=heartbeat_s)
+            done, _ = await asyncio.wait({pending, stop}, timeout=heartbeat_s, return_when=asyncio.FIRST_COMPLETED)
+            if stop in done:
+                raise NotReady("The gateway is stopping.", hint="Ask for the events again.")
             if not done:
                 yield b": still here\n\n"
                 continue
             job, pending = pending.result(), None
             yield b"data: %b\n\n" % job.model_dump_json().encode()
-    except (StopAsyncIteration, FoveaError):
+    except StopAsyncIteration:
         return
+    except FoveaError as error:
+        yield format_error_event(ctx, error)
     finally:
+        stop.cancel()
         if pending is not None:
             pending.cancel()
 

@@ -50,6 +50,7 @@ async def listening(made: uvicorn.Server) -> AsyncIterator[str]:
 async def shut_down(made: uvicorn.Server) -> None:
     """Do what uvicorn's `shutdown` does, less its pause of 0.1 s for connections that are closed at once."""
     state = made.server_state
+    getattr(made, "on_stop", bool)()
     for server in made.servers:
         server.close()
     for connection in list(state.connections):

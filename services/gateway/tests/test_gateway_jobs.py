@@ -11,7 +11,7 @@ import pytest
 
 from fovea import AsyncClient, endpoints
 from fovea.api.job import Job
-from fovea.errors import Conflict, NotReady, QueueFull
+from fovea.errors import Conflict, NotFound, NotReady, QueueFull
 from services.gateway.app import build_gateway
 from services.gateway.routes import jobs
 from services.gateway.server import create_server
@@ -163,13 +163,18 @@ async def test_events_tell_every_change_and_end(scene, queue, monkeypatch):
     assert answer.content.count(b": still here\n\n") >= 2
 
 
-async def test_events_that_outlive_the_grace_of_a_stopping_gateway_end_with_an_error_event(gateway_settings, queue):
-    app = build_gateway(gateway_settings, queue)
-    server = create_server(app, gateway_settings)
-    job, _ = await queue.submit(Payload("svc", "/v1/echo", b""))
-    async with listening(server) as url, AsyncClient(url) as client:
-        events = client.jobs._stream(endpoints.job_events(job.id))
-        assert (await anext(events)).status == "queued"
+async def test_events_of_a_stopping_gateway_and_of_a_forgotten_job_end_with_an_error(gateway_settings, queue):
+    settings = gateway_settings.model_copy(update={"shutdown_grace_s": 30})
+    app = build_gateway(settings, queue)
+    server = create_server(app, settings)
+    server.on_stop = app.state.gateway.is_stopping.set
+    (job, _), (gone, _) = [await queue.submit(Payload("svc", "/v1/echo", b"")) for _ in range(2)]
+    async with listening(server) as url, AsyncClient(url) as client, asyncio.timeout(15):
+        events, of_gone = (client.jobs._stream(endpoints.job_events(one.id)) for one in (job, gone))
+        assert [(await anext(each)).status for each in (events, of_gone)] == ["queued", "queued"]
+        del queue.jobs[gone.id]
+        with pytest.raises(NotFound):
+            await anext(of_gone)
         stopping = asyncio.create_task(shut_down(server))
         with pytest.raises(NotReady, match="is stopping"):
             await anext(events)
