@@ -69,16 +69,29 @@ def build_related(files: Sequence[bytes]) -> tuple[str, bytes]:
     return f'multipart/related; type="{DICOM}"; boundary={boundary}', body
 
 
-def unpack_zip(data: bytes) -> list[NamedFile]:
+def unpack_archives(files: Iterable[NamedFile]) -> list[NamedFile]:
+    """Files, with those of zip archives among them in their places; see `unpack_zip`, whose limits hold for all."""
+    found, room = list[NamedFile](), MAX_UNPACKED_BYTES
+    for file in files:
+        if not file.data.startswith(b"PK\3\4"):
+            found.append(file)
+            continue
+        inside = unpack_zip(file.data, room, MAX_FILES - len(found))
+        room -= sum(len(one.data) for one in inside)
+        found += inside
+    return found
+
+
+def unpack_zip(data: bytes, room: int = MAX_UNPACKED_BYTES, count: int = MAX_FILES) -> list[NamedFile]:
     """Return the files of a zip archive.
 
-    Raises Malformed: it is not a zip archive; TooLarge: it has too many files, or they are too large unpacked.
+    Raises Malformed: it is not a zip archive; TooLarge: it has more files than `count`, or more bytes than `room`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
-                detail = f"An archive may hold {MAX_FILES} files and {MAX_UNPACKED_BYTES // 2**20} MB unpacked."
+            if len(entries) > count or sum(entry.file_size for entry in entries) > room:
+                detail = f"Archives may hold {MAX_FILES} files and {MAX_UNPACKED_BYTES // 2**20} MB unpacked."
                 raise TooLarge(detail)  # noqa: TRY301  # besides what it is about
             return [NamedFile(entry.filename, archive.read(entry)) for entry in entries]
     except FoveaError:

@@ -21,7 +21,7 @@ from starlette.datastructures import UploadFile
 from fovea.api.mask import SegmentIn, SegmentOut
 from fovea.api.replica import EFFECTFUL
 from fovea.errors import Conflict, InvalidOption, NotReady, UnsupportedMedia
-from fovea_dicom.bodies import DICOM, MAX_FILES, NamedFile, number_files, parse_related, unpack_zip
+from fovea_dicom.bodies import DICOM, MAX_FILES, NamedFile, number_files, parse_related, unpack_archives, unpack_zip
 from fovea_dicom.schemas import CorrectionOptions, CorrectionOut, PictureOptions, PicturesOut, StudyOptions, StudyOut
 from fovea_dicom.web_client import DicomWebClient, PacsSettings
 from shared.registry import CallContext
@@ -44,7 +44,7 @@ SEARCHABLE = ("StudyInstanceUID", "StudyDate", "ModalitiesInStudy", "AccessionNu
 _FILE = {"type": "string", "format": "binary"}
 _FILES = {"type": "array", "items": _FILE}
 _PARTS = {
-    "files": {**_FILES, "description": "DICOM files of the pictures."},
+    "files": {**_FILES, "description": "DICOM files of the pictures, or zip archives of them."},
     "segmentation": {**_FILE, "description": "The DICOM SEG to correct."},
     "corrected": {**_FILES, "description": "PNGs named INSTANCE.FRAME.png, or a DICOM SEG."},
 }
@@ -116,7 +116,7 @@ async def correct(request: Request) -> CorrectionOut:
         raise InvalidOption(f"There is no file field {min(unknown)!r}.", hint=hint, field=min(unknown))
     if len(parts["segmentation"]) != 1:
         raise InvalidOption("Send one segmentation, the version to correct.", field="segmentation")
-    pictures = await _fetch_named(options, parts["files"])
+    pictures = await _fetch_named(options, unpack_archives(parts["files"]))
     bounds = platform_bounds(request.app.state.host.settings)
     make = _import_dicom("corrections").correct_segmentation
     before = parts["segmentation"][0].data
@@ -196,7 +196,7 @@ async def _read_request(request: Request, kind: type[Options]) -> tuple[Options,
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media == "multipart/form-data":
         files, texts = await read_form(request)
-        return _validate(given | texts, kind), [file for _, file in files]
+        return _validate(given | texts, kind), unpack_archives(file for _, file in files)
     body = await request.body()
     if media.endswith("json"):
         return _validate(given | read_json_object(body), kind), []

@@ -100,6 +100,10 @@ def test_an_archive_or_one_file_will_do(client):
         params={"window": "600,1600"},
     )  # fmt: skip
     assert ok(answer)["skipped"] == ["study/report.dcm: SR without a picture."]
+    form = [("files", (name, data)) for name, data in (("b.dcm", raw("CT_small.dcm")), ("a.zip", out.getvalue()))]
+    answer = ok(client.post("/v1/segment/dicom", files=form))
+    assert [one["instances"][0]["file"] for one in answer["series"]] == ["b.dcm", "study/a.dcm"]
+    assert client.post("/v1/segment/dicom", files=[form[1], ("files", ("c.zip", b"PK\3\4"))]).status_code == 400
     headers = {"content-type": "application/dicom"}
     one = client.post("/v1/segment/dicom", content=raw("MR_small.dcm"), headers=headers).json()
     assert one["series"][0]["instances"][0]["pixel_size"]["row_mm"] == 0.3125

@@ -22,6 +22,7 @@ def test_a_study_is_a_strip_of_frames_with_areas_and_files_to_save(page, tmp_pat
     page.get_by_label("DICOM files").set_input_files([tmp_path / "a.dcm", tmp_path / "notes.txt"])
     page.get_by_role("button", name="Segment", exact=True).click()
     page.get_by_text("Found in 2 of 2 frames").wait_for(timeout=60_000)
+    page.get_by_role("heading", name="(a.dcm)").wait_for()
     page.get_by_text("Skipped: notes.txt: The file can't be read as DICOM.").wait_for()
     assert page.locator("fovea-study img").evaluate("image => image.decode().then(() => image.naturalHeight)") == 160
     with page.expect_download() as waiting:

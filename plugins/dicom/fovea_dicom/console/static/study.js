@@ -26,7 +26,8 @@ class Study extends FolderForm {
     const [title, strip, facts, warnings, actions] = section.children;
     const frames = one.instances.flatMap((instance) => instance.frames);
     const found = frames.filter((frame) => !frame.empty);
-    title.textContent = `Series ${one.series}`;
+    const [first, ...others] = one.instances.map((instance) => instance.file);
+    title.textContent = `Series ${one.series} (${first}${others.length ? ` and ${others.length} more files` : ""})`;
     if (one.strip) strip.src = `data:image/jpeg;base64,${one.strip}`;
     const areas = found.map((frame) => (frame.area_mm2 === null ? `${frame.area} px` : `${frame.area_mm2.toFixed(1)} mm²`));
     facts.textContent = found.length ? `Found in ${found.length} of ${frames.length} frames: ${areas.slice(0, 8).join(", ")}` : `Nothing found in ${frames.length} frames.`;
