@@ -69,17 +69,12 @@ class CocoDataset(BaseModel):
         """Add an object of a class with its box x1, y1, x2, y2."""
         x1, y1, x2, y2 = box
         width, height = round(x2 - x1, 2), round(y2 - y1, 2)
-        self.annotations.append(
-            CocoAnnotation(
-                id=len(self.annotations) + 1,
-                image_id=image_id,
-                category_id=self.category_id(name),
-                bbox=(round(x1, 2), round(y1, 2), width, height),
-                area=round(width * height if area is None else area, 2),
-                segmentation=outlines or [],
-                score=score,
-            )
-        )
+        one = CocoAnnotation(
+            id=len(self.annotations) + 1, image_id=image_id, category_id=self.category_id(name),
+            bbox=(round(x1, 2), round(y1, 2), width, height), area=round(width * height if area is None else area, 2),
+            segmentation=outlines or [], score=score,
+        )  # fmt: skip
+        self.annotations.append(one)
 
     def to_json(self) -> str:
         """The file's text; no `score` where there is none. Escapes keep names of files that are not UTF-8."""

@@ -9,6 +9,7 @@ from typer.core import TyperCommand
 from fovea.cli.common_options import Connection
 from fovea.cli.output import Screen
 from fovea.cli.plugins import read_first_line
+from fovea.cli.schema_options import split_arguments
 from fovea.plugins import entries, load_all
 
 GROUP = "fovea.sources"
@@ -30,15 +31,19 @@ class SourceHandler(Protocol):
 def handle_sources(
     command: str, sources: Sequence[str], options: Mapping[str, Any], output: Path, screen: Screen, gateway: Connection
 ) -> list[str]:
-    """Give each source to the first handler that accepts it; return the sources that none accepts."""
-    rest = list(sources)
-    handlers: list[SourceHandler] = list(load_all(GROUP, command).values())
-    for handler in handlers:
+    """Give each source to the first handler that accepts it, with all options; return what is left of the sources.
+
+    Options that the command does not declare are among the sources: a model's own, and those of handlers.
+    """
+    plain, texts = split_arguments(sources, {})
+    rest = plain
+    handlers: Mapping[str, SourceHandler] = load_all(GROUP, command)
+    for handler in handlers.values():
         own = [source for source in rest if handler.accepts(source)]
         rest = [source for source in rest if source not in own]
         if own:
-            handler.run(own, options, output, screen, gateway)
-    return rest
+            handler.run(own, {**options, **dict(texts)}, output, screen, gateway)
+    return [source for source in sources if source not in plain or source in rest] if rest or not plain else []
 
 
 class SourcesCommand(TyperCommand):

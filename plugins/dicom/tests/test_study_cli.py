@@ -96,6 +96,10 @@ def test_slices_that_a_shell_lists_are_one_segmentation(fovea, tmp_path):
         one = dcmread(io.BytesIO(endoscopy(1)))
         one.StudyInstanceUID, one.SeriesInstanceUID, one.InstanceNumber = "1.2", "1.2.4", number
         one.save_as(file)
+    code, _, err = fovea("segment", *slices, "--window", "none")
+    assert (code, "center,width" in err) == (2, True), err
+    code, _, err = fovea("segment", "--glow", "3", *slices)
+    assert (code, "glow" in err) == (2, True), err
     code, _, err = fovea("segment", *slices, "-o", tmp_path / "out", "--normalise", "minmax", "--coco", "polyp")
     assert (code, "--coco" in err) == (0, True), err
     assert int(dcmread(tmp_path / "out" / "series-1.2.4.seg.dcm").NumberOfFrames) == 3
