@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import zipfile
 from collections import Counter
@@ -23,7 +24,7 @@ from fovea.cli.input_files import split_by_size
 from fovea.cli.job_progress import follow_job, job_result
 from fovea.cli.output import Screen
 from fovea.client import Client
-from fovea.errors import InvalidOption, NotFound
+from fovea.errors import BadInput, FoveaError, InvalidOption, NotFound
 from fovea.picture import read_path
 
 PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".heic", ".heif"})
@@ -79,21 +80,21 @@ def survey(
 ) -> None:
     """Survey a road: writes survey.json, survey.geojson, survey.svg, survey.csv and pictures of the damage."""
     given, screen = search.build(), gateway.screen
-    files, skipped = list(_find_files(sources)), _count_others(sources)
-    if not files:
-        hint = f"Read are {', '.join(sorted(PHOTOGRAPHS | FILMS))}."
-        raise NotFound("There is no photograph and no film among the sources.", hint=hint)
-    if skipped:
+    files = _check_files(sources, gpx)
+    if skipped := _count_others(sources):
         screen.note(f"[yellow]skipped, as neither photographs nor films that are read: {escape(skipped)}.[/]")
-    if len(films := [name for name, file in files if file.suffix.lower() in FILMS]) > 1:
-        hint = "Survey one film at a time, each with its --start."
-        raise InvalidOption(f"{films[0]} and {films[1]} can't begin at the same place of a track.", hint=hint)
     output.mkdir(parents=True, exist_ok=True)
     with gateway.open() as client:
         observations: list[Any] = []
         try:
             for part in split_by_size(files, MAX_REQUEST_BYTES, _measure):
-                seen = _observe(client, screen, part, gpx, {**given, "route": False, "boxed": True})
+                try:
+                    seen = _observe(client, screen, part, gpx, {**given, "route": False, "boxed": True})
+                except BadInput as error:
+                    is_its_own = len(part) == 1 and error.status != InvalidOption.status and error.field != "gpx"
+                    if not is_its_own or len(files) == 1:
+                        raise
+                    seen = [_describe_lost(part[0][0], error)]
                 _save_pictures(seen, output, len(observations))
                 observations += _drop_empty(seen)
             found = _count(client, screen, {**given, "observations": observations}, output)
@@ -105,20 +106,36 @@ def survey(
         raise typer.Exit(OUTCOME)
 
 
+def _check_files(sources: Sequence[Path], gpx: Path | None) -> list[tuple[str, Path]]:
+    """The photographs, and at most one film; a mistake is found before a long search."""
+    if missing := [source for source in sources if not source.exists()]:
+        raise NotFound(f"There is no file or folder {str(missing[0])!r}.")
+    if not (files := list(_find_files(sources))):
+        hint = f"Read are {', '.join(sorted(PHOTOGRAPHS | FILMS))}."
+        raise NotFound("There is no photograph and no film among the sources.", hint=hint)
+    if len(films := [name for name, file in files if file.suffix.lower() in FILMS]) > 1:
+        hint = "Survey one film at a time, each with its --start."
+        raise InvalidOption(f"{films[0]} and {films[1]} can't begin at the same place of a track.", hint=hint)
+    if films and gpx is None:
+        raise InvalidOption(f"The film {films[0]} has no places of its own.", hint="Give its track with --gpx.")
+    return files
+
+
 def _find_files(sources: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """Photographs and films with their names: below a folder, its path from there; as given where several share one.
 
     The pictures of an earlier survey are left out: their boxes would be counted as damage without a place.
     """
-    found = [
-        (path.relative_to(source).as_posix() if source.is_dir() else path.name, path)
+    found = {
+        os.path.realpath(path): (path.relative_to(source).as_posix() if source.is_dir() else path.name, path)
         for source in sources
         for path in (sorted(source.rglob("*")) if source.is_dir() else [source])
-        if path.suffix.lower() in PHOTOGRAPHS | FILMS and path.is_file() and path.name[0] != "."
+        if path.suffix.lower() in PHOTOGRAPHS | FILMS and path.name[0] != "."
+        if path.is_file() or not path.exists()  # a link to a file that is gone is reported
         if not (re.search(r"(^|/)pictures/\d{4,}-", path.as_posix()) and (path.parents[1] / "survey.json").exists())
-    ]
-    counts = Counter(name for name, _ in found)
-    chosen = ((name if counts[name] == 1 else path.as_posix(), path) for name, path in found)
+    }
+    counts = Counter(name for name, _ in found.values())
+    chosen = ((name if counts[name] == 1 else path.as_posix(), path) for name, path in found.values())
     return ((name.encode(errors="replace").decode(), path) for name, path in chosen)  # of other encodings than UTF-8
 
 
@@ -132,23 +149,35 @@ def _count_others(sources: Sequence[Path]) -> str:
 
 def _measure(file: Path) -> int:
     """Bytes of a photograph; a film goes alone."""
-    return MAX_REQUEST_BYTES + 1 if file.suffix.lower() in FILMS else file.stat().st_size
+    if file.suffix.lower() in FILMS:
+        return MAX_REQUEST_BYTES + 1
+    return file.stat().st_size if file.exists() else 0
 
 
 def _observe(
     client: Client, screen: Screen, files: Sequence[tuple[str, Path]], gpx: Path | None, options: dict[str, Any]
 ) -> list[Any]:
-    """Search one part as a job; its field names say which is the film."""
-    parts = {}
+    """Search one part as a job; its field names say which is the film. Files that can't be read have a problem."""
+    parts, lost = {}, list[Any]()
     for place, (name, file) in enumerate(files):
         field = "video" if file.suffix.lower() in FILMS else f"image{place}"
-        parts[field] = (name, file.read_bytes(), "application/octet-stream")
+        try:
+            parts[field] = (name, read_path(file), "application/octet-stream")
+        except NotFound as error:
+            lost.append(_describe_lost(name, error))
+    if not parts:
+        return lost
     if gpx is not None:
         parts["gpx"] = (gpx.name, read_path(gpx), "application/gpx+xml")
     form = {name: str(value) for name, value in options.items()}
     with job_result(client, screen, Call("POST", PATH, read_json, files=parts, form=form)) as found:
         observations: list[Any] = found["observations"]
-    return observations
+    return observations + lost
+
+
+def _describe_lost(name: str, error: FoveaError) -> dict[str, Any]:
+    """The observation of a file that was not searched."""
+    return {"name": name, "problem": error.detail, "place_problem": "The file was not read."}
 
 
 def _drop_empty(value: Any) -> Any:

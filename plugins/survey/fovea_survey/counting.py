@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.spatial import cKDTree
 
-from fovea_survey.geodesy import distances, to_metres
+from fovea_survey.geodesy import distances, to_space
 from fovea_survey.schemas import (
     DamagePoint,
     FoundDamage,
@@ -49,7 +49,7 @@ def merge_damage(observations: Sequence[Observation], merge_m: float) -> list[Da
     sightings, damages = list(_iter_sightings(observations)), list[DamagePoint]()
     for label in dict.fromkeys(one.best[1].label for one in sightings):
         own = sorted((one for one in sightings if one.best[1].label == label), key=lambda one: -one.best[1].score)
-        metres = to_metres([_degrees(one.best[0]) for one in own])
+        metres = to_space([_degrees(one.best[0]) for one in own])
         tree, free = cKDTree(metres), [True] * len(own)
         for place, one in enumerate(own):
             if not free[place]:

@@ -19,6 +19,12 @@ def distances(points: Degrees) -> NDArray[np.float64]:
     return np.asarray(2 * RADIUS_M * np.arcsin(np.sqrt(np.clip(half, 0, 1))))
 
 
+def to_space(points: Degrees) -> NDArray[np.float64]:
+    """Metres [n, 3] from the middle of the earth: near points are as far apart as on the ground, wherever they lie."""
+    lat, lon = np.radians(np.asarray(points, float)).T
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1) * RADIUS_M
+
+
 def to_metres(points: Degrees) -> NDArray[np.float64]:
     """East and north [n, 2] in metres of the first point, on a plane that touches the earth between them."""
     lat, lon = np.radians(np.asarray(points, float)).T

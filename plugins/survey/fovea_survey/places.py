@@ -108,7 +108,7 @@ def _read_exif(data: bytes) -> Image.Exif | None:
 def _read_angle(name: str, value: Any, side: Any, letters: str, most: int) -> float | str:
     """Degrees of degrees, minutes and seconds, or what is wrong; `letters` are the positive and the negative side."""
     try:
-        parts = [float(part) for part in value]
+        parts = [float(part) for part in (value if isinstance(value, tuple) else (value,))]
     except (TypeError, ValueError, ZeroDivisionError):
         parts = []
     if not 1 <= len(parts) <= 3 or not all(math.isfinite(part) for part in parts):
@@ -119,6 +119,8 @@ def _read_angle(name: str, value: Any, side: Any, letters: str, most: int) -> fl
         return f"The {name} is stated without {letters[0]} or {letters[1]}, so it could be on either side."
     if not 0 <= found <= most:
         return f"The {name} {found:g} is impossible; the largest is {most}."
+    if not all(0 <= part <= 60 for part in parts[1:]):
+        return f"The {name} states minutes or seconds that are impossible."
     return -found if letter == letters[1] else found
 
 

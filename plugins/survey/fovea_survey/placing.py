@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from fovea_survey.geodesy import RADIUS_M
+from fovea_survey.geodesy import to_space
 from fovea_survey.schemas import Observation
 
 SMALL_PART = 20
@@ -73,14 +73,13 @@ def group_near(points: Sequence[tuple[float, float]], far_m: float) -> NDArray[n
     Points are counted by cells of a grid in space, so that memory does not grow with the pairs; points in neighbouring
     cells share a group, which joins some that are up to 3.5 times as far apart. A point without any neighbour is alone.
     """
-    lat, lon = np.radians(np.asarray(points, float)).T
-    space = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
-    cells, member = np.unique(np.floor(space * RADIUS_M / far_m).astype(np.int64), axis=0, return_inverse=True)
+    space = to_space(points)
+    cells, member = np.unique(np.floor(space / far_m).astype(np.int64), axis=0, return_inverse=True)
     pairs = cKDTree(cells).query_pairs(1.8, output_type="ndarray")
     edges = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(cells), len(cells)))
     _, labels = connected_components(edges, directed=False)
     groups = np.asarray(labels[member.ravel()], np.intp)
-    nearest = cKDTree(space * RADIUS_M).query(space * RADIUS_M, k=min(2, len(space)))[0].reshape(len(space), -1)[:, -1]
+    nearest = cKDTree(space).query(space, k=min(2, len(space)))[0].reshape(len(space), -1)[:, -1]
     alone = np.flatnonzero(nearest > far_m)
     groups[alone] = groups.max(initial=0) + 1 + np.arange(len(alone))
     return groups

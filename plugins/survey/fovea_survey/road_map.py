@@ -1,6 +1,7 @@
 """Map of a survey as SVG: segments shaded by damage, damage by class, the route, scale and north. No tiles."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
@@ -22,6 +23,9 @@ SPOT = 6.0
 """Damage within this many pixels lies on one spot, whose number is written next to it."""
 MAX_MOVED = 5000
 """Most markers that are moved apart."""
+
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Letters that names of files may hold and XML may not."""
 
 Metres = NDArray[np.float64]
 
@@ -183,7 +187,8 @@ _NORTH = (
 def _document(parts: Sequence[str]) -> str:
     role = "group" if any("<a " in part for part in parts) else "img"  # links in an image can't be reached
     font = 'font-family="system-ui,sans-serif" font-size="13" fill="#222"'
-    return (
+    text = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="{role}" aria-label="Map">'
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fbfcfc"/><g {font}>{"".join(parts)}</g></svg>\n'
     )
+    return _NO_XML.sub("\ufffd", text)

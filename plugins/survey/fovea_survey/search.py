@@ -23,7 +23,7 @@ from fovea_survey.schemas import Observation, SeenObject, SurveyOptions
 from fovea_survey.video.flow import BoxCarrier
 from fovea_survey.video.stream_pipeline import TRACKING_CONFIDENCE
 from fovea_survey.video.tracking import MAX_FRAMES_AWAY, Tracker
-from fovea_survey.video.video_decoder import VideoFile
+from fovea_survey.video.video_decoder import BREAK_OFF, VideoFile
 from services.detection.boxes.drawing import draw_boxes
 from shared.registry import CallContext
 from shared.serving.host import Host
@@ -198,7 +198,7 @@ class _FilmSearch:
             number = 0
             while (picture := await asyncio.to_thread(next, frames, None)) is not None:
                 tracker.carry(await asyncio.to_thread(self.carrier.step, picture, tracker.boxes))
-                if number % options.every == 0 and len(found) < MAX_FRAMES:
+                if (number % options.every == 0 and len(found) < MAX_FRAMES) or picture == BREAK_OFF:
                     run.check()
                     run.progress(number / film.count if film.count else 0.0, f"frame {number} of {film.count or '?'}")
                     known = None if options.fps else film.seconds
@@ -222,6 +222,8 @@ class _FilmSearch:
         name, located = f"{self.name}#{number}", self.track.locate(time)
         facts = _place_facts(located or "The track has no place at its time.")
         facts |= {"time": time}
+        if picture == BREAK_OFF:
+            return Observation(name=name, **facts, problem="The film breaks off here; the rest was not searched.")
         try:
             found = await self.search.detect(picture, min(tracker.certain, TRACKING_CONFIDENCE))
         except BadInput as error:

@@ -26,6 +26,7 @@ from shared.settings import Settings
 from shared.vision.draw import encode
 from shared.vision.limits import DecodeBounds
 from shared.vision.servable import DataConfig
+from tests.harness.waiting import until
 
 
 def _row(x: float, y: float, score: float = 0.9, kind: int = 0, side: float = 20) -> list[float]:
@@ -162,15 +163,10 @@ async def test_leaving_early_stops_the_reading():
 
 async def test_every_frame_of_a_long_stream_is_answered_in_order_in_the_same_memory():
     frame, peaks, count = _jpeg(), [], 0
-
-    async def long() -> AsyncIterator[bytes]:
-        for _ in range(900):
-            yield frame
-
     options = DetectStreamOptions(drop="none", queue=4)
     tracemalloc.start()
     try:
-        async for told, _ in detect_frames(long(), JpegParser(DecodeBounds()), options, _detect):
+        async for told, _ in detect_frames(_chunks([frame] * 900), JpegParser(DecodeBounds()), options, _detect):
             assert (told.frame, told.dropped, told.detections[0].track_id) == (count, 0, 1)
             count += 1
             if count in {300, 900}:
@@ -199,9 +195,7 @@ async def client(tmp_path):
     settings = Settings(_env_file=None, data_dir=tmp_path, max_body_bytes=20_000, shutdown_grace_s=1)
     app = build("detection", servables={"toy-detector": Watching}, settings=settings)
     async with app.router.lifespan_context(app):
-        async with asyncio.timeout(60):
-            while not app.state.host.ready:  # noqa: ASYNC110  # readiness is a flag
-                await asyncio.sleep(0.01)
+        await until(lambda: app.state.host.ready, 60)
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as session:
             yield session
 
@@ -229,6 +223,9 @@ async def test_a_film_is_answered_frame_by_frame_and_a_job_hears_how_far_it_is(c
     assert [line["frame"] for line in lines] == [0, 4, 8]
     assert [line["detections"][0]["track_id"] for line in lines] == [1, 1, 1]
     assert heard == [(0.1, "frame 1 of 10"), (0.5, "frame 5 of 10"), (0.9, "frame 9 of 10")]
+    cut = film[: len(film) * 3 // 4]
+    answer = await client.post("/v1/detect/stream?every=100", content=cut, headers={"content-type": "video/webm"})
+    assert [("problem" in json.loads(line)) for line in answer.text.splitlines()] == [False, True]
 
 
 async def test_a_stream_counts_from_the_score_at_which_the_weights_count_best(client, monkeypatch):

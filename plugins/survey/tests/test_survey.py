@@ -40,18 +40,17 @@ def photograph(latitude: float, longitude: float, second: int = 0, form: str = "
     tags = ExifTags.GPS
 
     def parts(degrees: float) -> tuple[Any, ...]:
-        whole = abs(degrees)
-        minutes = (whole % 1) * 60
-        values = (int(whole), int(minutes), round((minutes % 1) * 60, 5))
-        return tuple(TiffImagePlugin.IFDRational(int(value * 100_000), 100_000) for value in values)
+        minutes, seconds = divmod(round(abs(degrees) * 3600, 5), 60)
+        values = (*divmod(minutes, 60), round(seconds, 5))
+        return tuple(TiffImagePlugin.IFDRational(round(value * 100_000), 100_000) for value in values)
 
     gps[tags.GPSLatitudeRef], gps[tags.GPSLatitude] = "NS"[latitude < 0], parts(latitude)
     gps[tags.GPSLongitudeRef], gps[tags.GPSLongitude] = "EW"[longitude < 0], parts(longitude)
     gps[tags.GPSDateStamp], gps[tags.GPSTimeStamp] = "2026:05:04", (10.0, 0.0, float(second))
     exif[ExifTags.Base.DateTime] = "2026:05:04 12:00:00"
+    out = io.BytesIO()
     if form == "TIFF":  # its writer takes the directory as a tag's value
         exif[ExifTags.IFD.GPSInfo] = dict(gps)
-    out = io.BytesIO()
     if form == "HEIF":
         import pillow_heif
 
@@ -75,9 +74,8 @@ def test_a_photograph_states_its_place_and_time(form, latitude, longitude):
 
 
 def test_no_place_an_impossible_one_and_no_picture_are_none():
-    out, exif = io.BytesIO(), Image.Exif()
-    exif[ExifTags.Base.DateTime] = "2026:05:04 12:00:00"
-    Image.new("RGB", (8, 8)).save(out, "JPEG", exif=exif)
+    (exif := Image.Exif())[ExifTags.Base.DateTime] = "2026:05:04 12:00:00"
+    Image.new("RGB", (8, 8)).save(out := io.BytesIO(), "JPEG", exif=exif)
     for data in (PAVEMENT.read_bytes(), b"not a picture", photograph(0, 0), out.getvalue()):
         assert isinstance(find_place(data), str)
     assert read_time(out.getvalue()) == dt.datetime(2026, 5, 4, 12)  # noqa: DTZ001  # it states no zone
@@ -154,6 +152,9 @@ def test_damage_seen_twice_counts_once_and_two_of_one_picture_count_twice():
     assert len(merge_damage([seen(f"{n}", 0, "D40") for n in range(2000)], 3)) == 1
     assert tracemalloc.get_traced_memory()[1] < 2e7
     tracemalloc.stop()
+    wide = ((1, 0), (1, 3.3), (60, 0), (60, 5.4))  # east in metres of the equator: no one plane holds both latitudes
+    wide = [seen("", 0, "D40").model_copy(update={"latitude": y, "longitude": x / DEGREE_M}) for y, x in wide]
+    assert [one.latitude for one in merge_damage(wide, 3)] == [1, 1, 60]
     best = merge_damage(drive, 3)[0]
     assert (best.pictures[0], len(best.pictures)) == ("b", 2)
 
@@ -231,7 +232,7 @@ def test_an_option_that_no_picture_can_be_searched_with_is_refused_and_a_long_na
 
 
 def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client):
-    observations = [json.loads(seen(f"<{n} a>", 30 * n, "D40", second=n).model_dump_json()) for n in range(5)]
+    observations = [json.loads(seen(f"<{n}\x1b a>", 30 * n, "D40", second=n).model_dump_json()) for n in range(5)]
 
     def counted(media: str, merge_m: int = 1) -> httpx2.Response:
         body = {"observations": observations, "merge_m": merge_m}
@@ -247,7 +248,7 @@ def test_observations_are_counted_again_and_go_out_as_geojson_svg_and_csv(client
     assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")
     assert {row["label"] for row in csv.DictReader(io.StringIO(counted("text/csv").text))} == {"D40"}
     (row,) = csv.DictReader(io.StringIO(counted("text/csv", merge_m=200).text))
-    assert row["pictures"].split("; ") == [f"<{n} a>" for n in (4, 3, 2, 1, 0)]
+    assert row["pictures"].split("; ") == [f"<{n}\x1b a>" for n in (4, 3, 2, 1, 0)]
 
 
 @pytest.mark.parametrize(("stated", "zone", "latitude"), [
@@ -306,10 +307,14 @@ def test_a_folder_of_photographs_becomes_a_map(fovea, tmp_path):
     assert (tmp_path / "out" / "survey.svg").read_text().startswith("<svg")
     assert (tmp_path / "out" / "survey.csv").read_text().startswith("label,place,latitude")
     (drive / "0" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
-    options = ["-o", tmp_path / "gap", "--max-gap", 30, "--far", 0, "--segment", 9]
-    code, out, err = fovea("survey", drive / "0", drive / "1", *options)
+    (drive / "0" / "gone.jpg").symlink_to("nowhere")
+    (drive / "1" / "cut.mp4").write_bytes(b"cut")
+    (drive / "a.gpx").write_text(GPX)
+    options = ["-o", tmp_path / "gap", "--max-gap", 30, "--far", 0, "--segment", 9, "--gpx", drive / "a.gpx"]
+    code, out, err = fovea("survey", drive / "0", drive / "1", drive / "1/p.jpg", *options)
     assert "further apart than 30 m (option `max_gap_m`)" in " ".join(err.split()), out + err
-    assert (code, "cut.jpg" in err) == (1, True)
+    assert (code, *(name in err for name in ("cut.jpg: ", "gone.jpg: ", "cut.mp4: "))) == (1, True, True, True)
+    assert json.loads((tmp_path / "gap" / "survey.json").read_text())["pictures"] == 5
 
 
 def test_a_survey_that_breaks_off_keeps_what_it_found_and_parts_leave_no_jobs_behind(fovea, url, tmp_path, monkeypatch):
@@ -328,8 +333,7 @@ def test_a_survey_that_breaks_off_keeps_what_it_found_and_parts_leave_no_jobs_be
     assert count_jobs() == before  # a tenant's jobs may hold only so much, and each part has its pictures
     kept = (tmp_path / "out" / "observations.json").read_text()
     assert "null" not in kept  # a request has only so many parts: each field counts
-    headers = {"content-type": "application/json"}
-    assert ok(httpx2.post(f"{url}/v1/detect/survey", content=kept, headers=headers, timeout=60))["damages"]
+    assert ok(httpx2.post(f"{url}/v1/detect/survey", json=json.loads(kept), timeout=60))["damages"]
 
 
 def test_files_of_one_name_keep_their_folders_and_two_films_are_refused(fovea, tmp_path):
@@ -339,7 +343,11 @@ def test_files_of_one_name_keep_their_folders_and_two_films_are_refused(fovea, t
     shared = [(tmp_path / day / "p.jpg").as_posix() for day in ("one", "two")]
     folders = [tmp_path / "one", tmp_path / "two"]
     assert [name for name, _ in _find_files(folders)] == ["a.mp4", shared[0], "b.mp4", shared[1], "?.jpg"]
-    code, _, err = fovea("survey", *folders, "-o", tmp_path / "out")
-    assert (code, "a.mp4 and b.mp4 can't begin at the same place" in err) == (2, True), err
-    code, _, err = fovea("survey", tmp_path / "one" / "p.jpg", "--gpx", "nope.gpx", "-o", tmp_path / "out")
-    assert (code, "There is no file 'nope.gpx'" in err) == (4, True), err
+    for arguments, status, told in (
+        (folders, 2, "a.mp4 and b.mp4 can't begin at the same place"),
+        ([tmp_path / "one"], 2, "The film a.mp4 has no places of its own."),
+        ([tmp_path / "one/p.jpg", "--gpx", "nope.gpx"], 4, "There is no file 'nope.gpx'"),
+        ([tmp_path / "one/p.jpg", "nope"], 4, "There is no file or folder 'nope'"),
+    ):
+        code, _, err = fovea("survey", *arguments, "-o", tmp_path / "out")
+        assert (code, told in " ".join(err.split())) == (status, True), err

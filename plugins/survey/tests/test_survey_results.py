@@ -35,20 +35,14 @@ SVG = "{http://www.w3.org/2000/svg}"
 def tagged(**changes: Any) -> bytes:
     """A photograph at 15.78 S, 47.93 W whose GPS tags are changed; None removes a tag."""
     image, exif = Image.open(io.BytesIO(photograph(-15.78, -47.93))), Image.Exif()
-    gps = exif.get_ifd(ExifTags.IFD.GPSInfo)
-    gps.update(image.getexif().get_ifd(ExifTags.IFD.GPSInfo))
-    for name, value in changes.items():
-        tag = ExifTags.GPS[name]
-        gps.pop(tag, None)
-        if value is not None:
-            gps[tag] = value
-    out = io.BytesIO()
-    image.save(out, "JPEG", exif=exif)
+    gps = {**image.getexif().get_ifd(ExifTags.IFD.GPSInfo), **{ExifTags.GPS[name]: changes[name] for name in changes}}
+    exif.get_ifd(ExifTags.IFD.GPSInfo).update({tag: value for tag, value in gps.items() if value is not None})
+    image.save(out := io.BytesIO(), "JPEG", exif=exif)
     return out.getvalue()
 
 
-def angle(degrees: int) -> tuple[Any, ...]:
-    return tuple(TiffImagePlugin.IFDRational(value, 1) for value in (degrees, 0, 0))
+def angle(degrees: int, minutes: int = 0) -> tuple[Any, ...]:
+    return tuple(TiffImagePlugin.IFDRational(value, 1) for value in (degrees, minutes, 0))
 
 
 @pytest.mark.parametrize(("changes", "told"), [
@@ -57,13 +51,14 @@ def angle(degrees: int) -> tuple[Any, ...]:
     ({"GPSLatitudeRef": "\0"}, "without N or S"), ({"GPSLongitudeRef": "N"}, "without E or W"),
     ({"GPSLatitude": angle(95)}, "latitude 95 is impossible"),
     ({"GPSLongitude": angle(181)}, "longitude 181 is impossible"), ({"GPSLatitude": None}, "no GPS position"),
+    ({"GPSLatitude": angle(15, 75)}, "minutes or seconds that are impossible"),
 ])  # fmt: skip
 def test_a_position_that_is_not_fully_stated_is_not_guessed(changes, told):
     found = find_place(tagged(**changes))
     assert isinstance(found, str)
     assert told in found
-    whole = find_place(tagged())
-    assert (whole.latitude, whole.longitude) == (pytest.approx(-15.78, abs=1e-6), pytest.approx(-47.93, abs=1e-6))
+    for whole in (find_place(tagged()), find_place(tagged(GPSLatitude=TiffImagePlugin.IFDRational(1578, 100)))):
+        assert (whole.latitude, whole.longitude) == (pytest.approx(-15.78, abs=1e-6), pytest.approx(-47.93, abs=1e-6))
 
 
 def far(name: str, latitude: float, longitude: float) -> Observation:
@@ -194,6 +189,10 @@ def test_a_film_is_placed_by_its_track(client, tmp_path, monkeypatch):
     files[0] = ("video", ("telephone.mp4", slow_down(film, 10)))
     own = client.post("/v1/detect/survey", files=files, params={"every": 10}).json()["observations"]
     assert [one["latitude"] for one in own] == pytest.approx([10.0, 10.0001, 10.0006])
+    cut = write_film(tmp_path / "cut.mkv", [road()] * 40)
+    files[0] = ("video", ("cut.mkv", cut[: len(cut) // 2]))
+    (told,) = ok(client.post("/v1/detect/survey", files=files, params={"every": 100}))["failed"]
+    assert ("#0: " in told, "breaks off" in told) == (False, True)
     late = client.post("/v1/detect/survey", files=files, params={"every": 20, "fps": 1e-300})
     assert (late.status_code, "leaves the years" in late.text) == (422, True)
     for beyond in ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59-01:00"):
@@ -228,9 +227,8 @@ def place_photographs() -> list[tuple[str, tuple[str, bytes]]]:
     """Photographs with a hole each: two of equal name, one far away, one without a hemisphere, one without GPS."""
 
     def shot(data: bytes, *holes: tuple[int, int, int]) -> bytes:
-        exif, out = Image.open(io.BytesIO(data)).getexif(), io.BytesIO()
-        exif.get_ifd(ExifTags.IFD.GPSInfo)
-        Image.fromarray(road(*holes)).save(out, "JPEG", quality=95, exif=exif)
+        (exif := Image.open(io.BytesIO(data)).getexif()).get_ifd(ExifTags.IFD.GPSInfo)
+        Image.fromarray(road(*holes)).save(out := io.BytesIO(), "JPEG", quality=95, exif=exif)
         return out.getvalue()
 
     small, large = (60, 1040, 24), (100, 1100, 90)

@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from fovea.errors import InvalidOption, Malformed, TooLarge, UnsupportedMedia
-from fovea_survey.video.video_decoder import VideoFile, can_decode
+from fovea_survey.video.video_decoder import BREAK_OFF, VideoFile, can_decode
 from shared.vision.format_detection import detect_format, webp_canvas
 from shared.vision.limits import DecodeBounds
 
@@ -274,7 +274,7 @@ def read_pages(data: bytes, bounds: DecodeBounds) -> Iterator[bytes]:
         except EOFError:
             return
         except Exception:  # noqa: BLE001  # as many kinds of error as there are ways to break a file
-            yield b"broken frame"
+            yield BREAK_OFF
             return
         frame.save(out, "BMP")
         yield out.getvalue()

@@ -19,6 +19,7 @@ from fovea.api.problem import problem
 from fovea.errors import DeadlineExceeded, FoveaError
 from fovea_survey.video.frame_parsers import FrameParser
 from fovea_survey.video.tracking import Tracker
+from fovea_survey.video.video_decoder import BREAK_OFF
 from services.detection.boxes.detections import count_by_class
 
 TRACKING_CONFIDENCE = 0.1
@@ -62,7 +63,7 @@ class FrameQueue:
 
     async def put(self, data: bytes) -> None:
         """Add a frame; waits for room, or makes some. One that is not to be looked at is only counted."""
-        if self._arrived % self._every:
+        if self._arrived % self._every and data != BREAK_OFF:
             self._arrived += 1
             return
         async with self._changed:

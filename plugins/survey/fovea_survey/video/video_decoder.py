@@ -28,6 +28,9 @@ CHILD_MEMORY_BYTES = 2 * 2**30
 MAX_SIDE = 65_535
 MAX_FPS = 1000.0
 
+BREAK_OFF = b"broken frame"
+"""The last frame of a film that breaks off; every reader shows it, also one that skips frames."""
+
 _HEAD = struct.Struct("<IIId")
 """Before the frames: width, height, how many there should be, frames per second. Before each `_MARK`."""
 
@@ -103,7 +106,7 @@ class VideoFile:
                 Image.frombytes("RGB", (self._width, self._height), pixels, "raw", "BGR").save(out, "BMP")
                 yield out.getvalue()
             if mark != _END:
-                yield b"broken frame"
+                yield BREAK_OFF
         finally:
             self.close()
 
