@@ -13,7 +13,7 @@ from services.relevance_judge.parsing import trec
 from services.relevance_judge.parsing.label_formats import number_lines, parse_object
 
 MAX_BATCH_PAIRS, _ID = 200_000, re.compile(r"\S{1,256}")  # an id is stored with each of its pairs
-_HEAD = re.compile(r"(?i)\W?(|q|p|query[_-]?|doc[_-]?)id\W?\t\W?(text|query|passage|question)\W?")  # of a table
+TABLE_HEAD = re.compile(r"(?i)\W?(|q|p|query[_-]?|doc[_-]?)id\W?\t\W?(text|query|passage|question)\W?")  # of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def parse_texts(lines: str, source: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for number, line in number_lines(lines):
-        if number == 1 and _HEAD.fullmatch(line):
+        if number == 1 and TABLE_HEAD.fullmatch(line):
             continue
         name, text = (_parse_text_object if line.startswith("{") else _parse_tabbed)(line, number, source)
         _check_id(name, number, source)

@@ -1,5 +1,6 @@
 """`fovea judge import`: a public test collection becomes topics, passages, qrels and a BM25 run."""
 
+import codecs
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -58,6 +59,8 @@ def import_collection(
 def _read_old_text(path: Path) -> tuple[str, str]:
     """Read a text file of any age, and its encoding: UTF-8 with or without its mark, else Windows' or Latin-1."""
     raw = read_file(path)
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16", errors="replace"), "UTF-16"
     for encoding, kind in (("utf-8-sig", "UTF-8"), ("cp1252", "Windows-1252")):
         with suppress(UnicodeDecodeError):
             return raw.decode(encoding), kind

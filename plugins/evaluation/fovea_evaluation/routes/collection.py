@@ -44,7 +44,8 @@ class ImportOut(BaseModel):
 @router.post("/collection", responses=problems(400, 422))
 def import_collection(body: ImportIn) -> ImportOut:
     """Turn a public test collection into topics, passages, qrels and a BM25 run."""
-    found = parse_collection(body.documents, body.topics, body.relevance, grades=body.grades)
+    grades = body.grades if "grades" in body.model_fields_set else None  # only Cranfield's codes fall with relevance
+    found = parse_collection(body.documents, body.topics, body.relevance, grades=grades)
     index = LexicalIndex(found.passages)
     ranked = {qid: _rank(index, text) for qid, text in found.topics.items()}
     notes = [*found.notes, *_add_others(found, ranked, body.others)]
