@@ -267,6 +267,8 @@ def sort_out(files: Sequence[NamedFile]) -> tuple[list[tuple[str, FileDataset]],
             known[instance] = name, found.PixelData
         elif "DirectoryRecordSequence" in found:
             skipped.append(f"{name}: an index of files (DICOMDIR) without a picture.")
+        elif "Image" in getattr(found.get("SOPClassUID"), "name", ""):
+            skipped.append(f"{name}: The picture has no pixels; the file may be cut short.")
         else:
             skipped.append(f"{name}: {found.get('Modality') or 'an object'} without a picture.")
     pictures.sort(key=lambda row: (str(row[1].get("SeriesInstanceUID")), _number(row[1].get("InstanceNumber"))))

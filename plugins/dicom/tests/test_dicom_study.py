@@ -200,7 +200,7 @@ async def test_films_other_series_other_studies_and_other_sizes_are_apart():
 async def test_what_is_no_picture_is_skipped_and_says_why():
     report = film(picture())
     del report.PixelData
-    report.Modality = "SR"
+    report.Modality, report.SOPClassUID = "SR", uid.ComprehensiveSRStorage
     nothing = film(picture())
     del nothing.PixelData, nothing.Modality
     broken = film(picture(), SOPInstanceUID="4.5.6")
@@ -214,7 +214,7 @@ async def test_what_is_no_picture_is_skipped_and_says_why():
     found = await segment(b"no", film(picture((1, 1, 3))), report, nothing, broken, mpeg, cut, bare)
     told = {
         "File 1": "The file can't be read as DICOM.", "File 3": "SR without a picture.",
-        "File 4": "an object without a picture.", "File 5": "The file may be damaged.",
+        "File 4": "The picture has no pixels; the file may be cut short.", "File 5": "The file may be damaged.",
         "File 6": "Films in MPEG are not read. Export their frames, or the film as JPEG.",
         "File 7": "The file ends early, or is empty.", "File 8": "Its header lacks SamplesPerPixel.",
     }  # fmt: skip

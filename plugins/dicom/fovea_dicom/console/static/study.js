@@ -30,7 +30,8 @@ class Study extends FolderForm {
     title.textContent = `Series ${one.series} (${first}${others.length ? ` and ${others.length} more files` : ""})`;
     if (one.strip) strip.src = `data:image/jpeg;base64,${one.strip}`;
     const areas = found.map((frame) => (frame.area_mm2 === null ? `${frame.area} px` : `${frame.area_mm2.toFixed(1)} mm²`));
-    facts.textContent = found.length ? `Found in ${found.length} of ${frames.length} frames: ${areas.slice(0, 8).join(", ")}` : `Nothing found in ${frames.length} frames.`;
+    const all = frames.length === 1 ? "1 frame" : `${frames.length} frames`;
+    facts.textContent = found.length ? `Found in ${found.length} of ${all}: ${areas.slice(0, 8).join(", ")}` : `Nothing found in ${all}.`;
     warnings.textContent = [...new Set([...one.warnings, ...frames.flatMap((frame) => frame.warnings)])].join(" ");
     for (const [name, label, suffix] of [["segmentation", "Segmentation", "seg.dcm"], ["report", "Report", "sr.dcm"]]) {
       if (one[name]) actions.append(this.createButton(label, one[name], `${one.series}.${suffix}`));
