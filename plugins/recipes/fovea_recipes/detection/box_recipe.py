@@ -21,7 +21,7 @@ from fovea_recipes.detection.model_selection import LEAST, choose_scores
 from fovea_recipes.training.calibrate import ServingFacts
 from fovea_recipes.training.data.augment import Augment, warp_boxes, warp_picture
 from fovea_recipes.training.data.box_sets import BoxSet, check_boxes, find_boxes
-from fovea_recipes.training.data.survey import Survey, near_copies
+from fovea_recipes.training.data.survey import Survey, list_unread, near_copies
 from fovea_recipes.training.folder_recipe import FolderRecipe, swap_ends
 from fovea_recipes.training.intervals import bootstrap
 from fovea_recipes.training.recipe import Batch, MultiScale, decay_kernels, join_names, to_tensor
@@ -70,6 +70,7 @@ class BoxRecipe(FolderRecipe):
 
     def gather(self) -> str:
         found, problems, sizes = check_boxes(find_boxes(self.data, self.names, self.grow))
+        problems += list_unread(self.data)
         self.require(sum(len(rows) for rows in found.rows), 1, "boxes", problems)
         self.require(len(found), 4, "pictures that can be read", problems)
         out = self.is_held_out(found.pictures)

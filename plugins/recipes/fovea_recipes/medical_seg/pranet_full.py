@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fovea.errors import NotFound
 from fovea_recipes.medical_seg.evaluation import PolypRecipe, mean_dice_at_half, normalise_frames, predict_maps
 from fovea_recipes.medical_seg.losses import Form, deep_supervision, dual_supervision
-from fovea_recipes.training.data.mask_folders import MaskSet, find_masks
+from fovea_recipes.training.data.mask_folders import NO_MASK, MaskSet, find_masks
 from fovea_recipes.training.recipe import Batch, MultiScale, Schedule
 
 
@@ -89,6 +89,6 @@ class PraNetV2Full(PraNetFull, name="pranet-v2-full", weights="pranet-v2"):
 def _find_pairs(folder: Path) -> MaskSet:
     """The pairs of a folder; NotFound if there is none, or a picture has no mask."""
     pairs, problems = find_masks(folder)
-    if problems:
-        raise NotFound(f"{len(problems)} pictures of {folder} have no mask, for example {problems[0].path.name!r}.")
+    if bare := [each.path.name for each in problems if each.kind == NO_MASK]:
+        raise NotFound(f"{len(bare)} pictures of {folder} have no mask, for example {bare[0]!r}.")
     return pairs

@@ -172,7 +172,7 @@ class PraNetLiteRecipe(
         height, width = pixels.shape[:2]
         part = rng.uniform(0.35, 1.0)
         y, x = int(rng.uniform(0, (1 - part) * height)), int(rng.uniform(0, (1 - part) * width))
-        near = pixels[y : y + int(part * height), x : x + int(part * width)]
+        near = pixels[y : y + max(1, int(part * height)), x : x + max(1, int(part * width))]
         return self.augment.recolour(np.ascontiguousarray(near), rng)
 
     def calibrate(self, network: nn.Module) -> ServingFacts:

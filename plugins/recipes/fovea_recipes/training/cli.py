@@ -17,7 +17,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from fovea.errors import InvalidOption
+from fovea.errors import InvalidOption, NotFound
 from shared.registry.discovery import shipped_weights
 from shared.registry.imported_weights import publish_weights
 from shared.settings import settings
@@ -100,6 +100,8 @@ def train(
     chosen = configure_recipe(kind, [*own.build(), *(set_ or [])])
     data_dir = settings().data_dir / "training"
     if own.data is not None:
+        if not own.data.is_dir():
+            raise NotFound(f"There is no folder {str(own.data)!r}.", hint="Give the folder of the unpacked data.")
         name = model_name(name) if name else f"{recipe}-{model_name(own.data.resolve().name)}"
         _check_name(name, kind)
     folder = folder or data_dir / (recipe if own.data is None else str(name))

@@ -199,6 +199,7 @@ def test_samples_without_a_polyp_come_from_frames_with_one_and_too_few_are_refus
         for step in range(6)
     ]
     assert np.mean(shares) > 0.6
+    assert made.vary(np.zeros((1, 1, 3), np.uint8), np.random.default_rng(0)).shape == (1, 1, 3)
     with pytest.raises(InvalidOption, match="2 pictures with masks"):
         recipe(frames(tmp_path / "few", 2)).prepare(tmp_path)
     with pytest.raises(InvalidOption, match="0 held-out marks"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from fovea.cli.option_groups import CommandApp
-from fovea.errors import Fault, InvalidOption, Malformed, NotFound
+from fovea.errors import Fault, FoveaError, InvalidOption, Malformed, NotFound
 from fovea_recipes.training import checkpoint_import, recipe
 from fovea_recipes.training import cli as training_cli
 from fovea_recipes.training.cli import configure_recipe
@@ -42,9 +42,7 @@ def test_recipes_of_every_service_are_found_and_unknown_or_unfinished_ones_are_t
     found = recipes()
     assert list(found) == sorted(found)
     for name, kind in found.items():
-        assert kind.name == name
-        assert kind.weights
-        assert (kind.__doc__ or "").strip()
+        assert (kind.name, bool(kind.weights), bool((kind.__doc__ or "").strip())) == (name, True, True)
     with pytest.raises(NotFound, match="pranet-demo"):
         recipe_named("soup")
 
@@ -89,22 +87,19 @@ def test_published_weights_are_those_that_were_measured_and_a_manifest_says_how_
 
 def test_train_without_a_name_lists_recipes_and_with_one_writes_weights(cli, tmp_path):
     result = cli("train")
-    assert result.exit_code == 0
-    assert "line" in result.output
-    assert "Fits y = 3x - 1." in result.output
+    assert (result.exit_code, "line" in result.output, "Fits y = 3x - 1." in result.output) == (0, True, True)
     result = cli("train", "line", "--out", tmp_path / "out", "--set", "schedule.steps=40", "--device", "cpu")
-    assert result.exit_code == 0, result.output
-    assert "error" in result.output
-    assert (tmp_path / "out" / "line.safetensors").exists()
-    assert (tmp_path / "data" / "training" / "line" / "last.safetensors").exists()
+    assert (result.exit_code, "error" in result.output) == (0, True), result.output
+    assert all((tmp_path / file).exists() for file in ("out/line.safetensors", "data/training/line/last.safetensors"))
 
 
-@pytest.mark.parametrize(
-    ("folder", "name", "told"), [("细胞", None, "no letter a to z"), ("shapes", "pranet", "trains another network")]
-)
+@pytest.mark.parametrize(("folder", "name", "told"), [
+    ("细胞", None, "no letter a to z"), ("a", "pranet", "trains another network"), ("a/b.zip", None, "no folder"),
+])  # fmt: skip
 def test_a_training_never_takes_the_name_of_another_network(monkeypatch, tmp_path, folder, name, told):
     monkeypatch.setattr(training_cli, "settings", lambda: Settings(data_dir=tmp_path / "data"))
-    with pytest.raises(InvalidOption, match=told):
+    (tmp_path / folder.removesuffix("/b.zip")).mkdir()
+    with pytest.raises(FoveaError, match=told):
         training_cli.train("patnet", own=training_cli.OwnData(tmp_path / folder), name=name)
     assert join_names(["E. coli, live", "Pollen"]) == "E. coli live,Pollen"
 
@@ -213,9 +208,7 @@ def test_a_graph_is_exported_as_it_predicts_and_one_that_computes_something_else
     assert export_onnx(net, tmp_path / "deep" / "net.onnx", X, ["y"]).max_difference < 1e-5
 
     class Moody(nn.Module):
-        """A tracer freezes what this network decides anew each time."""
-
-        calls = 0
+        calls = 0  # a tracer freezes what this network decides anew each time
 
         def forward(self, x):
             self.calls += 1

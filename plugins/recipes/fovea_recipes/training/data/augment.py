@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+LARGEST_WARPED, LARGEST_JPEG = 32_766, 65_500
+"""Most pixels of a side with which OpenCV does either."""
+
 Warp = NDArray[np.float64]
 """An affine map (2, 3) from pixel coordinates of the source to those of the target."""
 
@@ -70,7 +73,7 @@ class Augment(BaseModel, frozen=True, extra="forbid"):
         if rng.random() < self.noise:
             grain = rng.standard_normal(pixels.shape, dtype=np.float32) * rng.uniform(1, 8)
             pixels = np.clip(pixels + grain, 0, 255).astype(np.uint8)
-        if rng.random() < self.compress:
+        if rng.random() < self.compress and max(pixels.shape) <= LARGEST_JPEG:
             _, packed = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 91))])
             pixels = _bytes(cv2.imdecode(packed, cv2.IMREAD_COLOR))
         return np.ascontiguousarray(pixels)
@@ -93,7 +96,12 @@ class Augment(BaseModel, frozen=True, extra="forbid"):
 
 def warp_picture(pixels: Pixels, warp: Warp, target: tuple[int, int], grey: int | None = None) -> Pixels:
     """A picture (h, w, 3), or its soft mask (h, w), under a map; what lies outside is mirrored in, or grey."""
-    size = (target[1], target[0])
+    size, (height, width) = (target[1], target[0]), pixels.shape[:2]
+    if max(height, width) > LARGEST_WARPED:
+        ratio = LARGEST_WARPED / max(height, width)
+        small = (max(1, int(width * ratio)), max(1, int(height * ratio)))
+        pixels = _bytes(cv2.resize(pixels, small, interpolation=cv2.INTER_AREA))
+        warp = warp @ np.diag([width / small[0], height / small[1], 1.0])
     if grey is None:
         return _bytes(cv2.warpAffine(pixels, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101))
     return _bytes(cv2.warpAffine(pixels, warp, size, flags=cv2.INTER_LINEAR, borderValue=(grey, grey, grey)))

@@ -21,9 +21,10 @@ from PIL import Image
 
 from fovea.errors import InvalidOption, NotFound
 from fovea_recipes.training.data.coco_masks import find_places, read_coco_files
-from fovea_recipes.training.data.mask_folders import folders_of
+from fovea_recipes.training.data.mask_folders import VOID, folders_of, read_mask
 from fovea_recipes.training.data.survey import (
     FileProblem,
+    compose_name,
     list_files,
     list_pictures,
     picture_size,
@@ -156,6 +157,8 @@ def _voc_boxes(file: Path) -> list[tuple[Any, ...]]:
             boxes.append((each.findtext("name", "").strip(), *corner))
     except (ElementTree.ParseError, ValueError) as error:
         raise InvalidOption(f"{file} is not Pascal VOC: {error}.", hint="Mend or remove it.", field="data") from error
+    if any(not name for name, *_ in boxes):
+        raise InvalidOption(f"{file} has an object without a name.", hint="Mend or remove it.", field="data")
     return boxes
 
 
@@ -253,11 +256,25 @@ def _masked_pairs(folder: Path) -> tuple[dict[Path, Path], list[FileProblem]]:
 
 
 def _masked(pairs: dict[Path, Path], problems: list[FileProblem], names: Sequence[str], grow: int) -> BoxSet:
-    rows = []
-    for file in pairs.values():
-        with Image.open(file) as mask:
-            rows.append(mask_boxes(np.asarray(mask if mask.mode in {"P", "L"} else mask.convert("L")), grow))
-    return BoxSet(tuple(names), tuple(pairs), tuple(rows), tuple(problems))
+    rows = tuple(mask_boxes(_read_classes(file, len(names)), grow) for file in pairs.values())
+    return BoxSet(tuple(names), tuple(pairs), rows, tuple(problems))
+
+
+def _read_classes(file: Path, count: int) -> NDArray[np.uint8]:
+    """A mask (h, w) of numbers of `count` classes, 0 being nothing; of one class whatever single number marks it.
+
+    Raises:
+        InvalidOption: It holds other numbers.
+    """
+    with Image.open(file) as mask:
+        values = np.asarray(mask if mask.mode in {"P", "L"} else mask.convert("L"))
+    numbers = {*np.unique(values).tolist()} - {0}
+    if count == 1 and len(numbers) == 1:
+        return (read_mask(file) > 128).astype(np.uint8)
+    if wrong := sorted(each for each in numbers - {VOID} or numbers if each > count):
+        detail = f"{file} holds the number {wrong[0]}, and only {count} classes are named."
+        raise InvalidOption(detail, hint="Masks hold 1 for the first class, 2 for the second.", field="data")
+    return np.where(values > count, 0, values).astype(np.uint8)
 
 
 def _pair(labels: Iterable[Path], pictures: Sequence[Path], folder: Path) -> tuple[dict[Path, Path], list[FileProblem]]:
@@ -265,14 +282,14 @@ def _pair(labels: Iterable[Path], pictures: Sequence[Path], folder: Path) -> tup
 
     The two have the same name and the same folders. Otherwise the name decides, if only one unlabelled picture has it.
     """
-    there = {(path.stem, folders_of(path, folder)): path for path in reversed(pictures)}
-    places = {(label.stem, folders_of(label, folder)): label for label in labels}
+    there = {(compose_name(path.stem), folders_of(path, folder)): path for path in reversed(pictures)}
+    places = {(compose_name(label.stem), folders_of(label, folder)): label for label in labels}
     first = {there[place]: label for place, label in places.items() if place in there}
-    alone, problems = Counter(path.stem for path in pictures if path not in first), list[FileProblem]()
-    by_stem = {path.stem: path for path in pictures if path not in first}
+    stems = [(compose_name(path.stem), path) for path in pictures if path not in first]
+    alone, by_stem, problems = Counter(stem for stem, _ in stems), dict(stems), list[FileProblem]()
     for label in sorted(set(labels) - set(first.values())):
-        if alone[label.stem] == 1:
-            first.setdefault(by_stem[label.stem], label)
+        if alone[stem := compose_name(label.stem)] == 1:
+            first.setdefault(by_stem[stem], label)
         else:
             problems.append(FileProblem(label, "has no picture, left out"))
     return {path: first[path] for path in pictures if path in first}, problems

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fovea.errors import NotFound
 from fovea_recipes.training.data.splits import HELD_OUT, TRAIN
-from fovea_recipes.training.data.survey import FileProblem, list_pictures, read_picture, unreadable
+from fovea_recipes.training.data.survey import FileProblem, list_pictures, list_unread, read_picture, unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,9 @@ def find_classes(folder: Path) -> tuple[ClassSet, list[FileProblem]]:
     names = sorted({*kept.values()})
     empty = [each for each in classes if each.name not in names]
     problems += [FileProblem(each, "has no picture, so it is no class") for each in empty]
+    loose = [path for path in list_pictures(folder) if path not in found]
+    problems += [FileProblem(path, "is in no folder of a class, left out") for path in loose]
+    problems += list_unread(folder)
     pictures = tuple(path for path in found if path in kept)
     labels = np.array([names.index(kept[path]) for path in pictures], np.int64)
     return ClassSet(tuple(names), pictures, labels), problems

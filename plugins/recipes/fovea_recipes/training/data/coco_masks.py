@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fovea.errors import InvalidOption
-from fovea_recipes.training.data.survey import FileProblem, list_files, picture_size, read_text
+from fovea_recipes.training.data.survey import FileProblem, compose_name, list_files, picture_size, read_text
 
 Mask = NDArray[np.bool_]
 NEEDED = {"images": {"id", "file_name"}, "categories": {"id", "name"}, "annotations": {"image_id", "category_id"}}
@@ -108,10 +108,10 @@ def find_places(
     """Path and (height, width) of every picture that is there and has the size that the file says, by its id."""
     by_name: dict[str, list[Path]] = {}
     for path in pictures:
-        by_name.setdefault(path.name, []).append(path)
+        by_name.setdefault(compose_name(path.name), []).append(path)
     for image in images:
         named = Path(str(image["file_name"]).replace("\\", "/"))
-        if not (alike := by_name.get(named.name)):
+        if not (alike := by_name.get(compose_name(named.name))):
             problems.append(FileProblem(file.parent / named, "is not there, left out"))
             continue
         # Of pictures of one name the one is meant that ends as the file says, and lies below it.
@@ -122,7 +122,7 @@ def find_places(
         except (OSError, Image.DecompressionBombError) as error:
             problems.append(FileProblem(path, "can't be read, left out", str(error).partition(":")[0][:80]))
             continue
-        said = (image.get("width", width), image.get("height", height))
+        said = (image.get("width") or width, image.get("height") or height)
         if said != (width, height):
             detail = f"{width}×{height}, not {said[0]}×{said[1]}"
             problems.append(FileProblem(path, "has another size than its COCO file says, left out", detail))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fovea.errors import NotFound
 from fovea_recipes.training.data.coco_masks import draw_coco_masks
-from fovea_recipes.training.data.survey import FileProblem, list_pictures, read_picture
+from fovea_recipes.training.data.survey import FileProblem, compose_name, list_pictures, list_unread, read_picture
 
 Pixels = NDArray[np.uint8]
 
@@ -31,6 +31,11 @@ ENDINGS = ("_mask", "-mask", "_seg", "_label")
 
 FEW = 16
 """Grey masks whose largest value is no larger hold numbers of classes, not grey levels."""
+
+NO_MASK = "has no mask, left out"
+
+VOID = 255
+"""Next to numbers of classes: pixels that nobody labelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +89,31 @@ def find_masks(folder: Path, drawn: Path | None = None, names: Sequence[str] = (
     masks = {_place(path, folder): path for path in files if is_mask(path, folder)}
     pictures = [path for path in files if not is_mask(path, folder)]
     pairs = [(path, masks[_place(path, folder)]) for path in pictures if _place(path, folder) in masks]
-    problems = [FileProblem(path, "has no mask, left out") for path in pictures if _place(path, folder) not in masks]
+    problems = [FileProblem(path, NO_MASK) for path in pictures if _place(path, folder) not in masks]
+    used = {mask for _, mask in pairs}
+    problems += [FileProblem(mask, "has no picture, left out") for mask in masks.values() if mask not in used]
     if not pairs and drawn is not None:
         pairs, problems = draw_coco_masks(folder, pictures, drawn, names)
     if not pairs:
         hint = "Give images/ and masks/, train/ and validation/ with both, or pictures with a COCO file (.json)."
         raise NotFound(f"There are no pictures with masks in {folder}.", hint=hint)
     first, second = zip(*pairs, strict=True)
-    return MaskSet(first, second), problems
+    return MaskSet(first, second), problems + list_unread(folder)
 
 
 def read_mask(path: Path) -> Pixels:
     """A mask (h, w) as 0 to 255: marked pixels are 255, grey levels between are shares.
 
-    Palettes, masks of two values, and those with few small numbers, hold classes: whatever is not 0 is marked. So is
-    what has a colour; what is transparent is not. 16 bits are scaled down.
+    Palettes, masks of two values, and those with few small numbers, hold classes: whatever is not 0 is marked, but for
+    the 255 of no class next to them. So is what has a colour; what is transparent is not. 16 bits are scaled down.
     """
     with Image.open(path) as picture:
         mode = picture.mode
         values = np.asarray(picture if mode in {"1", "P", "L", "I", "I;16", "F"} else _levels(picture))
-    if mode in {"1", "P"} or values.max(initial=0) <= FEW or len(np.unique(values)) <= 2:
+    levels = np.unique(values)
+    if len(levels) > 2 and levels[-1] == VOID and levels[-2] <= FEW:
+        values = np.where(values == VOID, 0, values)
+    if mode in {"1", "P"} or values.max(initial=0) <= FEW or len(levels) <= 2:
         return np.where(values > 0, 255, 0).astype(np.uint8)
     if values.dtype != np.uint8:
         return np.clip(values.astype(np.float64) / (257 if values.max() > 255 else 1), 0, 255).round().astype(np.uint8)
@@ -125,13 +135,14 @@ def is_mask(path: Path, folder: Path) -> bool:
 
 def folders_of(path: Path, folder: Path) -> tuple[str, ...]:
     """Folders below `folder` that a picture and its labels share: all but for `images`, `masks` and the like."""
-    return tuple(part for part in path.relative_to(folder).parts[:-1] if part.lower() not in {*MASKS, *IMAGES})
+    parts = map(compose_name, path.relative_to(folder).parts[:-1])
+    return tuple(part for part in parts if part.lower() not in {*MASKS, *IMAGES})
 
 
 def _place(path: Path, folder: Path) -> tuple[str, ...]:
     """Name shared by a picture and its mask: folders, and the name without its ending."""
     stem = next((path.stem.removesuffix(end) for end in ENDINGS if path.stem.endswith(end)), path.stem)
-    return (*folders_of(path, folder), stem)
+    return (*folders_of(path, folder), compose_name(stem))
 
 
 def _squashed(picture: Image.Image, side: int) -> Pixels:

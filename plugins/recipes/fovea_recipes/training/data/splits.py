@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fovea.errors import InvalidOption
-from fovea_recipes.training.data.survey import read_text
+from fovea_recipes.training.data.survey import compose_name, read_text
 
 TRAIN = "train"
 
@@ -77,9 +77,9 @@ def _listed(paths: Sequence[Path], lines: Sequence[str]) -> NDArray[np.bool_]:
     """Which pictures the lines of a list name, with or without ending; of one name those whose folders fit best."""
     places: dict[str, list[int]] = {}
     for index, path in enumerate(paths):
-        places.setdefault(path.stem, []).append(index)
+        places.setdefault(compose_name(path.stem), []).append(index)
     found = np.zeros(len(paths), bool)
-    for named in (Path(line.replace("\\", "/")) for line in lines if line):
+    for named in (Path(compose_name(line).replace("\\", "/")) for line in lines if line):
         alike = places.get(named.name) or places.get(named.stem, [])
         shared = [_shared_folders(paths[index], named) for index in alike]
         found[[index for index, count in zip(alike, shared, strict=True) if count == max(shared)]] = True

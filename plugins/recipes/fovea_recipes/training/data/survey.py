@@ -3,6 +3,7 @@
 Knows files and pixels; knows no model. Files that it names are left out or clipped; nothing is changed on disk.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,11 @@ from shared.vision.limits import DecodeBounds, PictureMemory
 BOUNDS = DecodeBounds(bytes=2**31, pixels=178_000_000, max_side=2**20, memory=PictureMemory(2**33))
 """Of a picture that is trained on: scans are larger than what a service takes. Pillow's headers go as far."""
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jfif"})
 """Of the files that count as pictures."""
+
+OTHERS = frozenset({".avif", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl"})
+"""Of pictures that are not read."""
 
 BITS = 6
 """Of 64: fingerprints that differ in no more bits are of near copies."""
@@ -39,6 +43,11 @@ def list_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 def list_pictures(folder: Path) -> list[Path]:
     """Pictures in a folder and below, in the order of their names."""
     return list_files(folder, SUFFIXES)
+
+
+def compose_name(text: str) -> str:
+    """A name as it is written on most systems: macOS and its archives write an ü as two letters."""
+    return unicodedata.normalize("NFC", text)
 
 
 def read_text(path: Path) -> str:
@@ -74,6 +83,11 @@ class FileProblem:
     path: Path
     kind: str
     detail: str = ""
+
+
+def list_unread(folder: Path) -> list[FileProblem]:
+    """Pictures in a folder and below whose format is not read."""
+    return [FileProblem(path, "is of a format that is not read, left out") for path in list_files(folder, OTHERS)]
 
 
 @dataclass(frozen=True, slots=True)
