@@ -174,8 +174,7 @@ def test_a_forced_call_that_is_cut_is_no_error_and_leaves_no_markup(roomy, codec
         options = {"tools": [WEATHER], "tool_choice": choice, "max_tokens": most}
         message = say(roomy, **options).choices[0].message
         assert (message.content, message.tool_calls) == (None, None)
-        deltas = [chunk.choices[0].delta for chunk in say(roomy, stream=True, **options)]
-        assert not any(delta.content for delta in deltas)
+        assert not any(chunk.choices[0].delta.content for chunk in say(roomy, stream=True, **options))
 
 
 ON = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
@@ -321,8 +320,7 @@ def test_calls_are_read_however_the_answer_is_cut(parser, places, count):
 @given(text=st.text(alphabet='<tool_cal>{}"name:f,=/ \n', max_size=60), places=st.lists(st.integers(0, 60), max_size=9))
 def test_text_without_a_call_comes_through_whole(parser, text, places):
     content, calls = read(parser, cut(text, places))
-    if not calls:
-        assert content == text
+    assert calls or content == text
 
 
 @pytest.mark.parametrize("text", [" {", '\n {"name": 3}', '<|python_tag|> {"a": 1}', ';{"a'])
@@ -337,21 +335,23 @@ def test_arguments_stream_as_they_come(parser):
     assert sum(bool(one.feed(char)[1]) for char in written) > 50
 
 
-@pytest.mark.parametrize("parser", [HermesParser, LlamaParser])
+@pytest.mark.parametrize("parser", PARSERS)
 def test_a_call_that_is_cut_off_keeps_what_came(parser):
-    written = parser.write_call("get_weather", json.dumps(ARGUMENTS))
-    cut_off = written[: written.index("Paris") + 3]
-    assert read(parser, [cut_off]) == ("", [("get_weather", '{"city": "Par')])
+    reader, written = parser((GET_WEATHER,)), parser.write_call("get_weather", json.dumps(ARGUMENTS))
+    updates = [*reader.feed(written[: written.index("Paris") + 3])[1], *reader.end()[1]]
+    kept = "{}" if parser is QwenParser else '{"city": "Par'
+    assert ("".join(one.arguments for one in updates), reader.is_last_cut) == (kept, True)
 
 
-@pytest.mark.parametrize("parser", [HermesParser, QwenParser])
+@pytest.mark.parametrize("parser", PARSERS)
 def test_the_beginning_of_a_call_at_the_token_limit_is_no_text(parser):
-    written = parser.write_call("get_weather", json.dumps(ARGUMENTS))
-    for size in range(6, written.index("get_weather") + 9):
-        assert read(parser, [f"So <{written[:size]}"], is_cut=True) == ("So <", [])
-        assert read(parser, [f"So <{written[:size]}"])[0] == f"So <{written[:size]}"
-    assert read(parser, ["a <t"], is_cut=True) == ("a <t", [])
-    assert read(parser, ["<tool_call> no"], is_cut=True) == ("<tool_call> no", [])
+    written, before = parser.write_call("get_weather", json.dumps(ARGUMENTS)), "" if parser.is_first else "So <"
+    for size in range(6, written.index("get_weather") + (27 if parser.is_first else 9)):
+        assert read(parser, [before + written[:size]], is_cut=True) == (before, [])
+        assert read(parser, [before + written[:size]])[0] == before + written[:size]
+    for text in ("a <t", "<tool_call> no", '{"na', '{"name": "Bob"', '{"name": "get_weather", "d', "<|pyth"):
+        assert read(parser, [text], is_cut=True) == (text, [])
+    assert [read(LlamaParser, [tag], is_cut=True)[0] for tag in ("<|python_t", "<|python_tag|>")] == ["", ""]
 
 
 def test_other_orders_and_words_are_understood_and_qwens_values_have_their_types():

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from fovea.api.tools import FunctionDefinition
 from services.llm_longctx.serving.tools.json_call import JsonCall
-from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, ToolParser
+from services.llm_longctx.serving.tools.tool_parser import CallUpdate, SchemaRule, ToolParser, remove_half
 
 _TAG = "<|python_tag|>"
 """Stands before a call in some versions; where it is a special token it never shows."""
@@ -73,9 +73,17 @@ class LlamaParser(ToolParser):
     def end(self, *, is_cut: bool = False) -> tuple[str, list[CallUpdate]]:
         call, text, self._call, self._text = self._call, self._text, None, ""
         if call is None:
-            return ("" if self.num_calls and not text.strip(" ;\n") else text), []
+            left = remove_half(text, _TAG).removesuffix(_TAG) if is_cut and not self._is_prose else text
+            return ("" if self.num_calls and not left.strip(" ;\n") else left), []
+        if is_cut and self._is_begun("".join(call.text.split())):
+            return "", []
         updates: list[CallUpdate] = []
         return self._finish(call, updates), updates
+
+    def _is_begun(self, text: str) -> bool:
+        """Whether text without spaces is what a call of a function begins with, and more than half of `{"name":`."""
+        heads = [f'{{"name":"{name}","{word}":' for name in self.functions for word in ("parameters", "arguments")]
+        return len(text) > 4 and any(head.startswith(text) for head in heads)
 
     def _begin(self) -> bool:
         """Whether it is clear what comes: a call, or an answer in prose."""

@@ -58,6 +58,7 @@ class QwenParser(TaggedParser[str]):
             return (remove_half(text, _OPEN) if is_cut else text), []
         begun = (self._call + text).lstrip()
         is_text = not (is_cut and _NAME.startswith(begun[: len(_NAME)]) and ">" not in begun)
+        self.is_last_cut = not self._call.rstrip().endswith("</function>")
         return (self._finish(self._call + text, updates, "") if is_text else ""), updates
 
     def _finish(self, call: str, updates: list[CallUpdate], closing: str) -> str:
