@@ -87,33 +87,22 @@ class DecoderModel(TextModel):
         given = place.options
         share, least = given.get("llm_fidelity_sample_rate", 0), given.get("llm_fidelity_min_agreement", 0)
         engine = Engine(
-            model,
-            weights_sha256=digest,
-            packed=weights.packed,
-            threads=place.threads,
-            kv_bytes=kv_bytes,
-            max_batch=max_batch,
-            monitor=None if others else FidelityMonitor(float(share), float(least)),
-            prefix_block=_PREFIX_BLOCK,
-            cache_bits=cache_bits,
-            team=None if others is None else others.team,
+            model, weights_sha256=digest, packed=weights.packed, threads=place.threads, kv_bytes=kv_bytes,
+            max_batch=max_batch, monitor=None if others else FidelityMonitor(float(share), float(least)),
+            prefix_block=_PREFIX_BLOCK, cache_bits=cache_bits, team=None if others is None else others.team,
             channel=None if others is None else others.channel,
-        )
+        )  # fmt: skip
         engine.scheduler.start()
         watch_scheduler(cls.card.name, engine.scheduler)
         watch_pages(cls.card.name, engine.pool)
         adapter = DecoderAdapter(
-            cls.card.name,
-            f"fp_{digest[:16]}_{weights.format}",
-            tokenizer,
-            engine.scheduler,
+            cls.card.name, f"fp_{digest[:16]}_{weights.format}", tokenizer, engine.scheduler,
             *(model.config.positions, model.config.vocab, engine),
-            HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.objects),
-            place.objects,
+            HeadPlanStore(cls.card.name, _BUNDLED_PLANS, place.objects), place.objects,
             sampling=_read_sampling(cls.source()) or cls.card.sampling or SamplingDefaults(),
             takes_templates=place.options.get("llm_request_templates") == "True",
             lora_folder=cls._find_lora_folder(place),
-        )
+        )  # fmt: skip
         made = cls(adapter, folder)
         made._others = others
         return made

@@ -101,20 +101,13 @@ def build_method_usage(requests: Sequence[GenerationRequest], backend: str, defa
     stats = [request.stats for request in requests]
     held, dense = sum(s.kv_bytes for s in stats), sum(s.kv_bytes_dense for s in stats)
     return LongctxUsage(
-        method=policy.method.name,
-        knobs=policy.method.model_dump(mode="json"),
-        kv_bytes=held,
-        kv_bytes_dense=dense,
-        kv_ratio=held / dense if dense else 1.0,
-        kv_cache_dtype=name_cache_dtype(policy.cache_bits),
-        prefill_density=sum(s.prefill_density for s in stats) / len(stats),
-        full_steps=max(s.full_steps for s in stats),
-        backend=backend,
-        cached_tokens=sum(s.cached_tokens for s in stats),
-        preempted=sum(s.preempted for s in stats),
+        method=policy.method.name, knobs=policy.method.model_dump(mode="json"), kv_bytes=held, kv_bytes_dense=dense,
+        kv_ratio=held / dense if dense else 1.0, kv_cache_dtype=name_cache_dtype(policy.cache_bits),
+        prefill_density=sum(s.prefill_density for s in stats) / len(stats), full_steps=max(s.full_steps for s in stats),
+        backend=backend, cached_tokens=sum(s.cached_tokens for s in stats), preempted=sum(s.preempted for s in stats),
         fallback=next((s.fallback for s in stats if s.fallback), None),
         budget_missed=next((s.budget_missed for s in stats if s.budget_missed), None),
-    )
+    )  # fmt: skip
 
 
 def build_method(options: LongctxOptions) -> AttentionMethod:
