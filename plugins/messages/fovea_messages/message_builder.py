@@ -26,6 +26,7 @@ class MessageBuilder:
         )
         self._arguments = ""
         self._is_open = False  # whether the last block is being written
+        self._index = -1  # of the last block that was opened: one that is left out of the message keeps its number
 
     def feed(self, chunk: ChatChunk) -> Iterator[Event]:
         """The events of one more chunk."""
@@ -80,22 +81,23 @@ class MessageBuilder:
         yield from self._close()
         self.message.content.append(block)
         self._is_open = True
-        yield {"type": "content_block_start", "index": len(self.message.content) - 1, "content_block": dict(block)}
+        self._index += 1
+        yield {"type": "content_block_start", "index": self._index, "content_block": dict(block)}
 
     def _close(self) -> Iterator[Event]:
         if not self._is_open:
             return
-        index, block = len(self.message.content) - 1, self.message.content[-1]
+        block = self.message.content[-1]
         if block["type"] == "tool_use":
             try:
                 block["input"] = json.loads(self._arguments)
             except ValueError:  # cut off at the token limit: nobody is to run it without its arguments
                 self.message.content.pop()
         self._is_open, self._arguments = False, ""
-        yield {"type": "content_block_stop", "index": index}
+        yield {"type": "content_block_stop", "index": self._index}
 
     def _delta(self, delta: dict[str, Any]) -> Event:
-        return {"type": "content_block_delta", "index": len(self.message.content) - 1, "delta": delta}
+        return {"type": "content_block_delta", "index": self._index, "delta": delta}
 
 
 def _to_usage(usage: Usage) -> MessageUsage:
