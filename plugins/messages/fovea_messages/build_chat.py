@@ -94,8 +94,10 @@ def _read_turn(index: int, turn: Any) -> Iterator[dict[str, Any]]:
 
 def _join(blocks: Sequence[ContentBlock], field: str) -> str:
     for block in blocks:
-        if block.type != "text" or block.text is None:
+        if block.type != "text":
             raise InvalidOption(f"{field} holds a block of type {block.type!r}; only text is read.", field=field)
+        if block.text is None:
+            raise InvalidOption(f"A text block of {field} has no text.", field=field)
     return "".join(block.text or "" for block in blocks)
 
 

@@ -158,7 +158,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 @pytest.mark.parametrize(("bad", "match"), [
     ({"model": "claude"}, MODEL), ({"model": ""}, "no model ''"), ({"stop_sequences": ["a"] * 17}, "stop_sequences"),
     ({"messages": []}, "messages"), ({"messages": [{"role": "user", "content": [IMAGE]}]}, "'image'"),
-    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "input_schema"),
+    ({"tools": [{"type": "web_search", "name": "w"}]}, "input_schema"), ({"system": [{"type": "text"}]}, "no text"),
     ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}, "none of the tools"),
     ({"tools": [TOOL | {"input_schema": {"not": {}}, "strict": True}]}, 'keys: ."not"'),
     ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, "disable_parallel"),

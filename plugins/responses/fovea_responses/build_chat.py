@@ -94,8 +94,10 @@ def _join(content: str | Sequence[ContentPart] | None, field: str) -> str:
     if isinstance(content, str):
         return content
     for part in content:
-        if part.text is None or part.type not in {"input_text", "output_text", "text"}:
+        if part.type not in {"input_text", "output_text", "text"}:
             raise InvalidOption(f"{field} holds a part of type {part.type!r}; only text is understood.", field=field)
+        if part.text is None:
+            raise InvalidOption(f"A text part of {field} has no text.", field=field)
     return "".join(part.text or "" for part in content)
 
 

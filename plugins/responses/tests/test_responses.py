@@ -221,7 +221,7 @@ def test_a_stream_that_goes_on_outlives_the_deadline_of_a_whole_answer(server, m
     ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice.literal['none','auto','required']"),
     ({"input": [{"role": "user"}]}, "input[0]", "no content"),
     ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "no"}}}}, "text.format"),
-    ({"input": part("input_text")}, "input[0]", "only text"), ({"input": "long " * 500}, "input", "context"),
+    ({"input": part("input_text")}, "input[0]", "has no text"), ({"input": "long " * 500}, "input", "context"),
     ({"tool_choice": "required"}, "tool_choice", "tools"), ({"metadata": {"a": DEEP}}, None, "nested too deeply"),
     ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "tools"),
     ({"text": {"verbosity": "low"}}, "text.verbosity", "not served"),
