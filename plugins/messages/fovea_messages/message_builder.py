@@ -59,7 +59,7 @@ class MessageBuilder:
             yield from self._add_call(call)
         if choice.finish_reason is not None:
             self.message.stop_reason = _REASONS[choice.finish_reason]
-            if isinstance(choice.stop_reason, str):
+            if isinstance(choice.stop_reason, str) and choice.finish_reason == "stop":  # else calls are to be run
                 self.message.stop_reason, self.message.stop_sequence = "stop_sequence", choice.stop_reason
 
     def _add(self, kind: str, text: str, more: dict[str, Any]) -> Iterator[Event]:

@@ -145,11 +145,11 @@ def test_thoughts_are_blocks_of_their_own(client, monkeypatch):
 
 def test_a_call_that_is_left_out_of_the_message_keeps_its_number_in_the_stream():
     builder, call = MessageBuilder([]), {"index": 0, "id": "call_a", "function": {"name": "f", "arguments": "{a"}}
-    choices = [{"index": 0, "delta": one, "finish_reason": None} for one in ({"tool_calls": [call]}, {"content": "b"})]
-    chunks = [ChatChunk(id="a", created=0, model="m", choices=[choice]) for choice in choices]
+    deltas, told = ({"tool_calls": [call]}, {"content": "b"}), {"finish_reason": "tool_calls", "stop_reason": "b"}
+    chunks = [ChatChunk(id="a", created=0, model="m", choices=[{"index": 0, "delta": one} | told]) for one in deltas]
     events = [*(event for chunk in chunks for event in builder.feed(chunk)), *builder.end()]
     assert [event["index"] for event in events if "index" in event] == [0, 0, 0, 1, 1, 1]
-    assert builder.message.content == [{"type": "text", "text": "b"}]
+    assert (builder.message.content, builder.message.stop_reason) == ([{"type": "text", "text": "b"}], "tool_use")
 
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
