@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +18,10 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from fovea.errors import InvalidOption, NotFound
+from fovea.errors import FoveaError, InvalidOption, NotFound
 from shared.registry.discovery import shipped_weights
 from shared.registry.imported_weights import publish_weights
+from shared.registry.weights import read_manifest
 from shared.settings import settings
 from shared.storage import open_object_store
 from shared.storage.private_files import make_files_private
@@ -103,7 +105,7 @@ def train(
         if not own.data.is_dir():
             raise NotFound(f"There is no folder {str(own.data)!r}.", hint="Give the folder of the unpacked data.")
         name = model_name(name) if name else f"{recipe}-{model_name(own.data.resolve().name)}"
-        _check_name(name, kind)
+        _check_name(name, kind, out or settings().weights_dir)
     folder = folder or data_dir / (recipe if own.data is None else str(name))
     out = out or (folder / "result" if own.data is None else settings().weights_dir)
     with importlib.import_module("fovea_recipes.training.progress_report").ProgressReport(console) as report:
@@ -136,8 +138,14 @@ def model_name(text: str) -> str:
     return name
 
 
-def _check_name(name: str, kind: type[Recipe]) -> None:
+def _check_name(name: str, kind: type[Recipe], out: Path) -> None:
     """See that no model of another network has that name: its service would find these weights in place of its own."""
+    held = None
+    with suppress(FoveaError):  # there is none, or nothing that is served
+        held = read_manifest(out / f"{name}.safetensors")
+    if held is not None and held.network.name != (kind.builds or kind.weights):
+        detail = f"{name} in {out} has the network {held.network.name}, and {kind.name} trains another network."
+        raise InvalidOption(detail, hint="Choose another --name.", field="name")
     recipes, shipped = importlib.import_module("fovea_recipes.training.recipe").recipes(), shipped_weights()
     if name in {*shipped, *(each.weights for each in recipes.values())} - {kind.weights, kind.serves}:
         detail = f"{name} is a model of Fovea's own, and {kind.name} trains another network."

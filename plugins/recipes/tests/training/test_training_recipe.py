@@ -95,10 +95,13 @@ def test_train_without_a_name_lists_recipes_and_with_one_writes_weights(cli, tmp
 
 @pytest.mark.parametrize(("folder", "name", "told"), [
     ("细胞", None, "no letter a to z"), ("a", "pranet", "trains another network"), ("a/b.zip", None, "no folder"),
+    ("a", "mine", "has the network pranet-lite, and patnet"),
 ])  # fmt: skip
 def test_a_training_never_takes_the_name_of_another_network(monkeypatch, tmp_path, folder, name, told):
     monkeypatch.setattr(training_cli, "settings", lambda: Settings(data_dir=tmp_path / "data"))
     (tmp_path / folder.removesuffix("/b.zip")).mkdir()
+    own = Manifest(name="mine", origin="trained", network=NetworkSpec(name="pranet-lite"))
+    write_weights(tmp_path / "data" / "weights", {"x": np.zeros(1, np.float32)}, own)
     with pytest.raises(FoveaError, match=told):
         training_cli.train("patnet", own=training_cli.OwnData(tmp_path / folder), name=name)
     assert join_names(["E. coli, live", "Pollen"]) == "E. coli live,Pollen"
