@@ -26,17 +26,13 @@ class SemanticFpn(nn.Module):
     """A plain segmenter (Kirillov et al. 2019, Panoptic Feature Pyramid Networks, section 3.2), 3.67 million weights.
 
     Each level of the pyramid is convolved and doubled in size until it has a quarter of the picture's sides; the levels
-    are added, and a 1x1 convolution makes the map.
-
-    Args:
-        pretrained: Whether the backbone starts from ImageNet.
+    are added, and a 1x1 convolution makes the map. The backbone starts from ImageNet.
     """
 
-    def __init__(self, *, pretrained: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.backbone = EfficientNetLite0()
-        if pretrained:
-            load_imagenet(self.backbone, MEAN, STD)
+        load_imagenet(self.backbone, MEAN, STD)
         channels = list(self.backbone.channels)
         self.pyramid = FeaturePyramidNetwork(channels, WIDTH, norm_layer=nn.BatchNorm2d)
         self.branches = nn.ModuleList(_make_branch(doublings) for doublings in range(len(channels)))

@@ -40,20 +40,18 @@ WIDTH = 96
 class SsdLite(nn.Module):
     """SSDLite (MobileNetV2, section 6.2) with a feature pyramid, 3.45 million parameters.
 
-    Hard negatives are mined over the batch rather than in each picture, so that crops without any object count too.
+    The backbone starts from ImageNet; its stem and first stages stay as they are. Hard negatives are mined over the
+    batch rather than in each picture, so that crops without any object count too.
 
     Args:
         classes: How many, background left out.
-        pretrained: Whether the backbone starts from ImageNet; its stem and first stages then stay as they are.
     """
 
-    def __init__(self, classes: int, *, pretrained: bool = True) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
         self.backbone = EfficientNetLite0()
-        self._frozen: list[nn.Module] = []
-        if pretrained:
-            load_imagenet(self.backbone)
-            self._frozen = [self.backbone.conv_stem, self.backbone.bn1, *list(self.backbone.blocks)[:FROZEN]]
+        load_imagenet(self.backbone)
+        self._frozen = [self.backbone.conv_stem, self.backbone.bn1, *list(self.backbone.blocks)[:FROZEN]]
         channels = list(self.backbone.channels[1:])
         self.pyramid = FeaturePyramidNetwork(channels, WIDTH, LastLevelP6P7(WIDTH, WIDTH), nn.BatchNorm2d)
         boxes = AnchorGenerator(SIZES, (RATIOS,) * len(SIZES))
