@@ -187,6 +187,7 @@ def resident_megabytes(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
+@pytest.mark.timed("how long the loop is held")
 async def test_livez_waits_for_no_hostile_input(attacked):
     held, watch, grpc, http = {}, LoopWatch(attacked.loop), make_grpc_inputs(), make_http_inputs()
     by_grpc, by_http = partial(send_grpc, attacked.grpc, attacked.key), partial(send_http, attacked.url, attacked.key)
