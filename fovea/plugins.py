@@ -10,7 +10,6 @@ import json
 import re
 from functools import cache
 from importlib.metadata import EntryPoint
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,9 @@ from fovea.errors import Fault, FoveaError, NotFound
 
 Kind = Literal["commands", "fields", "models", "paths"]
 """Keys of the list of known plug-ins that an error looks up. Console pages are paths."""
+
+BROKEN: dict[str, str] = {}
+"""Modules and entry points of plug-ins that this process has left out → why."""
 
 _KNOWN = Path(__file__).with_name("known_plugins.json")
 
@@ -30,10 +32,12 @@ def entries(group: str, prefix: str | None = None) -> tuple[EntryPoint, ...]:
     return tuple(sorted(wanted, key=lambda point: (point.name, point.value)))
 
 
-def load(point: EntryPoint) -> Any:
-    """Load what an entry point names. Raises Fault: the package is broken; the detail names it."""
+def load(point: EntryPoint, kind: type = object) -> Any:
+    """Load what an entry point names. Raises Fault: the package is broken, or brings another kind; the detail says."""
     try:
-        return point.load()
+        if isinstance(found := point.load(), kind):
+            return found
+        raise TypeError(f"not a {kind.__name__}, but a {type(found).__name__}")  # noqa: TRY301  # as if it had raised
     except FoveaError:
         raise
     except Exception as error:
@@ -41,14 +45,20 @@ def load(point: EntryPoint) -> Any:
         raise Fault(detail, hint=f"Install it again, or remove it: pip uninstall {owner(point)}") from error
 
 
-def load_all(group: str, prefix: str | None = None) -> dict[str, Any]:
-    """Load all entry points of a group: name → value. See `load`. Raises Fault, too: two packages bring one name."""
-    found = entries(group, prefix)
-    for one, other in pairwise(found):  # in order of name
-        if one.name == other.name:
-            detail = f"{owner(one)} and {owner(other)} both bring {one.name!r} of {group}."
-            raise Fault(detail, hint=f"Remove one: pip uninstall {owner(other)}")
-    return {point.name: load(point) for point in found}
+def load_all(group: str, prefix: str | None = None, kind: type = object, *, working: bool = False) -> dict[str, Any]:
+    """Load a group: name → value. Raises Fault as `load`, or for a name of two; of `working` ones `BROKEN` has it."""
+    found, points = dict[str, Any](), entries(group, prefix)
+    for before, point in zip((None, *points), points, strict=False):  # in order of name
+        try:
+            if before is not None and before.name == point.name:
+                detail = f"{owner(before)} and {owner(point)} both bring {point.name!r} of {group}."
+                raise Fault(detail, hint=f"Remove one: pip uninstall {owner(point)}")
+            found[point.name] = load(point, kind)
+        except FoveaError as error:
+            if not working:
+                raise
+            BROKEN[f"{group} {point.name}"] = f"{error.detail} {error.hint}"
+    return found
 
 
 def packages(service: str) -> list[str]:

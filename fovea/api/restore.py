@@ -68,9 +68,7 @@ class RestoreIn(PictureIn):
     @property
     def shown(self) -> Layer:
         """Form of the answer where a picture is requested."""
-        if self.picture is not None:
-            return self.picture
-        return self.include[0] if self.include else "restored"
+        return self.picture or (self.include[0] if self.include else "restored")
 
 
 class Estimate(BaseModel):

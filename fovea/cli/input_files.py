@@ -110,9 +110,8 @@ def _stem_of(name: str) -> str:
 
 def make_unique(stem: str, taken: set[str]) -> str:
     """Return the name, or with the first number from 2 on that makes it another than those that are taken."""
-    if stem not in taken:
-        return stem
-    return next(name for number in range(2, len(taken) + 3) if (name := f"{stem}-{number}") not in taken)
+    names = (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3)))
+    return next(name for name in names if name not in taken)
 
 
 def _is_url(name: str) -> bool:

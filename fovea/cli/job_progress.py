@@ -29,9 +29,8 @@ def follow_job(
 
     `title` stands before the first event, else the job's state; `on_change` is called with each state.
     """
-    job_id = job.id
     percent = TextColumn("{task.percentage:>3.0f} %")
-    columns = (TextColumn("{task.description}"), BarColumn(), percent, TimeElapsedColumn())
+    job_id, columns = job.id, (TextColumn("{task.description}"), BarColumn(), percent, TimeElapsedColumn())
     with Progress(*columns, console=screen.err, transient=True, disable=screen.as_json) as progress:
         row = progress.add_task(escape(title or describe_state(job)), total=1.0)
         try:

@@ -37,7 +37,7 @@ def handle_sources(
     """
     plain, texts = split_arguments(sources, {})
     rest = plain
-    handlers: Mapping[str, SourceHandler] = load_all(GROUP, command)
+    handlers: Mapping[str, SourceHandler] = load_all(GROUP, command, working=True)
     for handler in handlers.values():
         own = [source for source in rest if handler.accepts(source)]
         rest = [source for source in rest if source not in own]

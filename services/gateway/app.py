@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn, cast
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
@@ -40,7 +40,7 @@ def build_gateway(settings: Settings, queue: RedisJobQueue | None = None) -> Fas
         exception_handlers={HTTPException: _on_http, RequestValidationError: _on_invalid}, redirect_slashes=False,
     )  # fmt: skip
     app.state.gateway = Gateway(settings, queue)
-    added = plugins.load_all(ROUTES, "gateway").values()
+    added = plugins.load_all(ROUTES, "gateway", APIRouter, working=True).values()
     for router in (*_ROUTERS, *added):
         app.include_router(router)
     app.router.routes.extend(_console_routes(settings))
@@ -94,7 +94,7 @@ async def _on_http(request: Request, raised: Exception) -> NoReturn:
 
 def _allowed_methods(request: Request) -> tuple[str, ...]:
     """All methods of a path, which several routes may share."""
-    routers = (*_ROUTERS, *plugins.load_all(ROUTES, "gateway").values())
+    routers = (*_ROUTERS, *plugins.load_all(ROUTES, "gateway", APIRouter, working=True).values())
     routes = [*request.app.routes, *(route for router in routers for route in router.routes)]
     known = [r for r in routes if isinstance(r, Route) and r.matches(request.scope)[0] is not Match.NONE]
     return tuple(sorted({method for route in known for method in route.methods or ()}))

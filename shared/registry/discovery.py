@@ -1,7 +1,8 @@
 """Discovery of Servables and network builders by scanning packages, those of plug-ins too; there is no global table.
 
-A module whose library is not installed is skipped; `skipped_modules()` lists these for `fovea doctor`. Servables are
-found in modules whose source assigns a `card`: a service does not import the networks that it serves as graphs.
+A module whose library is not installed is skipped; `skipped_modules()` lists these for `fovea doctor`. A plug-in's
+module that raises is left out, and `plugins.BROKEN` says why; of two with one name, the core's or the first is served.
+Servables are found in modules whose source assigns a `card`: a service does not import the networks of its graphs.
 """
 
 import contextlib
@@ -34,10 +35,11 @@ MODELS = "fovea.models"
 
 # Models load in threads. Where two threads wait for each other's imports, Python lets one see half a module.
 _ONE_AT_A_TIME = threading.RLock()
+_OWN = ("fovea", "services", "shared")
 _CARD = re.compile(r"^[ \t]+card\b[^=\n]*=", re.MULTILINE)  # how the source of a Servable gives it a Card
 _MARKED = "@builder("  # how the source of a network marks its builder
 _MARK = "__fovea_network__"
-_LAYOUTS = "__fovea_layouts__"
+LAYOUTS = "__fovea_layouts__"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,7 +67,7 @@ def builder(name: str, layouts: Sequence[Mapping[str, Any]] = ()) -> Callable[[F
 
     def mark(build: F) -> F:
         setattr(build, _MARK, name)
-        setattr(build, _LAYOUTS, tuple(dict(layout) for layout in layouts) or ({},))
+        setattr(build, LAYOUTS, tuple(dict(layout) for layout in layouts) or ({},))
         return build
 
     return mark
@@ -80,15 +82,16 @@ def servables(service: str) -> dict[str, type[Servable[Any, Any]]]:
 
 
 def pick_servables(modules: Iterable[ModuleType]) -> dict[str, type[Servable[Any, Any]]]:
-    """Servables that these modules define, by model name. Raises Fault: two modules define the same name."""
+    """Servables that these modules define, by model name. Raises Fault: two of the core define the same name."""
     found: dict[str, type[Servable[Any, Any]]] = {}
     for module in modules:
         for cls in vars(module).values():
             if not inspect.isclass(cls) or not issubclass(cls, Servable) or cls.__module__ != module.__name__:
                 continue
             if "card" in vars(cls) and (first := found.setdefault(cls.card.name, cls)) is not cls:
-                detail = f"{first.__module__} and {cls.__module__} both bring the model {cls.card.name!r}."
-                raise Fault(detail, hint="Rename one in its Card, or uninstall its package.")
+                with guard(cls.__module__):
+                    detail = f"{first.__module__} and {cls.__module__} both bring the model {cls.card.name!r}."
+                    raise Fault(detail, hint="Rename one in its Card, or uninstall its package.")
     return found
 
 
@@ -138,9 +141,7 @@ def network(name: str, *args: Any, **config: Any) -> Any:
 
 def _builder(name: str) -> Callable[..., Any]:
     known = _pick_builders(_mentioning(f'"{name}"'))
-    if name not in known:
-        known = networks()
-    if name not in known:
+    if name not in known and name not in (known := networks()):
         detail = f"There is no network {name!r}; known are {', '.join(sorted(known)) or 'none'}."
         raise NotFound(detail, hint=f"Rooms left out: {skipped_modules() or 'none'}.")
     return known[name]
@@ -157,12 +158,6 @@ def claims() -> dict[str, SparsityClaim]:
             if isinstance(claim, SparsityClaim):
                 found[claim.model] = claim
     return dict(sorted(found.items()))
-
-
-def layouts(name: str) -> tuple[dict[str, Any], ...]:
-    """Keywords of the official layouts of a network; one empty set if those are its defaults; else `NotFound`."""
-    found: tuple[dict[str, Any], ...] = getattr(_builder(name), _LAYOUTS, ({},))
-    return found
 
 
 def module_names(package: str) -> list[str]:
@@ -185,10 +180,9 @@ def module_names(package: str) -> list[str]:
 
 def skipped_modules() -> dict[str, str]:
     """Modules that could not be imported because a library is missing: module name → missing library."""
-    missing: dict[str, str] = {}
-    for package in ("shared.lm", *(room for service in SERVICES for room in rooms(service))):
-        missing |= {name: found for name, found in _load_all(package).items() if isinstance(found, str)}
-    return missing
+    packages = ("shared.lm", *(room for service in SERVICES for room in rooms(service)))
+    loaded = (item for package in packages for item in _load_all(package).items())
+    return {name: found for name, found in loaded if isinstance(found, str)}
 
 
 def _modules(service: str) -> Iterator[ModuleType]:
@@ -203,13 +197,14 @@ def scan(package: str) -> Iterator[ModuleType]:
 
 def _find_spec(package: str) -> ModuleSpec | None:
     """Find a package without importing it; its parents are imported."""
-    parent = package.rpartition(".")[0]
-    return None if parent and importlib.util.find_spec(parent) is None else importlib.util.find_spec(package)
+    parent, spec = package.rpartition(".")[0], None
+    with guard(package):
+        spec = None if parent and importlib.util.find_spec(parent) is None else importlib.util.find_spec(package)
+    return spec  # noqa: RET504  # what `guard` takes leaves it None
 
 
 def _find_places(package: str) -> list[str]:
-    spec = _find_spec(package)
-    return list(spec.submodule_search_locations or ()) if spec else []
+    return list(getattr(_find_spec(package), "submodule_search_locations", None) or ())
 
 
 def _mentioning(text: str) -> list[ModuleType]:
@@ -225,7 +220,7 @@ def _mentioning(text: str) -> list[ModuleType]:
 
 def _read_source(module: str) -> str:
     """A module's source; empty where there is none."""
-    spec = importlib.util.find_spec(module)
+    spec = _find_spec(module)
     file = Path(spec.origin or "") if spec else Path()
     return file.read_text("utf-8") if file.suffix == ".py" else ""
 
@@ -241,17 +236,30 @@ def _may_hold_servable(module: str) -> bool:
     return not source or _CARD.search(source) is not None
 
 
-def _load_all(package: str) -> dict[str, ModuleType | str]:
+def _load_all(package: str) -> dict[str, ModuleType | str | None]:
     with _ONE_AT_A_TIME:
         return {name: _load(name) for name in module_names(package)}
 
 
-def _load(name: str) -> ModuleType | str:
-    """The module, or the name of the library that it lacks. Our own mistakes are raised, not skipped."""
+def _load(name: str) -> ModuleType | str | None:
+    """The module, or the name of the library that it lacks; None: it raises. Our own mistakes are raised."""
+    found: ModuleType | str | None = None
+    with guard(name):
+        try:
+            found = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] in {*_OWN, name.partition(".")[0]}:
+                raise
+            found = error.name
+    return found
+
+
+@contextlib.contextmanager
+def guard(module: str) -> Iterator[None]:
+    """Put what is raised about a plug-in's module into `plugins.BROKEN`; raise what is raised about our own."""
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        own = {"fovea", "services", "shared", name.partition(".")[0]}
-        if error.name is None or error.name.partition(".")[0] in own:
+        yield
+    except Exception as error:
+        if module.partition(".")[0] in _OWN:
             raise
-        return error.name
+        plugins.BROKEN[module] = " ".join(f"{type(error).__name__}: {error}".split())

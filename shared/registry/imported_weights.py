@@ -1,4 +1,4 @@
-"""Imported weights in the object store: this machine's copy of them is what services load, and imports write to both.
+"""Imported weights in the object store: this machine's copy is what services load; `fovea import` writes to both.
 
 Where the object store is a folder, that folder is the copy. Knows files; knows no model.
 """
@@ -33,13 +33,3 @@ def fetch_weights(objects: ObjectStore, folder: Path) -> None:
         draft = index.with_suffix(".draft")
         draft.write_text(json.dumps(there))
         draft.replace(index)
-
-
-def publish_weights(objects: ObjectStore, folder: Path, name: str) -> None:
-    """Store what a folder holds of one set of weights, its manifest last."""
-    weights = objects.under("weights")
-    if weights.folder is not None:
-        return
-    for suffix in (".safetensors", ".onnx", ".json"):
-        if (file := folder / f"{name}{suffix}").exists():
-            weights.upload(file.name, file)

@@ -6,6 +6,7 @@ event loop and turns errors into answers.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from abc import ABC, abstractmethod
@@ -273,8 +274,10 @@ class Servable(ABC, Generic[Request, Answer]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Check early that a concrete class carries what the platform needs."""
         super().__init_subclass__(**kwargs)
-        if "card" in vars(cls) and not (hasattr(cls, "In") and hasattr(cls, "Out")):
-            raise TypeError(f"{cls.__name__} has a card but no In or Out")
+        stated = {name: str(kind) for base in cls.__mro__ for name, kind in inspect.get_annotations(base).items()}
+        owed = [name for name, kind in stated.items() if "ClassVar" in kind and not hasattr(cls, name)]
+        if "card" in vars(cls) and owed:
+            raise TypeError(f"{cls.__name__} has a card but no {' and no '.join(owed)}")
         for name, one in cls.In.model_fields.items() if "card" in vars(cls) else ():
             if one.annotation is bytes and not one.metadata:
                 raise TypeError(f"{cls.__name__}: JSON can't hold {name!r} as bytes; use fovea.api.image.ImageBytes")

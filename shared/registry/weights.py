@@ -36,7 +36,6 @@ PACKAGES: Mapping[str, str] = {
 FAMILIAR = "familiar."
 """Prefix of the tensors that are not the network's own."""
 
-
 SCALE = ".int8_scale"
 """Ending of the key of a kernel's scales."""
 

@@ -117,8 +117,7 @@ class Batcher(Generic[Item, Answer]):
         Cancelled: before its turn, or the work noticed; NotReady: the batcher is closed.
         """
         run.check()
-        loop = asyncio.get_running_loop()
-        ids = telemetry.context()
+        loop, ids = asyncio.get_running_loop(), telemetry.context()
         call = _Call(item, key, rows, run, loop, loop.create_future(), ids.request_id, ids.traceparent)
         self._put(call)
         alarm = None if run.deadline is None else loop.call_later(run.deadline - time.monotonic(), _expire, call)

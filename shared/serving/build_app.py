@@ -32,6 +32,7 @@ from shared.serving.oip import rest
 from shared.settings import Settings
 from shared.settings import settings as read_settings
 from shared.storage import ObjectStore, open_object_store
+from shared.telemetry import log
 
 ROUTES = "fovea.routes"
 """Entry-point group of plug-ins' routers, by service."""
@@ -71,7 +72,7 @@ def build(
     app.state.known = known
     app.state.packages = ["shared.serving", f"services.{service.replace('-', '_')}", *plugins.packages(service)]
     app.router.routes.extend(rest.router.routes)  # the hot path: first, and not behind a router of its own
-    added = plugins.load_all(ROUTES, service).values()
+    added = plugins.load_all(ROUTES, service, APIRouter, working=True).values()
     for router in (*routers, *added, system_routes.router, task_routes.build_router(host)):
         app.include_router(router)
     app.add_middleware(ServiceMiddleware, service=service, settings=config)
@@ -133,6 +134,8 @@ async def _load_new_models(host: Host, known: Mapping[str, type[Servable[Any, An
         pause = FOLDER_POLL_S
     before = _list_manifests(folder)
     await host.wait_until_loaded()
+    for place, reason in plugins.BROKEN.items():
+        log().error("left out", place=place, reason=reason)
     while True:
         await asyncio.sleep(pause)
         with contextlib.suppress(NotReady):  # the next look finds it

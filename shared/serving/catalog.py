@@ -66,7 +66,7 @@ class Catalog:
         if version and version != slot.card.version:
             raise NotFound(f"The model {name!r} has version {slot.card.version}, not {version!r}.", field="version")
         if slot.servable is None or slot.batcher is None:
-            why = f": {slot.reason}" if slot.reason else ""
+            why = f": {slot.reason.rstrip('.')}" if slot.reason else ""
             wait_s = 2 if slot.state in {"waiting", "on_demand", "loading"} else None
             raise NotReady(f"The model {name!r} is {_STATE_TEXTS[slot.state]}{why}.", retry_after=wait_s, field="model")
         return slot.servable, slot.batcher
@@ -99,7 +99,8 @@ class Catalog:
                 raise error
             known = ", ".join(fitting) or "none"
             missing = f"no model {name!r}" if name is not None else f"no model for {task or 'anything'}"
-            raise NotFound(f"There is {missing} here; known are: {known}.", field="model")
+            hint = f"Left out, see `fovea doctor`: {', '.join(plugins.BROKEN)}." if plugins.BROKEN else None
+            raise NotFound(f"There is {missing} here; known are: {known}.", hint=hint, field="model")
         if name not in fitting:
             its_task = self._slots[name].kind.card.task
             hint = f"Choose one of {', '.join(fitting)}." if fitting else None
@@ -174,11 +175,12 @@ class Catalog:
             if slot.kind.on_demand and name not in names and slot.kind.is_installed():
                 slot.state = "on_demand"
 
-    def _rank(self, name: str) -> tuple[bool, bool, bool]:
-        """Order of models within a task: the configured one, then loaded before failed, then real weights first."""
+    def _rank(self, name: str) -> tuple[bool, bool, bool, bool]:
+        """Order within a task: the configured one, loaded before failed, the core's before plug-ins', real weights."""
         slot = self._slots[name]
         is_missing = slot.state in {"failed", "not_installed"}
-        return (not name.startswith(self.settings.llm_model), is_missing, slot.card.weights is None)
+        is_added = not slot.kind.__module__.startswith("services.")
+        return (not name.startswith(self.settings.llm_model), is_missing, is_added, slot.card.weights is None)
 
     def _entry(self, name: str, slot: ModelSlot) -> ModelEntry:
         facts = slot.card.model_dump(mode="json", exclude={"name", "task", "example", "limits"})

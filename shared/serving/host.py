@@ -101,7 +101,7 @@ class Host(Catalog):
                 slot.servable = await asyncio.to_thread(self._load, slot.kind)
             except Exception as error:  # noqa: BLE001  # a model may fail in any way without taking the others along
                 slot.state = "failed" if slot.kind.is_installed() else "not_installed"
-                safe = to_safe_error(error, f"Loading {name}", loads=True)
+                safe = to_safe_error(error, f"Loading {name} ({slot.kind.__module__})", loads=True)
                 slot.reason = " ".join(filter(None, (safe.detail, safe.hint)))
                 telemetry.log().warning("model not loaded", reason=slot.reason)
                 return
@@ -330,6 +330,8 @@ def _warm_up(servable: Servable[Any, Any]) -> None:
         (answer,) = servable.predict([request], run)
         if isinstance(answer, FoveaError):
             raise answer
+        if not isinstance(answer, servable.Out):
+            raise TypeError(f"predict answered with a {type(answer).__name__}, not a {servable.Out.__name__}")
     elif servable.mode == "stream":
         asyncio.run(_read_first(servable.stream(request, run)))
 

@@ -135,9 +135,7 @@ def read_proc_bytes(file: str, field: str) -> int:
 
 def find_memory_limit(settings: Settings) -> int:
     """The setting, or the larger part of what the machine or the container has; 0 where the system does not tell."""
-    if settings.replica_memory_bytes is not None:
-        return settings.replica_memory_bytes
-    return find_machine_bound()
+    return settings.replica_memory_bytes if settings.replica_memory_bytes is not None else find_machine_bound()
 
 
 def find_machine_bound() -> int:

@@ -280,8 +280,7 @@ def main() -> None:
     """Place the services that have models, and keep them until SIGTERM or Ctrl-C."""
     config = settings()
     telemetry.configure_logs(config.log_level, config.log_format)
-    stopping = threading.Event()
-    folder = start(config)
+    stopping, folder = threading.Event(), start(config)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray has set its own
         signal.signal(number, lambda *_: stopping.set())
     try:

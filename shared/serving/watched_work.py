@@ -45,8 +45,7 @@ class WatchedWork:
 
         Work that begins after the deadline, as for a frame of an endless stream, has as long from its beginning.
         """
-        latest = time.monotonic() - OVERDUE_S - lasting_s
-        running = list(self._running.values())
+        latest, running = time.monotonic() - OVERDUE_S - lasting_s, list(self._running.values())
         return [n for n, run, begun in running if run.deadline is not None and max(run.deadline, begun) < latest]
 
 

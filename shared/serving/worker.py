@@ -69,8 +69,7 @@ async def _work(service: str, config: Settings, url: str) -> NoReturn:
 
 def _guard_memory(runner: JobRunner, config: Settings) -> MemoryGuard:
     """End this process when it outgrows its memory; the jobs that run fail, since the next worker would die of them."""
-    loop = asyncio.get_running_loop()
-    detail = "The worker ran out of memory on this job."
+    loop, detail = asyncio.get_running_loop(), "The worker ran out of memory on this job."
     error = TooLarge(detail, hint="Send less at a time, or raise FOVEA_REPLICA_MEMORY_BYTES of the workers.")
 
     def end() -> None:

@@ -130,16 +130,16 @@ class VisionServable(Servable[Request, Answer], Generic[Request, Answer, Item]):
         weights: Name of its weights, `<weights>.safetensors` next to its manifest.
         imports: Network whose imported checkpoints it serves under that network's name, where its own name is another.
         folder: Where the weights that come with the package are.
-        sample: The picture that `example` sends.
+        sample: The picture that `example` sends, where it is not overridden.
         forms: Content types that `render` offers besides JSON.
         one_at_a_time: Whether requests of a batch are read, run and answered one after another, because they are too
             large to be held together, or because a run depends on the run before.
     """
 
-    weights: ClassVar[str]
+    weights: ClassVar[str] = ""
     imports: ClassVar[str | None] = None
-    folder: ClassVar[Path]
-    sample: ClassVar[Path]
+    folder: ClassVar[Path] = Path()
+    sample: ClassVar[Path] = Path()
     forms: ClassVar[tuple[str, ...]] = ()
     one_at_a_time: ClassVar[bool] = False
     on_demand: ClassVar[bool] = True

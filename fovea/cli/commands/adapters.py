@@ -23,10 +23,7 @@ def add(
     *,
     gateway: GatewayOptions,
 ) -> None:
-    """Add an adapter that peft has saved.
-
-    [bold]fovea adapters add runs/house-style[/]
-    """
+    """Add an adapter that peft has saved, for example [bold]fovea adapters add runs/house-style[/]."""
     screen, made = gateway.screen, gateway.send(lora.add_adapter(folder, name, model))
     if not screen.wrote(made):
         screen.text(f"{made.id}: rank {made.rank}, {made.modules} layers of {made.parent}")

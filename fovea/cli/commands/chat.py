@@ -65,8 +65,7 @@ def chat(
 
     Without a prompt it starts a conversation; without a terminal the prompt is read from standard input.
     """
-    options = reply.build()
-    screen = gateway.screen
+    options, screen = reply.build(), gateway.screen
     with gateway.open() as client:
         options["longctx"] = build_longctx(client, method, knob or ())
         conversation = _Conversation(client, screen, model or client.default_model("chat"), system, options)

@@ -39,8 +39,7 @@ classify = add_request_options(_classify, ClassifyIn, without=frozenset({"image"
 
 @dataclass
 class _ClassifyBatch(ImageBatch):
-    task = "classify"
-    progress_label = "classifying"
+    task, progress_label = "classify", "classifying"
 
     async def answer(self, client: AsyncClient, picture: bytes, image: ImageSource) -> ImageResult:
         answer = ClassifyOut.model_validate(await self.run_task(client, picture))

@@ -55,8 +55,7 @@ detect = add_request_options(_detect, DetectIn, without=frozenset({"image", "mod
 
 @dataclass
 class _DetectBatch(ImageBatch):
-    task = "detect"
-    progress_label = "detecting"
+    task, progress_label = "detect", "detecting"
 
     formats: dict[str, str] = field(default_factory=dict)
     in_coco: dict[str, DetectOut] | None = None

@@ -171,8 +171,7 @@ def save_figures(
     """Write a report as a page (HTML) and a figure (SVG), where a folder is given; if not stored, it runs again."""
     if folder is None:
         return
-    key = report.get("manifest", {}).get("report")
-    written = []
+    key, written = report.get("manifest", {}).get("report"), []
     for suffix, media in FORMS.items():
         try:
             content = client.send(endpoints.report(key, suffix)) if key else client.run("probe", request, accept=media)

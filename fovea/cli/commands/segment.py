@@ -52,8 +52,7 @@ segment = add_request_options(_segment, SegmentIn, without=frozenset({"image", "
 
 @dataclass
 class _SegmentBatch(ImageBatch):
-    task = "segment"
-    progress_label = "segmenting"
+    task, progress_label = "segment", "segmenting"
     own_options = frozenset({"image", "include"})
 
     class_name: str | None = None

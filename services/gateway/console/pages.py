@@ -51,7 +51,7 @@ class Console:
 
     def __init__(self, client: InProcessClient, *, keys: bool, max_body_bytes: int, signs_in: bool = False) -> None:
         self._client, self._keys, self._signs_in = client, keys, signs_in
-        self._plugins: dict[str, Page] = plugins.load_all("fovea.pages")
+        self._plugins: dict[str, Page] = plugins.load_all("fovea.pages", kind=Page, working=True)
         added = {slug: jinja2.FileSystemLoader(page.folder) for slug, page in self._plugins.items()}
         self._templates = jinja2.Environment(
             loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(_FOLDER / "templates"), jinja2.PrefixLoader(added)]),

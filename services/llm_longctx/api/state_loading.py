@@ -33,14 +33,15 @@ async def load_state(body: GenerationOptions, request: Request, host: Host) -> R
 
     Raises InvalidOption: it names two things to continue.
     """
-    loaders: dict[str, StateLoader] = plugins.load_all(GROUP)
-    named = [field for field in sorted(loaders) if getattr(body, field, None) is not None]
+    fields = dict.fromkeys(point.name for point in plugins.entries(GROUP))
+    named = [field for field in fields if getattr(body, field, None) is not None]
     if not named:
         return None
     if len(named) > 1:
         detail = f"A request continues one thing only, and this one names {' and '.join(named)}."
         raise InvalidOption(detail, hint="Leave one of them out.", field=named[0])
-    return await loaders[named[0]].load(body, request, host)
+    loader: StateLoader = plugins.load_all(GROUP, named[0])[named[0]]
+    return await loader.load(body, request, host)
 
 
 def hide_missing_fields(app: FastAPI) -> None:

@@ -71,11 +71,11 @@ def open_extensions(adapter: TextModelAdapter, request: GenerationOptions, run: 
         missing = plugins.explain_missing("fields", field, f"The field {field!r}", field)
         if missing is not None:
             raise missing
-    named = dict.fromkeys(kind for field, kind in plugins.load_all(GROUP).items() if field in asked)
+    named = dict.fromkeys(kind for field in sorted(asked) for kind in plugins.load_all(GROUP, field).values())
     return [kind(adapter, request, run) for kind in named]
 
 
 def find_unread_fields() -> list[str]:
     """Request fields of the known plug-ins that no installed one reads, in order."""
-    read = {field for group in READERS for field in plugins.load_all(group)}
+    read = {point.name for group in READERS for point in plugins.entries(group)}
     return [field for field in plugins.list_known("fields") if field not in read]

@@ -1,5 +1,7 @@
 """Plug-ins load the state that a request continues; without them the answer names the one to install."""
 
+from types import SimpleNamespace
+
 import pytest
 from fastapi import FastAPI
 
@@ -20,7 +22,8 @@ def chat(**more):
 @pytest.fixture
 def loaders(monkeypatch):
     found = {}
-    monkeypatch.setattr(plugins, "load_all", lambda _group: found)
+    monkeypatch.setattr(plugins, "entries", lambda _group: [SimpleNamespace(name=name) for name in sorted(found)])
+    monkeypatch.setattr(plugins, "load_all", lambda _group, field: {n: found[n] for n in found if n == field})
     known = {"memory": {"fields": list(FIELDS)}, "steering": {"fields": ["capture"]}}
     monkeypatch.setattr(plugins, "_read_known", lambda: known)
     return found

@@ -67,13 +67,19 @@ def test_new_models_and_networks_are_found_without_editing_another_file(toy_room
         servables("relevance-judge")
 
 
-def test_name_that_two_packages_bring_is_refused(monkeypatch):
-    facts = (("a", "json", "one"), ("b", "csv", "two"), ("b", "array", "one"))
+def test_name_that_two_packages_bring_is_refused_or_told_of_where_the_others_must_work(monkeypatch):
+    facts = (("a", "json", "one"), ("b", "csv", "two"), ("b", "array", "one"), ("c", "json:nothing", "one"))
     points = [EntryPoint(name, of, "g")._for(SimpleNamespace(name=dist)) for name, of, dist in facts]
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_group: points)
+    monkeypatch.setattr(plugins, "BROKEN", {})
     with pytest.raises(Fault, match="one and two both bring 'b' of g") as caught:
         plugins.load_all("g-of-twins")
     assert caught.value.hint == "Remove one: pip uninstall two"
+    assert [*plugins.load_all("g-of-twins", working=True)] == ["a", "b"]
+    told = plugins.BROKEN["g-of-twins c"]
+    assert told.startswith("The plug-in one can't be loaded: json:nothing raises AttributeError")
+    plugins.load_all("g-of-twins", "a", dict, working=True)
+    assert "raises TypeError: not a dict, but a module" in plugins.BROKEN["g-of-twins a"]
 
 
 def test_service_with_a_card_is_told_from_its_source(toy_room):
@@ -110,12 +116,35 @@ def test_file_that_lacks_a_library_is_named_and_our_own_broken_import_raised(toy
         servables("relevance-judge")
 
 
+@pytest.mark.parametrize(("text", "told"), [
+    ("raise ValueError('no file')\n#", "ValueError: no file"), ("def broken(:\n#", "SyntaxError: invalid syntax"),
+    ("import plug.nothing\n#", "ModuleNotFoundError: No module named 'plug.nothing'"),
+    (MODEL.replace('summary="s"', "summry=1"), "for Card summary Field required"), ("", "both bring the model 'toy'"),
+    (MODEL.replace("In = Out", "Out"), "TypeError: Toy has a card but no In"),
+])  # fmt: skip
+def test_broken_module_of_a_plug_in_is_told_of_and_leaves_other_models_alone(toy_room, tmp_path, monkeypatch, text, told):
+    point = EntryPoint("relevance-judge.plug", "plug", discovery.MODELS)
+    monkeypatch.setattr(plugins, "entries", lambda group, _=None: (point,) if group == discovery.MODELS else ())
+    monkeypatch.setattr(plugins, "BROKEN", {})
+    monkeypatch.syspath_prepend(tmp_path)
+    (package := tmp_path / "plug").mkdir()
+    (package / "a.py").write_text(text + MODEL)
+    (package / "b.py").write_text(MODEL.replace('"toy"', '"other"'))
+    found = servables("relevance-judge")
+    assert (found["toy"].__module__, sorted(found)) == ("services.relevance_judge.models.toy", ["other", "toy"])
+    assert told in plugins.BROKEN["plug.a"]
+    (package / "__init__.py").write_text("1 / 0")
+    for name in [n for n in sys.modules if n.partition(".")[0] == "plug"]:
+        del sys.modules[name]
+    assert list(servables("relevance-judge")) == ["toy"]
+
+
 def test_unknown_network_lists_the_known_and_a_card_without_types_is_refused():
     with pytest.raises(NotFound, match="known are"):
         network("no-such-net")
     assert isinstance(networks(), dict)
     facts = Card(name="x", task="echo", summary="s", paper=Paper(title="t", venue="v", year=1), licence="MIT")
-    with pytest.raises(TypeError, match="no In or Out"):
+    with pytest.raises(TypeError, match="no In and no Out"):
         type("Untyped", (Servable,), {"card": facts})
     picture = create_model("PlainIn", image=(bytes, ...))
     with pytest.raises(TypeError, match=r"Plain: JSON can't hold 'image' as bytes; use fovea\.api\.image\.ImageBytes"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fovea.errors import NotReady
-from shared.registry.imported_weights import fetch_weights, publish_weights
+from shared.registry.imported_weights import fetch_weights
 from shared.registry.measured import measured_metrics
 from shared.registry.weights import (
     PACKAGES,
@@ -138,24 +138,24 @@ def test_a_figure_says_on_which_pictures_it_was_measured_and_what_the_warning_le
     assert unlearnt.data.endswith("against pictures of cells, none of which was learnt")
 
 
-def _write(folder: Path, value: float) -> None:
+def _publish(objects: ObjectStore, folder: Path, value: float) -> None:
     manifest = Manifest(name="net", origin="imported", network=NetworkSpec(name="net"), dtype="float32")
     write_weights(folder, {"w": np.full((4,), value, np.float32)}, manifest)
+    for name in ("net.safetensors", "net.json"):
+        objects.under("weights").upload(name, folder / name)
 
 
 def test_weights_reach_another_machine_and_follow_changes(s3_variables, monkeypatch, tmp_path):  # noqa: F811
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
     objects, one, two = ObjectStore.open("s3://fovea/models"), tmp_path / "one", tmp_path / "two"
-    _write(one, 1.0)
-    publish_weights(objects, one, "net")
+    _publish(objects, one, 1.0)
     fetch_weights(objects, two)
     assert read_weights(two / "net.safetensors").arrays["w"][0] == 1.0
     stamp = (two / "net.safetensors").stat().st_mtime_ns
     fetch_weights(objects, two)
     assert (two / "net.safetensors").stat().st_mtime_ns == stamp, "nothing is fetched twice"
-    _write(one, 2.0)
-    publish_weights(objects, one, "net")
+    _publish(objects, one, 2.0)
     fetch_weights(objects, two)
     assert read_weights(two / "net.safetensors").arrays["w"][0] == 2.0
     objects.under("weights").delete_all()
@@ -167,7 +167,6 @@ def test_weights_reach_another_machine_and_follow_changes(s3_variables, monkeypa
 def test_a_folder_is_its_own_copy_and_a_store_that_is_away_no_reason_for_demo_weights(tmp_path, monkeypatch):
     objects = ObjectStore.open(tmp_path.as_uri())
     fetch_weights(objects, tmp_path / "weights")
-    publish_weights(objects, tmp_path / "weights", "net")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")

@@ -56,8 +56,7 @@ def charge_jobs(handler: Handler, ledger: UsageLedger, limits: JobKeyLimits) -> 
 
     async def run(payload: Payload, ticket: Ticket) -> Result:
         await retry_until_connected(lambda: limits.require_usable(payload.headers))  # an outage uses up no attempt
-        started = time.monotonic()
-        result = await handler(payload, ticket)
+        started, result = time.monotonic(), await handler(payload, ticket)
         if result.status < 400:
             told, is_stream = result.headers.get(USAGE_HEADER, ""), result.content_type.startswith("text/event-stream")
             scanner = UsageScanner(is_stream=is_stream, told=read_header(told))

@@ -59,7 +59,7 @@ async def test_failing_model_stays_listed_with_its_reason_and_the_others_serve(s
     if on_demand:
         with pytest.raises(NotReady, match="not available"):
             await host.predict("toy/broken", Text(text="x"), CallContext())
-    told = "Loading toy/broken failed (RuntimeError). The log of the service says why."
+    told = f"Loading toy/broken ({toys.__name__}) failed (RuntimeError). The log of the service says why."
     assert (host.ready, host.missing()) == (False, {"toy/broken": told})
     entry = next(entry for entry in host.entries() if entry.id == "toy/broken")
     assert (entry.ready, entry.state) == (False, "failed")

@@ -130,7 +130,7 @@ def _engines(config: Settings) -> Iterator[Diagnosis]:
 
 def _findings(_: Settings) -> list[Diagnosis]:
     """Checks of packages: entry points of group `fovea.findings`, functions that return verdict and text."""
-    return [Diagnosis(name, *find()) for name, find in plugins.load_all("fovea.findings").items()]
+    return [Diagnosis(name, *find()) for name, find in plugins.load_all("fovea.findings", working=True).items()]
 
 
 def _rooms(_: Settings) -> list[Diagnosis]:
@@ -149,7 +149,8 @@ def _rooms(_: Settings) -> list[Diagnosis]:
 def _models(_: Settings) -> list[Diagnosis]:
     found = {service: ", ".join(discovery.servables(service)) for service in discovery.SERVICES}
     lines = [Diagnosis("models", "good", f"{service}: {names}") for service, names in found.items() if names]
-    return lines or [Diagnosis("models", "bad", "no service has a model; see the rooms left out")]
+    broken = [Diagnosis("plug-ins", "bad", f"{place} left out: {told}") for place, told in plugins.BROKEN.items()]
+    return [*(lines or [Diagnosis("models", "bad", "no service has a model; see the rooms left out")]), *broken]
 
 
 def _objects(config: Settings) -> list[Diagnosis]:

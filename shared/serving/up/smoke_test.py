@@ -55,8 +55,7 @@ async def _send(client: httpx2.AsyncClient, entry: Mapping[str, Any], folder: Pa
     name, started = entry["id"], time.perf_counter()
     try:
         example = (await client.get(f"/v1/models/{quote(name)}/example")).raise_for_status().json()
-        route = _ROUTES.get(entry["task"], f"/v1/{entry['task']}")
-        started = time.perf_counter()
+        route, started = _ROUTES.get(entry["task"], f"/v1/{entry['task']}"), time.perf_counter()
         answer = await client.post(route, json={"model": name, **example})
         seconds = time.perf_counter() - started
         answer.raise_for_status()

@@ -23,7 +23,7 @@ from fovea_recipes.training.publish import arrays_of, code_facts
 from fovea_recipes.training.recipe import join_names
 from fovea_recipes.training.safe_unpickler import CheckpointTensors, read_unpickled
 from shared.registry import network
-from shared.registry.discovery import layouts
+from shared.registry.discovery import LAYOUTS, networks
 from shared.registry.weights import Manifest, NetworkSpec, write_weights
 
 _ROOM = 3
@@ -106,6 +106,12 @@ def _read_positions(file: Path) -> list[list[float]]:
 
 Config = tuple[tuple[str, Any], ...]
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+def layouts(model: str) -> tuple[dict[str, Any], ...]:
+    """Keywords of the official layouts of a network; one empty set if those are its defaults, or there is none."""
+    found: tuple[dict[str, Any], ...] = getattr(networks().get(model), LAYOUTS, ({},))
+    return found
 
 
 def _forms(model: str) -> dict[Config, Shapes]:

@@ -20,10 +20,9 @@ from rich.console import Console
 
 from fovea.errors import FoveaError, InvalidOption, NotFound
 from shared.registry.discovery import shipped_weights
-from shared.registry.imported_weights import publish_weights
 from shared.registry.weights import read_manifest
 from shared.settings import settings
-from shared.storage import open_object_store
+from shared.storage import ObjectStore, open_object_store
 from shared.storage.private_files import make_files_private
 
 if TYPE_CHECKING:
@@ -57,6 +56,16 @@ def import_checkpoint(
         )
     console.print(f"Imported {facts.tensors} tensors, {facts.parameters:,} parameters, sha256 {facts.sha256[:12]}….")
     console.print(f"{model} is served with them after the next start.")
+
+
+def publish_weights(objects: ObjectStore, folder: Path, name: str) -> None:
+    """Store what a folder holds of one set of weights, its manifest last."""
+    weights = objects.under("weights")
+    if weights.folder is not None:
+        return
+    for suffix in (".safetensors", ".onnx", ".json"):
+        if (file := folder / f"{name}{suffix}").exists():
+            weights.upload(file.name, file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,12 @@ from fovea.errors import InvalidOption, Malformed
 from fovea_planning.models import object_attention
 from fovea_recipes.training import checkpoint_import
 from fovea_recipes.training import cli as training_cli
-from fovea_recipes.training.checkpoint_import import import_weights
+from fovea_recipes.training.checkpoint_import import import_weights, layouts
 from shared.registry import network, networks
-from shared.registry.discovery import layouts
 from shared.registry.imported_weights import fetch_weights
 from shared.registry.weights import read_weights
 from shared.settings import Settings
-from shared.storage import open_object_store
+from shared.storage import ObjectStore, open_object_store
 from shared.storage.tests.conftest import s3_variables  # noqa: F401  # fixture
 
 NETWORKS = tuple(name for name, build in networks().items() if ".models." in build.__module__)
@@ -84,6 +83,8 @@ def test_fovea_import_reaches_another_folder(tmp_path, monkeypatch, s3_variables
         monkeypatch.setenv(name, value)
     save_file({"weight": torch.full((2, 2), 0.5), "bias": torch.zeros(2)}, tmp_path / "toy.safetensors")
     training_cli.import_checkpoint("toy", tmp_path / "toy.safetensors")
+    training_cli.publish_weights(ObjectStore.open((tmp_path / "own").as_uri()), tmp_path, "toy")
+    assert not (tmp_path / "own").exists(), "a folder is its own copy"
     fetch_weights(open_object_store(workstation), tmp_path / "pod")
     found = read_weights(tmp_path / "pod" / "toy.safetensors")
     assert (found.manifest.origin, found.arrays["weight"].sum()) == ("imported", 2.0)

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fovea.errors import InvalidOption
+from fovea.errors import Fault, InvalidOption
 from services.llm_longctx.methods.core.attention_method import AttentionMethod
-from shared.registry.discovery import plugin_rooms, scan
+from shared.registry.discovery import guard, plugin_rooms, scan
 from shared.validation_errors import list_errors
 
 
@@ -17,16 +17,14 @@ from shared.validation_errors import list_errors
 def methods() -> Mapping[str, type[AttentionMethod]]:
     """Methods by name, in name order."""
     own = __name__.rpartition(".core.")[0]
-    found = {
-        cls.name: cls
-        for package in (own, *plugin_rooms("llm-longctx"))
-        for module in scan(package)
-        for cls in vars(module).values()
-        if inspect.isclass(cls)
-        and issubclass(cls, AttentionMethod)
-        and isinstance(vars(cls).get("name"), str)
-        and cls.__module__ == module.__name__
-    }
+    found: dict[str, type[AttentionMethod]] = {}
+    for module in (module for package in (own, *plugin_rooms("llm-longctx")) for module in scan(package)):
+        for cls in vars(module).values():
+            if not inspect.isclass(cls) or not issubclass(cls, AttentionMethod) or cls.__module__ != module.__name__:
+                continue
+            if isinstance(vars(cls).get("name"), str) and found.setdefault(cls.name, cls) is not cls:
+                with guard(cls.__module__):
+                    raise Fault(f"{found[cls.name].__module__} has an attention method {cls.name!r}, too.")
     return dict(sorted(found.items()))
 
 
