@@ -7,6 +7,7 @@ The guide, `plugins/README.md`, lists the groups. Names in `fovea.models` and `f
 
 import importlib.metadata
 import json
+import logging
 import re
 from functools import cache
 from importlib.metadata import EntryPoint
@@ -58,6 +59,7 @@ def load_all(group: str, prefix: str | None = None, kind: type = object, *, work
             if not working:
                 raise
             BROKEN[f"{group} {point.name}"] = f"{error.detail} {error.hint}"
+            logging.getLogger(__name__).warning("%s %s left out: %s", group, point.name, error.detail)
     return found
 
 
