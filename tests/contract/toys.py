@@ -87,7 +87,7 @@ RECIPES = {
 class ToyDecoder(DecoderModel):
     """A random decoder of two layers that writes bytes."""
 
-    folder: ClassVar[Path]
+    folder: ClassVar[Path] = Path()
     card: ClassVar[Card] = toy_card(
         "family-decoder", "chat", notes=("No ONNX graph: its steps share a growing cache.",),
         example={"messages": [{"role": "user", "content": "one two three four"}], "max_tokens": 8, "temperature": 0},
