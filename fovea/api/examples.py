@@ -16,7 +16,7 @@ def read_examples(package: str) -> dict[str, dict[str, Any]]:
     """Read the examples of a package by operation, as `POST /v1/segment`; empty where it has none."""
     try:
         file = resources.files(package) / FILE
-    except Exception:  # noqa: BLE001  # a plug-in that can't be imported is told of where it is loaded
+    except Exception:  # noqa: BLE001  # loading the plug-in reports it
         return {}
     found: dict[str, dict[str, Any]] = json.loads(file.read_text("utf8")) if file.is_file() else {}
     return found

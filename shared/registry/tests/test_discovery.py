@@ -76,9 +76,7 @@ def test_name_that_two_packages_bring_is_refused_or_told_of_where_the_others_mus
         plugins.load_all("g-of-twins")
     assert caught.value.hint == "Remove one: pip uninstall two"
     assert [*plugins.load_all("g-of-twins", working=True)] == ["a", "b"]
-    told = plugins.BROKEN["g-of-twins c"]
-    assert told.startswith("The plug-in one can't be loaded: json:nothing raises AttributeError")
-    assert f"g-of-twins c left out: {told.partition('. ')[0]}" in caplog.text
+    assert "c left out: The plug-in one can't be loaded: json:nothing raises AttributeError" in caplog.text
     plugins.load_all("g-of-twins", "a", dict, working=True)
     assert "raises TypeError: not a dict, but a module" in plugins.BROKEN["g-of-twins a"]
 
@@ -123,9 +121,7 @@ def test_file_that_lacks_a_library_is_named_and_our_own_broken_import_raised(toy
     (MODEL.replace('summary="s"', "summry=1"), "for Card summary Field required"), ("", "both bring the model 'toy'"),
     (MODEL.replace("In = Out", "Out"), "TypeError: Toy has a card but no In"),
 ])  # fmt: skip
-def test_broken_module_of_a_plug_in_is_told_of_and_leaves_other_models_alone(
-    toy_room, tmp_path, monkeypatch, text, told
-):
+def test_a_broken_module_of_a_plug_in_leaves_other_models_alone(toy_room, tmp_path, monkeypatch, text, told):
     point = EntryPoint("relevance-judge.plug", "plug", discovery.MODELS)
     monkeypatch.setattr(plugins, "entries", lambda group, _=None: (point,) if group == discovery.MODELS else ())
     monkeypatch.setattr(plugins, "BROKEN", {})
