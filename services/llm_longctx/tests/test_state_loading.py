@@ -41,7 +41,7 @@ async def test_a_field_of_a_plug_in_that_is_not_installed_names_it_and_others_ne
     assert (caught.value.hint, caught.value.field) == ("Try: pip install fovea-memory", "session_id")
 
 
-def test_an_extension_of_two_fields_is_made_once(loaders):
+def test_an_extension_of_two_fields_is_made_once_and_a_broken_one_for_its_field_only(loaders, monkeypatch):
     made = []
 
     class Extension(RequestExtension):
@@ -52,6 +52,10 @@ def test_an_extension_of_two_fields_is_made_once(loaders):
     body = chat(capture=[{"type": "logit_lens"}], interventions=[])
     assert len(open_extensions(1, body, 2)) == 1
     assert made == [(1, body, 2)]
+    monkeypatch.setattr(plugins, "load_all", lambda _group, field: {} if field != "capture" else {}["broken"])
+    assert open_extensions(1, chat(), 2) == []
+    with pytest.raises(KeyError):
+        open_extensions(1, body, 2)
 
 
 async def test_a_request_continues_one_thing_by_the_loader_of_its_field(loaders):

@@ -11,6 +11,7 @@ from pydantic import create_model
 
 import services
 from fovea import plugins
+from fovea.api.examples import read_examples
 from fovea.errors import Cancelled, DeadlineExceeded, Fault, NotFound
 from shared.registry import CallContext, Card, Paper, Servable, discovery, network, networks, servables
 from shared.registry.discovery import claims, services_with_models, skipped_modules
@@ -135,7 +136,7 @@ def test_a_broken_module_of_a_plug_in_leaves_other_models_alone(toy_room, tmp_pa
     (package / "__init__.py").write_text("1 / 0")
     for name in [n for n in sys.modules if n.partition(".")[0] == "plug"]:
         del sys.modules[name]
-    assert list(servables("relevance-judge")) == ["toy"]
+    assert (list(servables("relevance-judge")), read_examples("plug")) == (["toy"], {})
 
 
 def test_unknown_network_lists_the_known_and_a_card_without_types_is_refused():

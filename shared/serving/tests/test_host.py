@@ -74,6 +74,9 @@ async def test_model_whose_own_example_fails_is_not_ready_and_is_closed(start, m
     host = await start({"f": kind})
     assert host.missing() == {"f": "The text is bad. Send another."}
     assert closed == [kind]
+    other = named(Echo, "g")
+    monkeypatch.setattr(other, "predict", lambda _self, batch, _run: ["plain text"] * len(batch))
+    assert "failed (TypeError)" in (await start({"g": other})).missing()["g"]
 
 
 async def test_default_is_the_configured_model_then_real_weights_then_the_first_that_did_not_fail(start):
@@ -81,6 +84,8 @@ async def test_default_is_the_configured_model_then_real_weights_then_the_first_
     assert Host("toy", {"bare": bare, "real": real}, Settings()).resolve(None, "echo") == "real"
     assert Host("toy", {"bare": bare, "real": real}, Settings(llm_model="bare")).resolve(None, "echo") == "bare"
     assert Host("toy", {"b": named(Eye, "b"), "a": named(Eye, "a")}, Settings()).resolve(None, "segment") == "b"
+    bare.__module__ = "services.toy"  # the core's own come before those of plug-ins
+    assert Host("toy", {"bare": bare, "real": real}, Settings()).resolve(None, "echo") == "bare"
     host = await start({"toy/broken": toys.Broken, "plain": named(Echo, "plain", weights=None)})
     assert host.resolve(None, "echo") == "plain"
 
