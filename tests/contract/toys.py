@@ -53,11 +53,12 @@ _PRANET: dict[str, Any] = {"example": {"threshold": 0.5}, "call": "prediction", 
 
 RECIPES = {
     "family-segmenter": Toy(Segmenter, "segment", "pranet", _SLIM, _SIDE, seed=9, **_PRANET),
-    "family-other-segmenter": Toy(Segmenter, "segment", "pranet-v2", _SLIM, _SIDE, seed=8, **_PRANET),
+    "family-other-segmenter": Toy(Segmenter, "segment", "pranet-v2", _SLIM, _SIDE, seed=1, **_PRANET),
     "family-detector": Toy(
         BoxDetector, "detect", "yolo9tr", {"classes": 3, "size": "l", "width": 0.125, "branch": "main"},
         {"recipe": {"side": 64}, "data": {"names": "crack,hole,patch"}},
-        {"confidence": 0.3}, seed=1, call="predictions",
+        {"confidence": 0.3}, {"probe": lambda _, rows: {"images": _pages()[:rows].numpy()}},
+        seed=4, call="predictions",
     ),
     "family-classifier": Toy(
         Classifier, "classify", "fasternet", {"size": "t0", "classes": 3},
@@ -147,9 +148,8 @@ def adopt_weights(kind: type[Servable[Any, Any]]) -> None:
 
 def enliven(net: nn.Module, toy: Toy) -> None:
     """Make the answers of random weights differ from place to place: statistics of a picture, and bolder scores."""
-    pixels = np.asarray(Image.fromarray(scene()).resize((64, 64)), np.float32)
-    page, classes = torch.from_numpy(pixels.transpose(2, 0, 1)[None]) / 255, toy.config.get("classes")
-    page = (page - 0.45) / 0.225 if toy.centred else page
+    classes, pages = toy.config.get("classes"), _pages()
+    pages = (pages - 0.45) / 0.225 if toy.centred else pages
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean over what it sees, which is this batch
@@ -159,8 +159,18 @@ def enliven(net: nn.Module, toy: Toy) -> None:
                 parameter.mul_(4)
             elif len(parameter) == classes:
                 parameter.fill_(-2)
-        getattr(net.train(), toy.call)(torch.cat([page, page.flip(3), page.flip(2), page.roll(9, 3)]))
+        getattr(net.train(), toy.call)(pages)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.clamp_(min=0.03)  # else other pictures explode, and the last bit of a sum shows
     net.eval()
+
+
+def _pages() -> torch.Tensor:
+    """The scene in 64 by 64 pixels, mirrored, turned over and shifted [4,3,64,64]: what statistics are taken from."""
+    pixels = np.asarray(Image.fromarray(scene()).resize((64, 64)), np.float32)
+    page = torch.from_numpy(pixels.transpose(2, 0, 1)[None]) / 255
+    return torch.cat([page, page.flip(3), page.flip(2), page.roll(9, 3)])
 
 
 def scene() -> np.ndarray:
